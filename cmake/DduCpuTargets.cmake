@@ -1,0 +1,21 @@
+# Compiles cpp/src/cpu/kernels.cpp once per instruction set, each time into a namespace of its own. Which one runs is
+# decided when the library is used (cpp/src/cpu/unfold.cpp), so one build serves every processor.
+function(ddu_cpu_targets library)
+  set(targets baseline)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+    list(APPEND targets avx2 avx512)
+    target_compile_definitions(${library} PRIVATE DDU_X86_TARGETS)
+  endif()
+  set(flags_avx2 -mavx2 -mfma -mf16c)
+  set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  foreach(target IN LISTS targets)
+    set(object ddu_cpu_${target})
+    add_library(${object} OBJECT cpp/src/cpu/kernels.cpp)
+    target_include_directories(${object} PRIVATE cpp/include)
+    target_compile_definitions(${object} PRIVATE DDU_TARGET=${target} $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
+    # Vectorised loops are the point of these sources, whatever the build type; strict IEEE rules stay, but traps need not.
+    target_compile_options(${object} PRIVATE ${flags_${target}} $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:-O3 -fno-trapping-math -fno-math-errno>)
+    ddu_warnings(${object})
+    target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
+  endforeach()
+endfunction()

@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+
+#include "ddu/export.h"
+
+namespace ddu {
+
+/// One spatial axis of the operator: what F.unfold knows about it.
+struct Axis {
+  std::int64_t size;      ///< of the input, in pixels
+  std::int64_t out_size;  ///< of the output, in positions
+  std::int64_t kernel_size;
+  std::int64_t stride;
+  std::int64_t padding;
+  std::int64_t dilation;  ///< base dilation, which the map multiplies
+};
+
+/// Every size of one call, validated. Trivially copyable, so that it travels by value into kernels.
+///
+/// input        [batch, channels, h.size, w.size]
+/// dilation_map [map_batch, groups, h.out_size, w.out_size]   map_batch is batch, or 1 and broadcast
+/// output       [batch, channels * h.kernel_size * w.kernel_size, h.out_size * w.out_size]
+struct Geometry {
+  std::int64_t batch;
+  std::int64_t channels;
+  std::int64_t groups;
+  std::int64_t map_batch;
+  Axis h;
+  Axis w;
+
+  constexpr std::int64_t taps() const { return h.kernel_size * w.kernel_size; }
+  constexpr std::int64_t positions() const { return h.out_size * w.out_size; }
+  constexpr std::int64_t pixels() const { return h.size * w.size; }
+  constexpr std::int64_t group_channels() const { return channels / groups; }
+  constexpr std::int64_t input_numel() const { return batch * channels * pixels(); }
+  constexpr std::int64_t map_numel() const { return map_batch * groups * positions(); }
+  constexpr std::int64_t output_numel() const { return batch * channels * taps() * positions(); }
+  /// Index into the map of its plane for image `b` and group `g`.
+  constexpr std::int64_t map_plane(std::int64_t b, std::int64_t g) const {
+    return ((map_batch == 1 ? 0 : b) * groups + g) * positions();
+  }
+};
+
+/// Options in the order (height, width).
+struct Options {
+  std::int64_t kernel_size[2] = {1, 1};
+  std::int64_t stride[2] = {1, 1};
+  std::int64_t padding[2] = {0, 0};
+  std::int64_t dilation[2] = {1, 1};
+  std::int64_t groups = 1;
+};
+
+/// The sizes of a tensor, not owned.
+struct Shape {
+  const std::int64_t* sizes;
+  int dims;
+};
+
+/// Validates a call and works out its sizes. The only place that knows the rule for shapes.
+///
+/// input is [B, C, H, W] with a map [B or 1, groups, Ho, Wo], or [C, H, W] with a map [groups, Ho, Wo], where
+///   Ho = floor((H + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1        (as torch.nn.functional.unfold)
+/// Throws ddu::invalid_argument, which names the argument, what was expected and what was given.
+DDU_API Geometry make_geometry(Shape input, Shape dilation_map, const Options& options);
+
+}  // namespace ddu

@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstddef>
+
+#include "ddu/dtype.h"
+#include "ddu/error.h"
+#include "ddu/geometry.h"
+
+// Unfold with a dilation map:
+//
+//   y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b,g,oy,ox]       x alike,  g = c / (C/G)
+//   output[b, (c*kH + ky)*kW + kx, oy*Wo + ox] = bilinear(input[b,c], y, x)
+//
+// All tensors are contiguous in the layouts of Geometry and do not overlap. Outputs are overwritten. Nothing here
+// allocates: scratch memory is the caller's. Any thread may call; a call is safe beside any other that writes elsewhere.
+
+struct CUstream_st;
+
+namespace ddu {
+
+struct Forward {
+  const void* input;
+  const void* dilation_map;
+  void* output;
+};
+
+/// A null grad_input or grad_map is not computed. They have the types of input and dilation_map.
+struct Backward {
+  const void* grad_output;
+  const void* input;
+  const void* dilation_map;
+  void* grad_input;
+  void* grad_map;
+  void* workspace;  ///< of workspace_bytes(...) bytes, aligned to 64; may be null where that is 0
+};
+
+namespace cpu {
+
+/// Runs on `threads` OpenMP threads. Results do not depend on their number.
+DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, int threads);
+DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, int threads);
+/// Scratch bytes of unfold_backward with the same arguments (`tensors.workspace` is not read).
+DDU_API std::size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, int threads);
+
+/// Instruction set that the kernels use on this processor: "avx512", "avx2" or "baseline".
+DDU_API const char* capability();
+/// Whether the kernels are parallel (built with OpenMP).
+DDU_API bool has_openmp();
+
+}  // namespace cpu
+
+namespace cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+/// Pointers are device memory of the current device; work is queued on `stream`, nothing synchronises.
+DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, Stream stream);
+/// With `deterministic`, gradients are identical to the bit from run to run.
+DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic, Stream stream);
+DDU_API std::size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic);
+
+/// CUDA toolkit version of this build as 1000 * major + 10 * minor; 0 for a build without CUDA.
+DDU_API int toolkit_version();
+/// Architectures of this build as CMake names them ("75-real;90-real;90-virtual"); "" without CUDA.
+DDU_API const char* architectures();
+
+}  // namespace cuda
+}  // namespace ddu

@@ -1,0 +1,18 @@
+// The CUDA entry points of a build without CUDA: they say so.
+
+#include "ddu/unfold.h"
+
+namespace ddu::cuda {
+namespace {
+
+[[noreturn]] void unavailable() { throw cuda_error("this build of dynamic_dilation_unfold has no CUDA kernels"); }
+
+}  // namespace
+
+void unfold(const Geometry&, Types, const Forward&, Stream) { unavailable(); }
+void unfold_backward(const Geometry&, Types, const Backward&, bool, Stream) { unavailable(); }
+std::size_t workspace_bytes(const Geometry&, Types, const Backward&, bool) { unavailable(); }
+int toolkit_version() { return 0; }
+const char* architectures() { return ""; }
+
+}  // namespace ddu::cuda

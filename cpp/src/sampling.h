@@ -1,0 +1,91 @@
+#pragma once
+
+// The sampling math of SPEC: where a tap lies, the 2x2 cell around it, and its bilinear weights. Host and device.
+//
+// A tap lies at   o*stride - padding + (K-1)/2*dilation + (k - (K-1)/2)*dilation*rate.
+// The first three terms are a whole or a half number of pixels, known as an integer. So the position is kept as
+// (integer base of the output position) + (small float): its fraction is as exact at column 10,000 as at column 0.
+
+#include <cmath>
+#include <cstdint>
+
+#include "ddu/geometry.h"
+
+#if defined(__CUDACC__)
+#define DDU_HD __host__ __device__ __forceinline__
+#else
+#define DDU_HD inline
+#endif
+
+namespace ddu {
+
+/// Pixels `index` and `index + 1`, weighted `1 - fraction` and `fraction`. index is in [-2, size]: at both ends neither exists.
+template <class Acc>
+struct Cell {
+  std::int32_t index;
+  Acc fraction;
+};
+
+/// The taps of one axis.
+template <class Acc>
+struct Sampler {
+  std::int32_t size;
+  std::int32_t stride;
+  std::int32_t shift;  // base(o) = o*stride + shift
+  Acc half;            // 0.5 where the centre lies between two pixels (even kernels), else 0
+  Acc middle;          // (K-1)/2
+  Acc dilation;
+
+  Sampler() = default;
+  DDU_HD explicit Sampler(const Axis& axis)
+      : size(static_cast<std::int32_t>(axis.size)),
+        stride(static_cast<std::int32_t>(axis.stride)),
+        shift(static_cast<std::int32_t>((axis.kernel_size - 1) * axis.dilation / 2 - axis.padding)),
+        half((axis.kernel_size - 1) * axis.dilation % 2 != 0 ? Acc(0.5) : Acc(0)),
+        middle(Acc(axis.kernel_size - 1) / 2),
+        dilation(Acc(axis.dilation)) {}
+
+  DDU_HD std::int32_t base(std::int32_t position) const { return position * stride + shift; }
+
+  /// d(position)/d(rate) of tap k. Zero for the middle of an odd kernel: that tap never leaves its pixel.
+  DDU_HD Acc offset(int k) const { return (Acc(k) - middle) * dilation; }
+
+  /// The cell of a tap. A rate that is not finite must be dealt with by the caller; any finite one is fine, since the
+  /// range is cut before the conversion to an integer.
+  DDU_HD Cell<Acc> cell(std::int32_t base, Acc offset, Acc rate) const {
+    constexpr Acc far = Acc(1 << 30);
+    const Acc position = fmin_(fmax_(half + offset * rate, -far), far);
+    const Acc whole = floor_(position);
+    // |base| and |whole| are at most 2^30 each, so the sum cannot overflow.
+    const std::int32_t index = base + static_cast<std::int32_t>(whole);
+    return {index < -2 ? -2 : index > size ? size : index, position - whole};
+  }
+
+ private:
+  DDU_HD static float floor_(float x) { return ::floorf(x); }
+  DDU_HD static double floor_(double x) { return ::floor(x); }
+  DDU_HD static Acc fmin_(Acc a, Acc b) { return a < b ? a : b; }
+  DDU_HD static Acc fmax_(Acc a, Acc b) { return a > b ? a : b; }
+};
+
+/// Value of a cell from its corners a b / c d. Exact at whole positions: 1*a + 0*b + 0*c + 0*d.
+template <class Acc>
+DDU_HD Acc interpolate(Acc a, Acc b, Acc c, Acc d, Acc fy, Acc fx) {
+  const Acc gy = 1 - fy, gx = 1 - fx;
+  return (gy * gx) * a + (gy * fx) * b + (fy * gx) * c + (fy * fx) * d;
+}
+
+/// d(interpolate)/d(rate), for taps whose position moves by (offset_y, offset_x) per unit of rate.
+template <class Acc>
+DDU_HD Acc slope(Acc a, Acc b, Acc c, Acc d, Acc fy, Acc fx, Acc offset_y, Acc offset_x) {
+  const Acc dy = (1 - fx) * (c - a) + fx * (d - b);
+  const Acc dx = (1 - fy) * (b - a) + fy * (d - c);
+  return dy * offset_y + dx * offset_x;
+}
+
+template <class Acc>
+DDU_HD bool is_finite(Acc x) {
+  return x - x == Acc(0);
+}
+
+}  // namespace ddu

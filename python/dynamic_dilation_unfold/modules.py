@@ -1,0 +1,41 @@
+"""The operator as a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ._options import make_options
+from .functional import dynamic_dilation_unfold
+
+
+class DynamicDilationUnfold(nn.Module):
+    """:func:`dynamic_dilation_unfold` with its options fixed. It has no parameters and no state.
+
+    Shapes: input ``[B, C, H, W]`` and dilation_map ``[B or 1, groups, Ho, Wo]`` give ``[B, C*kH*kW, Ho*Wo]``; each also
+    without ``B``.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        options = make_options(kernel_size, stride, padding, dilation, groups)
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = options
+
+    def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        return dynamic_dilation_unfold(
+            input, self.kernel_size, dilation_map, self.stride, self.padding, self.dilation, self.groups
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
+            f"dilation={self.dilation}, groups={self.groups}"
+        )
