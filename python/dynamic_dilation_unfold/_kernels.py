@@ -35,6 +35,11 @@ def output_shape(input: Tensor, columns: int, positions: int) -> tuple[int, ...]
     return (columns, positions) if input.dim() == 3 else (input.shape[0], columns, positions)
 
 
+def _in_memory(tensor: Tensor) -> Tensor:
+    """The tensor with its values laid out as the kernels read them: contiguous, and no negation left to a flag."""
+    return tensor.resolve_neg().contiguous()
+
+
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     geometry = _C.make_geometry(input.shape, dilation_map.shape, *options)
     device = input.device
@@ -42,7 +47,7 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
         kernel_size, *others = options
         return dynamic_dilation_unfold_reference(input, kernel_size, dilation_map, *others)
     output = input.new_empty(output_shape(input, geometry.columns, geometry.positions))
-    input, dilation_map = input.contiguous(), dilation_map.contiguous()
+    input, dilation_map = _in_memory(input), _in_memory(dilation_map)
     types = _DTYPES[input.dtype], _DTYPES[dilation_map.dtype]
     addresses = input.data_ptr(), dilation_map.data_ptr(), output.data_ptr()
     if device.type == "cpu":
@@ -62,7 +67,7 @@ def unfold_backward(
     if device.type not in ("cpu", "cuda"):
         both = reference_backward(grad, input, dilation_map, options)
         return both[0] if need_input else None, both[1] if need_map else None
-    grad, input, dilation_map = grad.contiguous(), input.contiguous(), dilation_map.contiguous()
+    grad, input, dilation_map = _in_memory(grad), _in_memory(input), _in_memory(dilation_map)
     grad_input = torch.empty_like(input) if need_input else None
     grad_map = torch.empty_like(dilation_map) if need_map else None
     types = _DTYPES[input.dtype], _DTYPES[dilation_map.dtype]
