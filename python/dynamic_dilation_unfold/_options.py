@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,15 +23,22 @@ class Options(NamedTuple):
 def pair(name: str, value: int | Sequence[int]) -> Pair:
     """``3`` or ``(3, 3)`` -> ``(3, 3)``; TypeError naming the argument for anything else."""
     if type(value) is int:
-        return (value, value)
+        return (_int64(name, value), value)
     try:
         if isinstance(value, Sequence) and not isinstance(value, str):
-            height, width = value
-            return (operator.index(height), operator.index(width))
-        single = operator.index(value)  # type: ignore[arg-type]
-        return (single, single)
+            height, width = (operator.index(v) for v in value)
+        else:
+            height = width = operator.index(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {value!r}") from None
+        raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}") from None
+    return (_int64(name, height), _int64(name, width))
+
+
+def _int64(name: str, value: int) -> int:
+    """What the C++ library can be asked about; it knows the real limits."""
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name} must fit 64 bits, got {value}")
+    return value
 
 
 def make_options(
@@ -43,11 +51,11 @@ def make_options(
     try:
         count = operator.index(groups)
     except TypeError:
-        raise TypeError(f"groups must be an int, got {groups!r}") from None
+        raise TypeError(f"groups must be an int, got {reprlib.repr(groups)}") from None
     return Options(
         pair("kernel_size", kernel_size),
         pair("stride", stride),
         pair("padding", padding),
         pair("dilation", dilation),
-        count,
+        _int64("groups", count),
     )
