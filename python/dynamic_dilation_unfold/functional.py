@@ -59,7 +59,7 @@ def dynamic_dilation_unfold(
     options = make_options(kernel_size, stride, padding, dilation, groups)
     _kernels.check_tensors(input, dilation_map)
     kind = input.device.type
-    if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         # The columns feed a matrix product, so they take its dtype; rates lose too much in a half type.
         input = input.to(torch.get_autocast_dtype(kind))
         dilation_map = dilation_map.to(torch.float32)
