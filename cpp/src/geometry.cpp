@@ -70,7 +70,6 @@ void padding_hint(char (&hint)[160], Shape input, Shape map, const Options& opti
     fits = fits && span % 2 == 0 && output_size(input.sizes[input.dims - 2 + axis], options, axis, same[axis]) ==
                                         map.sizes[map.dims - 2 + axis];
   }
-  hint[0] = '\0';
   if (fits && (same[0] != options.padding[0] || same[1] != options.padding[1])) {
     std::snprintf(hint, sizeof hint, "; this map fits padding=(%" PRId64 ", %" PRId64 ")", same[0], same[1]);
   }
@@ -141,11 +140,13 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
                 options.padding[i],
                 options.dilation[i]};
   }
+  char hint[160] = "";
+  if (map.dims >= 2) padding_hint(hint, input, map, options);
   if (geometry.h.out_size < 1 || geometry.w.out_size < 1) {
     fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
-         ") and dilation (%" PRId64 ", %" PRId64 "): no output position fits",
+         ") and dilation (%" PRId64 ", %" PRId64 "): no output position fits%s",
          given_input.text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
-         options.dilation[0], options.dilation[1]);
+         options.dilation[0], options.dilation[1], hint);
   }
 
   const std::int64_t wanted[4] = {geometry.batch, options.groups, geometry.h.out_size, geometry.w.out_size};
@@ -156,8 +157,6 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
     fits = broadcast || map.sizes[i] == expected.sizes[i];
   }
   if (!fits) {
-    char hint[160] = "";
-    if (map.dims >= 2) padding_hint(hint, input, map, options);
     const bool batched = input.dims == 4 && geometry.batch != 1;
     fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected).text,
          batched ? " (or batch 1)" : "", given_input.text, options.groups, given_map.text, hint);
