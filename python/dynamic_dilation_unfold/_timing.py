@@ -1,0 +1,93 @@
+"""Medians of repeated runs, on the CPU's clock or the device's."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+import torch
+
+Job = Callable[[], object]
+
+_FLUSH_BYTES = 1 << 30
+
+
+class _HostTimer:
+    def __init__(self, device: torch.device) -> None:
+        self.synchronize: Callable[[], None] = getattr(torch, device.type).synchronize
+
+    def sample(self, job: Job) -> float:
+        start = time.perf_counter()
+        job()
+        self.synchronize()
+        return time.perf_counter() - start
+
+    def durations(self, samples: list[float]) -> list[float]:
+        return samples
+
+
+class _CudaTimer:
+    """Events around each run, read after all of them.
+
+    A large fill goes before each run: it evicts the caches, as whatever came before would, and it lets the CPU get
+    ahead, so that the events see the device's work and not the wait for the launch.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        size = min(_FLUSH_BYTES, torch.cuda.get_device_properties(device).total_memory // 16)
+        self.device = device
+        self.flush = torch.empty(size, dtype=torch.uint8, device=device)
+
+    def sample(self, job: Job) -> tuple[Any, Any]:
+        event: Any = torch.cuda.Event
+        begin, end = event(enable_timing=True), event(enable_timing=True)
+        self.flush.fill_(0)
+        begin.record()
+        job()
+        end.record()
+        return begin, end
+
+    def durations(self, samples: list[tuple[Any, Any]]) -> list[float]:
+        torch.cuda.synchronize(self.device)
+        return [begin.elapsed_time(end) * 1e-3 for begin, end in samples]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device, with its index; exits with the reason where there is none."""
+    try:
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SystemExit(f"Cannot use device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def measure(
+    jobs: Mapping[str, Job], device: torch.device, budget: float, at_least: int = 3, at_most: int = 100
+) -> dict[str, float]:
+    """Median seconds of each job. They take turns, so that a slow spell of the machine meets all of them alike.
+
+    A job runs for about ``budget`` seconds, within the limits on its number of runs.
+    """
+    host = _HostTimer(device)
+    timer: Any = _CudaTimer(device) if device.type == "cuda" else host
+    turns = {}
+    for name, job in jobs.items():
+        first = host.sample(job)  # allocates, builds what is built once
+        estimate = min(first, host.sample(job)) if first < budget else first
+        turns[name] = max(at_least, min(at_most, int(budget / estimate)))
+    samples: dict[str, list[Any]] = {name: [] for name in jobs}
+    for turn in range(max(turns.values(), default=0)):
+        for name, job in jobs.items():
+            if turn < turns[name]:
+                samples[name].append(timer.sample(job))
+    return {name: median(timer.durations(values)) for name, values in samples.items()}
+
+
+def seconds(value: float) -> str:
+    """Three digits with a unit: ``61.2 ms``."""
+    unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if value * s >= 0.9995), ("us", 1e6))
+    return f"{value * scale:#.3g}".rstrip(".") + f" {unit}"
