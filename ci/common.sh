@@ -1,0 +1,70 @@
+# Sourced by the scripts in ci/: strict mode, the repository root, virtual environments, a copy of the tree.
+# shellcheck shell=bash
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+work=${DDU_CI_WORK:-$root/build/ci}
+mkdir -p "$work"
+
+# What the tests run beside. Asked for by exact version, since a range takes the newest release and its CUDA libraries.
+torch=${DDU_TORCH:-torch==2.13.0}
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
+export MPLBACKEND=Agg
+CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}
+export CMAKE_BUILD_PARALLEL_LEVEL
+if command -v ccache >/dev/null; then
+  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+fi
+
+say() { printf '\n=== %s\n' "$*"; }
+die() {
+  printf 'error: %s\n' "$*" >&2
+  exit 1
+}
+
+# Prints a Python that this package supports and that can make virtual environments.
+find_python() {
+  local python
+  for python in ${DDU_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+    if "$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+      echo "$python"
+      return
+    fi
+  done
+  die "no Python >= 3.10 with venv among: ${DDU_PYTHON:-python3 python3.1x}"
+}
+
+# fresh_venv NAME [REQUIREMENT...]: makes an environment anew and activates it.
+fresh_venv() {
+  local dir=$work/venv/$1 python
+  shift
+  python=$(find_python)
+  rm -rf "$dir"
+  "$python" -m venv "$dir"
+  # shellcheck disable=SC1091
+  source "$dir/bin/activate"
+  if [ $# -gt 0 ]; then python -m pip install -qq "$@"; fi
+}
+
+# tool_venv NAME: activates an environment with ci/requirements/NAME.txt, made anew only when that file changes.
+tool_venv() {
+  local dir=$work/venv/$1 requirements=$root/ci/requirements/$1.txt
+  if ! cmp -s "$requirements" "$dir/requirements.txt"; then
+    fresh_venv "$1" -r "$requirements"
+    cp "$requirements" "$dir/requirements.txt"
+  fi
+  # shellcheck disable=SC1091
+  source "$dir/bin/activate"
+}
+
+# copy_tree DIR: the files that git knows or would add, as they are now.
+copy_tree() {
+  rm -rf "$1"
+  mkdir -p "$1"
+  git ls-files -z --cached --others --exclude-standard --deduplicate |
+    while IFS= read -r -d '' file; do if [ -e "$file" ]; then printf '%s\0' "$file"; fi; done |
+    tar -c --null -T - | tar -x -C "$1"
+}
+
