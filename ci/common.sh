@@ -8,6 +8,7 @@ work=${DDU_CI_WORK:-$root/build/ci}
 mkdir -p "$work"
 
 # What the tests run beside. Asked for by exact version, since a range takes the newest release and its CUDA libraries.
+# shellcheck disable=SC2034
 torch=${DDU_TORCH:-torch==2.13.0}
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
