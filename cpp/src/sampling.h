@@ -69,17 +69,18 @@ struct Sampler {
 };
 
 /// Value of a cell from its corners a b / c d. Exact at whole positions: 1*a + 0*b + 0*c + 0*d.
-template <class Acc>
-DDU_HD Acc interpolate(Acc a, Acc b, Acc c, Acc d, Acc fy, Acc fx) {
+/// A value is a number, or several that share their fractions (a vector type with the operators of a number).
+template <class Value, class Acc>
+DDU_HD Value interpolate(Value a, Value b, Value c, Value d, Acc fy, Acc fx) {
   const Acc gy = 1 - fy, gx = 1 - fx;
   return (gy * gx) * a + (gy * fx) * b + (fy * gx) * c + (fy * fx) * d;
 }
 
 /// d(interpolate)/d(rate), for taps whose position moves by (offset_y, offset_x) per unit of rate.
-template <class Acc>
-DDU_HD Acc slope(Acc a, Acc b, Acc c, Acc d, Acc fy, Acc fx, Acc offset_y, Acc offset_x) {
-  const Acc dy = (1 - fx) * (c - a) + fx * (d - b);
-  const Acc dx = (1 - fy) * (b - a) + fy * (d - c);
+template <class Value, class Acc>
+DDU_HD Value slope(Value a, Value b, Value c, Value d, Acc fy, Acc fx, Acc offset_y, Acc offset_x) {
+  const Value dy = (1 - fx) * (c - a) + fx * (d - b);
+  const Value dx = (1 - fy) * (b - a) + fy * (d - c);
   return dy * offset_y + dx * offset_x;
 }
 

@@ -1,8 +1,9 @@
 #pragma once
 
-// What one instruction set's kernels offer to the parallel loops of unfold.cpp. The same source, kernels.cpp, is compiled
-// once per instruction set, into a namespace of its own; only these tables cross.
+// What one instruction set's kernels offer to the parallel loops of unfold.cpp, and how the work is cut. The same source,
+// kernels.cpp, is compiled once per instruction set, into a namespace of its own; only these tables cross.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "ddu/dtype.h"
@@ -11,28 +12,61 @@
 
 namespace ddu::cpu {
 
-/// A run of channels of one image and group, and a run of positions: what one kernel call computes.
-struct Block {
+/// A rectangle of output positions.
+struct Region {
+  std::int64_t first_row, first_column;
+  std::int64_t rows, columns;
+};
+
+/// How the output positions are cut into tiles: compact, so that neighbours share the input they read, and with rows that
+/// fill vectors. The same for every thread count, since the order of sums depends on it.
+struct Tiling {
+  static constexpr std::int64_t kEntries = 4096;   // taps of both axes * positions of a tile
+  static constexpr std::int64_t kPositions = 256;  // of a tile
+
+  std::int64_t height, width;  // of the output
+  std::int64_t rows, columns;  // of a tile
+  std::int64_t down, across;   // tiles
+
+  explicit Tiling(const Geometry& g) : height(g.h.out_size), width(g.w.out_size) {
+    const std::int64_t positions = std::clamp<std::int64_t>(kEntries / (g.h.kernel_size + g.w.kernel_size), 16, kPositions);
+    columns = positions >= 64 ? 32 : 16;
+    // The last tile of a row takes what is left, if that is too little for a tile of its own.
+    across = std::max<std::int64_t>((width + 15) / columns, 1);
+    const std::int64_t widest = std::max(std::min(columns, width), width - (across - 1) * columns);
+    rows = std::max<std::int64_t>(positions / widest, 1);
+    down = (height + rows - 1) / rows;
+    rows = (height + down - 1) / down;
+  }
+
+  std::int64_t count() const { return down * across; }
+  Region region(std::int64_t tile) const {
+    const std::int64_t row = tile / across * rows, column = tile % across * columns;
+    const bool last = tile % across == across - 1;
+    return {row, column, std::min(rows, height - row), last ? width - column : columns};
+  }
+};
+
+/// Channels of one image and group.
+struct Slice {
   std::int64_t image;
   std::int64_t group;
   std::int64_t first_channel;  // within the group
   std::int64_t channels;
-  std::int64_t first_position;
-  std::int64_t positions;  // forward and grad_map: at most tile_positions(geometry)
+
+  std::int64_t plane(const Geometry& g) const { return image * g.channels + group * g.group_channels() + first_channel; }
 };
 
-/// Positions whose taps are worked out together.
-constexpr std::int64_t tile_positions(const Geometry& geometry) {
-  const std::int64_t fitting = 4096 / (geometry.h.kernel_size + geometry.w.kernel_size);
-  return fitting >= 256 ? 256 : fitting >= 16 ? fitting : 16;
-}
-
 struct Kernels {
-  void (*forward)(const Geometry&, DType map_type, const Forward&, const Block&);
-  /// All positions of the block's planes; `sums` holds one float plane where the input is a half type, else null.
-  void (*grad_input)(const Geometry&, DType map_type, const Backward&, const Block&, float* sums);
-  /// All channels of the block's group, and all images where the map is broadcast.
-  void (*grad_map)(const Geometry&, DType map_type, const Backward&, const Block&);
+  /// Channels that are worked on together. Cuts between channels lie at multiples of it.
+  int lanes;
+  /// All taps of a slice at a region of positions.
+  void (*forward)(const Geometry&, DType map_type, const Forward&, const Slice&, const Region&);
+  /// All of a slice of at most `lanes` channels: its planes of grad_input, and its part of grad_map in `map_sums`, one value
+  /// per position of the accumulation type. Either may be absent. `sums` holds a float plane per channel for a half input.
+  void (*backward)(const Geometry&, DType map_type, const Backward&, const Slice&, float* sums, void* map_sums);
+  /// map[0, count) = the sum over `parts` of map_sums, which lie `stride` values apart.
+  void (*sum_map)(DType map_type, const void* map_sums, std::int64_t parts, std::int64_t stride, std::int64_t count, void* map);
 };
 
 namespace baseline {

@@ -3,6 +3,11 @@
 #include "ddu/unfold.h"
 
 #include <algorithm>
+#include <cstdint>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 #include "kernels.h"
 
@@ -35,18 +40,51 @@ const Kernels& kernels_of(DType type) { return target().kernels[static_cast<int>
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+int team_size(std::int64_t tasks, int threads) {
+  return static_cast<int>(std::clamp<std::int64_t>(tasks, 1, std::max(threads, 1)));
+}
+
 /// Channels a task takes: as many as leave every thread a few tasks, so that a tile's geometry is shared by many.
-std::int64_t channels_per_task(std::int64_t channels, std::int64_t other_tasks, int threads) {
-  const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(4 * std::int64_t{threads}, std::max<std::int64_t>(other_tasks, 1)), 1,
-                                                      std::max<std::int64_t>(channels, 1));
-  return std::max<std::int64_t>(ceil_div(channels, parts), 1);
+std::int64_t channels_per_task(std::int64_t channels, int lanes, std::int64_t other_tasks, int threads) {
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(ceil_div(4 * std::int64_t{threads}, other_tasks), 1, ceil_div(channels, lanes));
+  return ceil_div(ceil_div(channels, parts), lanes) * lanes;
 }
 
-bool accumulates_apart(Types types, const Backward& tensors) { return tensors.grad_input && is_half(types.input); }
-
-int grad_input_threads(const Geometry& g, int threads) {
-  return static_cast<int>(std::clamp<std::int64_t>(g.batch * g.channels, 1, std::max(threads, 1)));
+/// Asks for huge pages under an output that is written whole: the first touch of fresh memory, page by page, otherwise costs
+/// several times what the kernel does.
+void expect_whole_write(void* output, std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t page = 4096;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
+  if (bytes >= (std::size_t{4} << 20)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
 }
+
+/// How a backward call is cut, and its scratch: what each task sums for the map, then planes per thread for half inputs.
+struct BackwardPlan {
+  std::int64_t parts;  // slices of a group's channels
+  std::int64_t tasks;
+  int threads;
+  std::int64_t map_sums;      // values
+  std::int64_t input_sums;    // values per thread
+  std::size_t map_bytes = 0;  // where the planes start
+
+  BackwardPlan(const Geometry& g, Types types, const Backward& tensors, const Kernels& kernels, int max_threads)
+      : parts(ceil_div(g.group_channels(), kernels.lanes)),
+        tasks(g.batch * g.groups * parts),
+        threads(team_size(tasks, max_threads)),
+        map_sums(tensors.grad_map ? tasks * g.positions() : 0),
+        input_sums(tensors.grad_input && is_half(types.input)
+                       ? std::min<std::int64_t>(kernels.lanes, g.group_channels()) * g.pixels()
+                       : 0) {
+    const std::size_t bytes = static_cast<std::size_t>(map_sums) * (types.input == DType::float64 ? 8 : 4);
+    map_bytes = (bytes + 63) / 64 * 64;
+  }
+
+  std::size_t bytes() const { return map_bytes + sizeof(float) * static_cast<std::size_t>(input_sums * threads); }
+};
 
 #if defined(_OPENMP)
 }  // namespace
@@ -61,7 +99,7 @@ int thread_index() { return 0; }
 
 template <class Body>
 void parallel_for(std::int64_t tasks, int threads, Body body) {
-  const int team = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, std::max(threads, 1)));
+  const int team = team_size(tasks, threads);
   if (team == 1) {
     for (std::int64_t task = 0; task < tasks; ++task) body(task, 0);
     return;
@@ -75,45 +113,50 @@ void parallel_for(std::int64_t tasks, int threads, Body body) {
 void unfold(const Geometry& g, Types types, const Forward& tensors, int threads) {
   check_types(types);
   if (g.output_numel() == 0) return;
+  expect_whole_write(tensors.output, static_cast<std::size_t>(g.output_numel()) * size_of(types.input));
   const Kernels& kernels = kernels_of(types.input);
-  const std::int64_t tile = tile_positions(g), tiles = ceil_div(g.positions(), tile);
-  const std::int64_t channels = channels_per_task(g.group_channels(), g.batch * g.groups * tiles, threads);
+  const Tiling tiling(g);
+  const std::int64_t tiles = tiling.count();
+  const std::int64_t channels = channels_per_task(g.group_channels(), kernels.lanes, g.batch * g.groups * tiles, threads);
   const std::int64_t parts = ceil_div(g.group_channels(), channels);
   parallel_for(g.batch * g.groups * parts * tiles, threads, [&](std::int64_t task, int) {
-    const std::int64_t part = task / tiles % parts, plane = task / tiles / parts;
-    const std::int64_t first = part * channels, position = task % tiles * tile;
-    kernels.forward(g, types.map, tensors,
-                    {plane / g.groups, plane % g.groups, first, std::min(channels, g.group_channels() - first), position,
-                     std::min(tile, g.positions() - position)});
+    const std::int64_t part = task / tiles % parts, plane = task / tiles / parts, first = part * channels;
+    const Slice slice{plane / g.groups, plane % g.groups, first, std::min(channels, g.group_channels() - first)};
+    kernels.forward(g, types.map, tensors, slice, tiling.region(task % tiles));
   });
 }
 
 std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& tensors, int threads) {
-  if (!accumulates_apart(types, tensors)) return 0;
-  return sizeof(float) * static_cast<std::size_t>(g.pixels()) * static_cast<std::size_t>(grad_input_threads(g, threads));
+  return BackwardPlan(g, types, tensors, kernels_of(types.input), threads).bytes();
 }
 
 void unfold_backward(const Geometry& g, Types types, const Backward& tensors, int threads) {
   check_types(types);
   const Kernels& kernels = kernels_of(types.input);
-  if (tensors.grad_input && g.input_numel() > 0) {
-    float* sums = accumulates_apart(types, tensors) ? static_cast<float*>(tensors.workspace) : nullptr;
-    parallel_for(g.batch * g.channels, grad_input_threads(g, threads), [&](std::int64_t plane, int thread) {
-      const std::int64_t channel = plane % g.channels;
-      kernels.grad_input(g, types.map, tensors,
-                         {plane / g.channels, channel / g.group_channels(), channel % g.group_channels(), 1, 0, g.positions()},
-                         sums ? sums + thread * g.pixels() : nullptr);
-    });
-  }
-  if (tensors.grad_map) {
-    const std::int64_t tile = tile_positions(g), tiles = ceil_div(g.positions(), tile);
-    parallel_for(g.map_batch * g.groups * tiles, threads, [&](std::int64_t task, int) {
-      const std::int64_t plane = task / tiles, position = task % tiles * tile;
-      kernels.grad_map(g, types.map, tensors,
-                       {plane / g.groups, plane % g.groups, 0, g.group_channels(), position,
-                        std::min(tile, g.positions() - position)});
-    });
-  }
+  const BackwardPlan plan(g, types, tensors, kernels, threads);
+  const std::size_t value = types.input == DType::float64 ? sizeof(double) : sizeof(float);
+  char* map_sums = static_cast<char*>(tensors.workspace);
+  // Sums of one map plane lie together: by group, image and part, or by image, group and part if the map has all images.
+  parallel_for(plan.tasks, threads, [&](std::int64_t task, int thread) {
+    const std::int64_t part = task % plan.parts, image = task / plan.parts % g.batch, group = task / plan.parts / g.batch;
+    const std::int64_t first = part * kernels.lanes;
+    const Slice slice{image, group, first, std::min<std::int64_t>(kernels.lanes, g.group_channels() - first)};
+    float* sums = plan.input_sums ? reinterpret_cast<float*>(map_sums + plan.map_bytes) + thread * plan.input_sums : nullptr;
+    kernels.backward(g, types.map, tensors, slice, sums,
+                     plan.map_sums ? map_sums + static_cast<std::size_t>(task * g.positions()) * value : nullptr);
+  });
+  if (!tensors.grad_map) return;
+  constexpr std::int64_t kRun = 4096;
+  const std::int64_t runs = ceil_div(g.positions(), kRun), summed = g.map_batch == 1 ? g.batch : 1;
+  parallel_for(g.map_batch * g.groups * runs, threads, [&](std::int64_t task, int) {
+    const std::int64_t plane = task / runs, first = task % runs * kRun;
+    const std::int64_t image = plane / g.groups, group = plane % g.groups;
+    const std::int64_t source = (group * g.batch + image) * plan.parts * g.positions() + first;
+    const std::int64_t target = plane * g.positions() + first;
+    kernels.sum_map(types.map, map_sums + static_cast<std::size_t>(source) * value, summed * plan.parts, g.positions(),
+                    std::min(kRun, g.positions() - first),
+                    static_cast<char*>(tensors.grad_map) + static_cast<std::size_t>(target) * size_of(types.map));
+  });
 }
 
 const char* capability() { return target().name; }
