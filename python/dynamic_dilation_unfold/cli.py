@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from . import __version__, demo
+from . import __version__, bench, demo
 
 # A command is a module with add_arguments(parser) and run(args) -> exit status; its docstring is its help.
-_COMMANDS = {"demo": demo}
+_COMMANDS = {"demo": demo, "bench": bench}
 
 
 def parser() -> argparse.ArgumentParser:
