@@ -11,6 +11,7 @@ from helpers import (
     TOLERANCE,
     Case,
     assert_same_bits,
+    grid_sample_unfold,
     off_whole_positions,
     random_input,
     random_map,
@@ -56,26 +57,12 @@ def test_input_gradient_is_the_transpose(case, device):
     assert float((there - back).abs()) <= 1e-13 * float(result.output.norm() * grad.norm())
 
 
-def grid_sample_unfold(x, rates, case):
-    """The operator out of F.grid_sample, for an odd number of pixels that keeps its normalised coordinates exact."""
-    kernel, stride, padding, dilation = case.pairs
-    axes = []
-    for axis in range(2):
-        size, k, s, p, d = case.shape[2 + axis], kernel[axis], stride[axis], padding[axis], dilation[axis]
-        view = [1, 1, 1]
-        view[1 + axis] = -1
-        centre = (torch.arange(rates.shape[2 + axis], device=x.device) * s - p + (k - 1) / 2 * d).view(view)
-        taps = ((torch.arange(k, device=x.device) - (k - 1) / 2) * d).view(-1, 1, 1, 1)
-        pixels = centre + taps * rates[:, 0]  # [k, B, Ho, Wo] with groups == 1
-        axes.append(2 * pixels / (size - 1) - 1)
-    y, x_ = axes[0][:, None].expand(*kernel, *axes[0].shape[1:]), axes[1][None].expand(*kernel, *axes[1].shape[1:])
-    grid = torch.stack([x_, y], -1).permute(2, 0, 1, 3, 4, 5).flatten(1, 3)  # [B, kH*kW*Ho, Wo, 2]
-    return F.grid_sample(x, grid, padding_mode="zeros", align_corners=True).reshape(case.output_shape)
-
-
 @pytest.mark.parametrize("kind", ["ones", "zero", "eighths", "fractional", "far"])
 @pytest.mark.parametrize(
-    "case", [Case(2, 3, 9, 17, padding=1), Case(1, 2, 17, 5, (2, 5), (2, 1), (1, 4), (1, 2))], ids=str
+    # sizes of 2^n + 1 keep the normalised coordinates exact
+    "case",
+    [Case(2, 3, 9, 17, padding=1), Case(1, 2, 17, 5, (2, 5), (2, 1), (1, 4), (1, 2))],
+    ids=str,
 )
 def test_kinks_are_those_of_grid_sample(case, kind, device):
     x = random_input(case.shape).double().to(device).requires_grad_()

@@ -3,7 +3,16 @@
 import pytest
 import torch
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
-from helpers import FLOATS, TOLERANCE, Case, assert_close, assert_same_bits, random_input, random_map, run
+from helpers import (
+    FLOATS,
+    TOLERANCE,
+    Case,
+    assert_close,
+    assert_same_bits,
+    random_input,
+    random_map,
+    run,
+)
 
 SHAPES = [
     Case(1, 1, 1, 1, padding=1),
