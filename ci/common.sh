@@ -60,6 +60,12 @@ tool_venv() {
   source "$dir/bin/activate"
 }
 
+# The time that archives record: the commit's, so that builds of one commit are equal to the byte.
+source_date_epoch() {
+  SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+  export SOURCE_DATE_EPOCH
+}
+
 # copy_tree DIR: the files that git knows or would add, as they are now.
 copy_tree() {
   rm -rf "$1"
