@@ -11,6 +11,7 @@
 #include "ddu/geometry.h"
 #include "ddu/unfold.h"
 #include "ddu/version.h"
+#include "direct.h"
 
 namespace py = pybind11;
 
@@ -35,7 +36,8 @@ ddu::Geometry make_geometry(const Sizes& input, const Sizes& map, Pair kernel_si
     options.dilation[i] = dilation[i];
   }
   options.groups = groups;
-  return ddu::make_geometry({input.data(), static_cast<int>(input.size())}, {map.data(), static_cast<int>(map.size())}, options);
+  return ddu::make_geometry({input.data(), static_cast<int>(input.size())}, {map.data(), static_cast<int>(map.size())},
+                            options);
 }
 
 ddu::Forward forward_of(Address input, Address map, Address output) { return {pointer(input), pointer(map), pointer(output)}; }
@@ -75,13 +77,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("make_geometry", &make_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });
 
+  add_direct_calls(m);
   const py::call_guard<py::gil_scoped_release> release;
-  m.def(
-      "cpu_unfold",
-      [](const ddu::Geometry& g, int input_type, int map_type, Address input, Address map, Address output, int threads) {
-        ddu::cpu::unfold(g, types_of(input_type, map_type), forward_of(input, map, output), threads);
-      },
-      release);
   m.def(
       "cpu_unfold_backward",
       [](const ddu::Geometry& g, int input_type, int map_type, const BackwardAddresses& addresses, int threads) {

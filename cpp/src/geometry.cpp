@@ -21,8 +21,7 @@ constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 #if defined(__GNUC__)
 __attribute__((format(printf, 1, 2)))
 #endif
-[[noreturn]] void
-fail(const char* format, ...) {
+[[noreturn]] void fail(const char* format, ...) {
   char text[1024];
   va_list arguments;
   va_start(arguments, format);
@@ -61,19 +60,23 @@ std::int64_t output_size(std::int64_t size, const Options& options, int axis, st
 }
 
 // What to say when a map does not fit: if it would with padding = dilation * (kernel_size - 1) / 2, that is the likely slip.
-void padding_hint(char (&hint)[160], Shape input, Shape map, const Options& options) {
-  std::int64_t same[2];
-  bool fits = true;
-  for (int axis = 0; axis < 2; ++axis) {
-    const std::int64_t span = options.dilation[axis] * (options.kernel_size[axis] - 1);
-    same[axis] = span / 2;
-    fits = fits && span % 2 == 0 && output_size(input.sizes[input.dims - 2 + axis], options, axis, same[axis]) ==
-                                        map.sizes[map.dims - 2 + axis];
+struct PaddingHint {
+  char text[160] = "";
+  PaddingHint(Shape input, Shape map, const Options& options) {
+    if (map.dims < 2) return;
+    std::int64_t same[2];
+    bool fits = true;
+    for (int axis = 0; axis < 2; ++axis) {
+      const std::int64_t span = options.dilation[axis] * (options.kernel_size[axis] - 1);
+      same[axis] = span / 2;
+      fits = fits && span % 2 == 0 &&
+             output_size(input.sizes[input.dims - 2 + axis], options, axis, same[axis]) == map.sizes[map.dims - 2 + axis];
+    }
+    if (fits && (same[0] != options.padding[0] || same[1] != options.padding[1])) {
+      std::snprintf(text, sizeof text, "; this map fits padding=(%" PRId64 ", %" PRId64 ")", same[0], same[1]);
+    }
   }
-  if (fits && (same[0] != options.padding[0] || same[1] != options.padding[1])) {
-    std::snprintf(hint, sizeof hint, "; this map fits padding=(%" PRId64 ", %" PRId64 ")", same[0], same[1]);
-  }
-}
+};
 
 }  // namespace
 
@@ -103,20 +106,18 @@ void check_types(Types types) {
 }
 
 Geometry make_geometry(Shape input, Shape map, const Options& options) {
-  const ShapeText given_input(input);
-  const ShapeText given_map(map);
   check_option("kernel_size", options.kernel_size, 1);
   check_option("stride", options.stride, 1);
   check_option("padding", options.padding, 0);
   check_option("dilation", options.dilation, 1);
   if (input.dims != 3 && input.dims != 4) {
-    fail("input must have shape [B, C, H, W] or [C, H, W], got %s", given_input.text);
+    fail("input must have shape [B, C, H, W] or [C, H, W], got %s", ShapeText(input).text);
   }
   const std::int64_t* chw = input.sizes + (input.dims - 3);
-  if (input.sizes[0] < 0 || chw[0] < 0) fail("input sizes must not be negative, got %s", given_input.text);
+  if (input.sizes[0] < 0 || chw[0] < 0) fail("input sizes must not be negative, got %s", ShapeText(input).text);
   for (int i = 1; i < 3; ++i) {
     if (chw[i] < 1 || chw[i] > kMaxExtent) {
-      fail("input height and width must be between 1 and %" PRId64 ", got %s", kMaxExtent, given_input.text);
+      fail("input height and width must be between 1 and %" PRId64 ", got %s", kMaxExtent, ShapeText(input).text);
     }
   }
 
@@ -140,13 +141,11 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
                 options.padding[i],
                 options.dilation[i]};
   }
-  char hint[160] = "";
-  if (map.dims >= 2) padding_hint(hint, input, map, options);
   if (geometry.h.out_size < 1 || geometry.w.out_size < 1) {
     fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
          ") and dilation (%" PRId64 ", %" PRId64 "): no output position fits%s",
-         given_input.text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
-         options.dilation[0], options.dilation[1], hint);
+         ShapeText(input).text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
+         options.dilation[0], options.dilation[1], PaddingHint(input, map, options).text);
   }
 
   const std::int64_t wanted[4] = {geometry.batch, options.groups, geometry.h.out_size, geometry.w.out_size};
@@ -159,14 +158,15 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   if (!fits) {
     const bool batched = input.dims == 4 && geometry.batch != 1;
     fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected).text,
-         batched ? " (or batch 1)" : "", given_input.text, options.groups, given_map.text, hint);
+         batched ? " (or batch 1)" : "", ShapeText(input).text, options.groups, ShapeText(map).text,
+         PaddingHint(input, map, options).text);
   }
   geometry.map_batch = map.dims == 4 ? map.sizes[0] : 1;
 
   const std::int64_t planes = product(geometry.batch, geometry.channels);
   const std::int64_t columns = product(product(planes, geometry.taps()), product(geometry.h.out_size, geometry.w.out_size));
   if (columns > kMaxElements || product(planes, product(chw[1], chw[2])) > kMaxElements) {
-    fail("input %s gives more than 2^60 elements", given_input.text);
+    fail("input %s gives more than 2^60 elements", ShapeText(input).text);
   }
   return geometry;
 }

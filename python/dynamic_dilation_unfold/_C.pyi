@@ -1,3 +1,7 @@
+from collections.abc import Callable
+
+from torch import Tensor
+
 version: str
 cpu_capability: str
 has_openmp: bool
@@ -24,9 +28,21 @@ def make_geometry(
     /,
 ) -> Geometry: ...
 def check_types(input: int, map: int, /) -> None: ...
-def cpu_unfold(
-    geometry: Geometry, input_type: int, map_type: int, input: int, map: int, output: int, threads: int, /
+def attach(
+    dtypes: tuple[object, ...], empty_strided: Callable[..., Tensor], get_num_threads: Callable[[], int], /
 ) -> None: ...
+def cpu_unfold(
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    /,
+) -> Tensor | None:
+    """None where it needs the caller's help: tensors that are not contiguous on the CPU, options that are not ints."""
+
 def cpu_unfold_backward(
     geometry: Geometry, input_type: int, map_type: int, addresses: BackwardAddresses, threads: int, /
 ) -> None: ...
@@ -37,7 +53,13 @@ def cuda_unfold(
     geometry: Geometry, input_type: int, map_type: int, input: int, map: int, output: int, stream: int, /
 ) -> None: ...
 def cuda_unfold_backward(
-    geometry: Geometry, input_type: int, map_type: int, addresses: BackwardAddresses, deterministic: bool, stream: int, /
+    geometry: Geometry,
+    input_type: int,
+    map_type: int,
+    addresses: BackwardAddresses,
+    deterministic: bool,
+    stream: int,
+    /,
 ) -> None: ...
 def cuda_workspace_bytes(
     geometry: Geometry, input_type: int, map_type: int, addresses: BackwardAddresses, deterministic: bool, /

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from . import _C
-from ._options import Options
-from .reference import dynamic_dilation_unfold_reference
+from ._derivatives import reference_backward, reference_of
+from ._options import Options, make_options
 
-_DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
+DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
+
+
+def _torch_empty(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(size, dtype=dtype)
+
+
+# What Inductor's programs allocate with: half the time of torch.empty, which counts on a small tensor.
+_empty_strided = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", _torch_empty)
+_C.attach(tuple(DTYPES), _empty_strided, torch.get_num_threads)
 
 
 def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
@@ -17,7 +30,7 @@ def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
     for name, value in (("input", input), ("dilation_map", dilation_map)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-    input_type, map_type = _DTYPES.get(input.dtype), _DTYPES.get(dilation_map.dtype)
+    input_type, map_type = DTYPES.get(input.dtype), DTYPES.get(dilation_map.dtype)
     if input_type is None or map_type is None:
         raise TypeError(
             "input and dilation_map must be float16, bfloat16, float32 or float64, "
@@ -36,41 +49,51 @@ def output_shape(input: Tensor, columns: int, positions: int) -> tuple[int, ...]
 
 
 def _in_memory(tensor: Tensor) -> Tensor:
-    """The tensor with its values laid out as the kernels read them: contiguous, and no negation left to a flag."""
+    """The tensor with its values laid out as the kernels read them, none of them implied by a flag."""
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return tensor.resolve_neg().contiguous()
+
+
+def unfold_raw(input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
+    """``unfold`` of plain tensors with the options as the user gave them."""
+    output = _C.cpu_unfold(input, dilation_map, *options)
+    if output is None:
+        check_tensors(input, dilation_map)
+        output = unfold(input, dilation_map, make_options(*options))
+    return output
 
 
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     geometry = _C.make_geometry(input.shape, dilation_map.shape, *options)
     device = input.device
-    if device.type not in ("cpu", "cuda"):
-        kernel_size, *others = options
-        return dynamic_dilation_unfold_reference(input, kernel_size, dilation_map, *others)
-    output = input.new_empty(output_shape(input, geometry.columns, geometry.positions))
+    if device.type not in DEVICES:
+        return reference_of(options)(input, dilation_map)
     input, dilation_map = _in_memory(input), _in_memory(dilation_map)
-    types = _DTYPES[input.dtype], _DTYPES[dilation_map.dtype]
-    addresses = input.data_ptr(), dilation_map.data_ptr(), output.data_ptr()
     if device.type == "cpu":
-        _C.cpu_unfold(geometry, *types, *addresses, torch.get_num_threads())
-    else:
-        with torch.cuda.device(device):
-            _C.cuda_unfold(geometry, *types, *addresses, torch.cuda.current_stream().cuda_stream)
+        on_cpu = _C.cpu_unfold(input, dilation_map, *options)
+        assert on_cpu is not None
+        return on_cpu
+    output = input.new_empty(output_shape(input, geometry.columns, geometry.positions))
+    types = DTYPES[input.dtype], DTYPES[dilation_map.dtype]
+    with _current(device.index):
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        _C.cuda_unfold(geometry, *types, input.data_ptr(), dilation_map.data_ptr(), output.data_ptr(), stream)
     return output
 
 
 def unfold_backward(
-    grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, need_input: bool, need_map: bool
+    grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, wanted: tuple[bool, bool]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients with respect to input and map; None for one that is not wanted."""
     geometry = _C.make_geometry(input.shape, dilation_map.shape, *options)
     device = input.device
-    if device.type not in ("cpu", "cuda"):
-        both = reference_backward(grad, input, dilation_map, options)
-        return both[0] if need_input else None, both[1] if need_map else None
+    if device.type not in DEVICES:
+        return reference_backward(grad, input, dilation_map, options, wanted)
     grad, input, dilation_map = _in_memory(grad), _in_memory(input), _in_memory(dilation_map)
-    grad_input = torch.empty_like(input) if need_input else None
-    grad_map = torch.empty_like(dilation_map) if need_map else None
-    types = _DTYPES[input.dtype], _DTYPES[dilation_map.dtype]
+    grad_input = torch.empty_like(input) if wanted[0] else None
+    grad_map = torch.empty_like(dilation_map) if wanted[1] else None
+    types = DTYPES[input.dtype], DTYPES[dilation_map.dtype]
     addresses = (
         grad.data_ptr(),
         input.data_ptr(),
@@ -80,28 +103,21 @@ def unfold_backward(
     )
     if device.type == "cpu":
         threads = torch.get_num_threads()
-        scratch = _workspace(input, _C.cpu_workspace_bytes(geometry, *types, (*addresses, 0), threads))
+        scratch = _scratch(_C.cpu_workspace_bytes(geometry, *types, (*addresses, 0), threads), device)
         _C.cpu_unfold_backward(geometry, *types, (*addresses, scratch.data_ptr()), threads)
     else:
         deterministic = torch.are_deterministic_algorithms_enabled()
-        with torch.cuda.device(device):
-            scratch = _workspace(input, _C.cuda_workspace_bytes(geometry, *types, (*addresses, 0), deterministic))
-            stream = torch.cuda.current_stream().cuda_stream
+        with _current(device.index):
+            scratch = _scratch(_C.cuda_workspace_bytes(geometry, *types, (*addresses, 0), deterministic), device)
+            stream = torch._C._cuda_getCurrentRawStream(device.index)
             _C.cuda_unfold_backward(geometry, *types, (*addresses, scratch.data_ptr()), deterministic, stream)
     return grad_input, grad_map
 
 
-def _workspace(input: Tensor, size: int) -> Tensor:
-    return torch.empty(size, dtype=torch.uint8, device=input.device)
+def _scratch(size: int, device: torch.device) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=device)
 
 
-def reference_backward(grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options) -> tuple[Tensor, Tensor]:
-    """Both gradients in differentiable torch: the transpose of the reference."""
-    kernel_size, *others = options
-
-    def forward(input: Tensor, dilation_map: Tensor) -> Tensor:
-        return dynamic_dilation_unfold_reference(input, kernel_size, dilation_map, *others)
-
-    _, pullback = torch.func.vjp(forward, input, dilation_map)
-    grads: tuple[Tensor, Tensor] = pullback(grad)
-    return grads
+def _current(index: int) -> contextlib.AbstractContextManager[Any]:
+    """Makes a CUDA device the current one; torch's own guard costs a launch's time even when there is nothing to do."""
+    return contextlib.nullcontext() if torch.cuda.current_device() == index else torch.cuda.device(index)

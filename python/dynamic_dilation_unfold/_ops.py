@@ -1,7 +1,7 @@
-"""The operators as torch sees them: schemas, fakes and derivatives.
+"""The operators as torch's dispatcher sees them: schemas, kernels, fakes, derivatives, batching and cost.
 
-Eager calls go through :class:`Unfold`, an ``autograd.Function`` that knows every transform of ``torch.func``; a compiler
-sees the registered operators ``dynamic_dilation_unfold::unfold`` and ``::unfold_backward``. Both run the same kernels.
+Compilers, exporters, modes and tensor subclasses meet ``dynamic_dilation_unfold::unfold`` and ``::unfold_backward``;
+plain eager calls take the shorter way of :mod:`._autograd` to the same kernels.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from . import _C, _kernels
+from ._batching import backward_over_batch, unfold_over_batch
+from ._derivatives import backward_of, filled, pullback
 from ._options import Options, Pair
-from .reference import dynamic_dilation_unfold_reference
 
+NAME = "dynamic_dilation_unfold"
 _OPTIONS = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups"
-_library = torch.library.Library("dynamic_dilation_unfold", "DEF")
-_library.define(f"unfold(Tensor input, Tensor dilation_map, {_OPTIONS}) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define(
-    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] output_mask) -> (Tensor, Tensor)",
-    tags=(torch.Tag.pt2_compliant_tag,),
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+library = torch.library.Library(NAME, "DEF")
+library.define(f"unfold(Tensor input, Tensor dilation_map, {_OPTIONS}) -> Tensor", tags=_TAGS)
+library.define(
+    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] wanted) -> (Tensor, Tensor)",
+    tags=_TAGS,
 )
-_unfold_op = torch.ops.dynamic_dilation_unfold.unfold.default
-_backward_op = torch.ops.dynamic_dilation_unfold.unfold_backward.default
+unfold_op = torch.ops.dynamic_dilation_unfold.unfold.default
+backward_op = torch.ops.dynamic_dilation_unfold.unfold_backward.default
 
 
-def _options(kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Options:
-    return Options(*(_pair(v) for v in (kernel_size, stride, padding, dilation)), groups)
+def _options(dilation_map: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Options:
+    """Options of a call of an operator, where groups = 0 means the map's: a shard has some of the groups."""
+    groups = groups or dilation_map.shape[-3]
+    return Options(_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups)
 
 
 def _pair(values: Any) -> Pair:
@@ -35,32 +41,26 @@ def _pair(values: Any) -> Pair:
     return (first, second)
 
 
-# --- kernels and fakes of the registered operators -------------------------------------------------------------------
+# --- Kernels ---------------------------------------------------------------------------------------------------------
 
 
 def _unfold_kernel(input: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
     _kernels.check_tensors(input, dilation_map)
-    return _kernels.unfold(input, dilation_map, _options(*options))
+    return _kernels.unfold(input, dilation_map, _options(dilation_map, *options))
 
 
-def _backward_kernel(
-    grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor]:
-    *options, mask = rest
+def _backward_kernel(grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    *options, wanted = rest
     _kernels.check_tensors(input, dilation_map)
-    grads = _kernels.unfold_backward(grad, input, dilation_map, _options(*options), *mask)
-    return _filled(grads, input)
+    grads = _kernels.unfold_backward(grad, input, dilation_map, _options(dilation_map, *options), wanted)
+    return filled(grads, input)
 
 
-def _filled(grads: tuple[Tensor | None, Tensor | None], like: Tensor) -> tuple[Tensor, Tensor]:
-    """An operator cannot return None: a gradient that is not wanted is an empty tensor."""
-    first, second = (like.new_empty(0) if g is None else g for g in grads)
-    return first, second
+library.impl("unfold", _unfold_kernel, "CompositeExplicitAutograd")
+library.impl("unfold_backward", _backward_kernel, "CompositeExplicitAutograd")
 
 
-for _key in ("CPU", "CUDA", "CompositeExplicitAutograd"):
-    _library.impl("unfold", _unfold_kernel, _key)
-    _library.impl("unfold_backward", _backward_kernel, _key)
+# --- Fakes -----------------------------------------------------------------------------------------------------------
 
 
 def _validate(input: Tensor, dilation_map: Tensor, options: Options) -> None:
@@ -70,200 +70,94 @@ def _validate(input: Tensor, dilation_map: Tensor, options: Options) -> None:
         _C.make_geometry(input.shape, dilation_map.shape, *options)
 
 
-@torch.library.register_fake("dynamic_dilation_unfold::unfold", lib=_library)
 def _unfold_fake(input: Tensor, dilation_map: Tensor, *raw: Any) -> Tensor:
-    options = _options(*raw)
+    options = _options(dilation_map, *raw)
     _validate(input, dilation_map, options)
     columns = input.shape[-3] * options.kernel_size[0] * options.kernel_size[1]
     positions = dilation_map.shape[-2] * dilation_map.shape[-1]
     return input.new_empty(_kernels.output_shape(input, columns, positions))
 
 
-@torch.library.register_fake("dynamic_dilation_unfold::unfold_backward", lib=_library)
 def _backward_fake(grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    mask = rest[-1]
-
-    def like(t: Tensor, wanted: bool) -> Tensor:
-        return t.new_empty(t.shape) if wanted else input.new_empty(0)
-
-    return like(input, mask[0]), like(dilation_map, mask[1])
+    grads = (t.new_empty(t.shape) if want else None for t, want in zip((input, dilation_map), rest[-1], strict=True))
+    first, second = grads
+    return filled((first, second), input)
 
 
-# --- derivatives -----------------------------------------------------------------------------------------------------
+torch.library.register_fake(f"{NAME}::unfold", _unfold_fake, lib=library)
+torch.library.register_fake(f"{NAME}::unfold_backward", _backward_fake, lib=library)
 
 
-def _direct(*tensors: Tensor) -> bool:
-    """Whether the kernels may be called without torch's dispatcher: plain tensors, and nobody watching."""
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
-        return False
-    if torch.autograd._profiler_enabled():
-        return False
-    return all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+# --- Derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _run_unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-    if _direct(input, dilation_map):
-        return _kernels.unfold(input, dilation_map, options)
-    output: Tensor = _unfold_op(input, dilation_map, *options)
-    return output
-
-
-def _run_backward(
-    grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, mask: tuple[bool, bool]
-) -> tuple[Tensor, Tensor]:
-    if _direct(grad, input, dilation_map):
-        return _filled(_kernels.unfold_backward(grad, input, dilation_map, options, *mask), input)
-    grads: tuple[Tensor, Tensor] = _backward_op(grad, input, dilation_map, *options, list(mask))
-    return grads
-
-
-def _reference(options: Options) -> Any:
-    kernel_size, *others = options
-
-    def forward(input: Tensor, dilation_map: Tensor) -> Tensor:
-        return dynamic_dilation_unfold_reference(input, kernel_size, dilation_map, *others)
-
-    return forward
-
-
-def _pushforward(function: Any, primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Any:
-    """``jvp`` as the transpose of a transpose: torch's forward mode cannot nest, and this runs inside it."""
-    outputs, pullback = torch.func.vjp(function, *primals)
-    zeros = torch.utils._pytree.tree_map(torch.zeros_like, outputs)
-    return torch.func.vjp(pullback, zeros)[1](tangents)[0]
-
-
-def _tangents(tangents: tuple[Tensor | None, ...], primals: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True))
-
-
-def _folded(size: int, dims: tuple[int | None, ...], tensors: tuple[Tensor, ...]) -> list[Tensor]:
-    """Tensors with a vmapped dimension each, or none, as one batch: ``[size * B, ...]``, or ``[size, ...]`` if unbatched."""
-    full = [t.expand(size, *t.shape) if d is None else t.movedim(d, 0) for t, d in zip(tensors, dims, strict=True)]
-    batch = max((t.shape[1] for t in full if t.dim() == 5), default=None)
-    if batch is None:
-        return full
-    return [t.expand(size, batch, *t.shape[2:]).flatten(0, 1) if t.dim() == 5 else t.flatten(0, 1) for t in full]
-
-
-class Unfold(torch.autograd.Function):
-    """``unfold`` with every derivative."""
-
-    @staticmethod
-    def forward(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-        return _run_unfold(input, dilation_map, options)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Options], output: Tensor) -> None:
-        input, dilation_map, ctx.options = inputs
-        ctx.save_for_backward(input, dilation_map)
-        ctx.save_for_forward(input, dilation_map)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        input, dilation_map = ctx.saved_tensors
-        mask = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-        run = UnfoldBackward.apply if torch.is_grad_enabled() else _run_backward
-        grads = run(grad, input, dilation_map, ctx.options, mask)
-        return grads[0] if mask[0] else None, grads[1] if mask[1] else None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        primals = ctx.saved_tensors
-        result: Tensor = _pushforward(_reference(ctx.options), primals, _tangents(tangents[:2], primals))
-        return result
-
-    @staticmethod
-    def vmap(
-        info: Any, dims: tuple[Any, ...], input: Tensor, dilation_map: Tensor, options: Options
-    ) -> tuple[Tensor, int]:
-        size = info.batch_size
-        map_dims = dilation_map.dim() - (dims[1] is not None)
-        if dims[1] is None and map_dims == 4 and dilation_map.shape[0] == 1:
-            folded = input.movedim(dims[0], 0).flatten(0, 1)  # the map broadcasts over the larger batch too
-            output = Unfold.apply(folded, dilation_map, options)
-        else:
-            output = Unfold.apply(*_folded(size, dims[:2], (input, dilation_map)), options)
-        return output.unflatten(0, (size, -1)) if map_dims == 4 else output, 0
-
-
-class UnfoldBackward(torch.autograd.Function):
-    """``unfold_backward``; its own derivatives come from the reference."""
-
-    @staticmethod
-    def forward(
-        grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, mask: tuple[bool, bool]
-    ) -> tuple[Tensor, Tensor]:
-        return _run_backward(grad, input, dilation_map, options, mask)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        grad, input, dilation_map, ctx.options, ctx.mask = inputs
-        ctx.save_for_backward(grad, input, dilation_map)
-        ctx.save_for_forward(grad, input, dilation_map)
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def _reference(options: Options, mask: tuple[bool, bool]) -> Any:
-        def backward(grad: Tensor, input: Tensor, dilation_map: Tensor) -> tuple[Tensor, ...]:
-            grads = _kernels.reference_backward(grad, input, dilation_map, options)
-            return tuple(g if wanted else g.new_zeros(0) for g, wanted in zip(grads, mask, strict=True))
-
-        return backward
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        outputs, pullback = torch.func.vjp(UnfoldBackward._reference(ctx.options, ctx.mask), *saved)
-        result = pullback(_tangents(grads, outputs))
-        return (*(r if needed else None for r, needed in zip(result, ctx.needs_input_grad, strict=False)), None, None)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        primals = ctx.saved_tensors
-        function = UnfoldBackward._reference(ctx.options, ctx.mask)
-        return _pushforward(function, primals, _tangents(tangents[:3], primals))
-
-    @staticmethod
-    def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-        grad, input, dilation_map, options, mask = arguments
-        size = info.batch_size
-        batched = input.dim() - (dims[1] is not None) == 4
-        own_map = dilation_map.shape[1 if dims[2] == 0 else 0] if batched else 1
-        grad_dim, input_dim, map_dim = dims[:3]
-        grad = grad.expand(size, *grad.shape) if grad_dim is None else grad.movedim(grad_dim, 0)
-        if batched:
-            grad = grad.flatten(0, 1)
-        folded = _folded(size, (input_dim, map_dim), (input, dilation_map))
-        grads = UnfoldBackward.apply(grad, *folded, options, mask)
-        if batched:
-            own_map = dilation_map.movedim(map_dim, 0).shape[1] if map_dim is not None else dilation_map.shape[0]
-            grads = tuple(g.unflatten(0, (size, -1)) if m else g.expand(size, 0) for g, m in zip(grads, mask, strict=True))
-            if mask[1] and own_map == 1:
-                grads = (grads[0], grads[1].sum(1, keepdim=True))
-        else:
-            grads = tuple(g if m else g.expand(size, 0) for g, m in zip(grads, mask, strict=True))
-        return grads, (0, 0)
-
-
-def _op_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _unfold_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     input, dilation_map, *ctx.options = inputs
     ctx.save_for_backward(input, dilation_map)
 
 
-def _op_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    mask = list(ctx.needs_input_grad[:2])
-    grads = _backward_op(grad, *ctx.saved_tensors, *ctx.options, mask)
-    return (*(g if m else None for g, m in zip(grads, mask, strict=True)), *[None] * 5)
+def _unfold_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    wanted = list(ctx.needs_input_grad[:2])
+    grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, wanted)
+    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * 5)
 
 
-torch.library.register_autograd("dynamic_dilation_unfold::unfold", _op_backward, setup_context=_op_setup, lib=_library)
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    grad, input, dilation_map, *ctx.options, ctx.wanted = inputs
+    ctx.save_for_backward(grad, input, dilation_map)
 
 
-def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-    """Runs the operator the way the caller's surroundings want it."""
-    if torch.compiler.is_compiling():
-        compiled: Tensor = _unfold_op(input, dilation_map, *options)
-        return compiled
-    output: Tensor = Unfold.apply(input, dilation_map, options)
-    return output
+def _backward_grad(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors
+    backward = backward_of(_options(saved[2], *ctx.options), ctx.wanted)
+    return (*pullback(backward, saved, ctx.needs_input_grad[:3], cotangents), *[None] * 6)
+
+
+torch.library.register_autograd(f"{NAME}::unfold", _unfold_grad, setup_context=_unfold_setup, lib=library)
+torch.library.register_autograd(f"{NAME}::unfold_backward", _backward_grad, setup_context=_backward_setup, lib=library)
+
+
+# --- Batching --------------------------------------------------------------------------------------------------------
+
+
+def _unfold_vmap(info: Any, dims: tuple[Any, ...], input: Tensor, dilation_map: Tensor, *rest: Any) -> Any:
+    run = lambda *tensors: unfold_op(*tensors, *rest)  # noqa: E731
+    return unfold_over_batch(run, info.batch_size, dims, input, dilation_map)
+
+
+def _backward_vmap(
+    info: Any, dims: tuple[Any, ...], grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any
+) -> Any:
+    run = lambda *tensors: backward_op(*tensors, *rest)  # noqa: E731
+    return backward_over_batch(run, info.batch_size, dims, grad, input, dilation_map, rest[-1])
+
+
+if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
+    torch.library.register_vmap(f"{NAME}::unfold", _unfold_vmap, lib=library)
+    torch.library.register_vmap(f"{NAME}::unfold_backward", _backward_vmap, lib=library)
+
+
+# --- Cost ------------------------------------------------------------------------------------------------------------
+
+# For each tap of each position and channel, multiply-adds counting 2 as in torch.utils.flop_counter: 4 corners times
+# their weights; 4 weights times the gradient; the slope in y and x (4 corners each) and along the tap (2), times the
+# gradient.
+_FORWARD, _GRAD_INPUT, _GRAD_MAP = 8, 8, 22
+
+
+def _samples(input: tuple[int, ...], dilation_map: tuple[int, ...], kernel_size: tuple[int, ...]) -> int:
+    taps = kernel_size[0] * kernel_size[-1]
+    positions = dilation_map[-1] * dilation_map[-2]
+    return (input[0] if len(input) == 4 else 1) * input[-3] * taps * positions
+
+
+@register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold)
+def _unfold_flops(input: Any, dilation_map: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
+    return _FORWARD * _samples(input, dilation_map, kernel_size)
+
+
+@register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold_backward)
+def _backward_flops(grad: Any, input: Any, dilation_map: Any, kernel_size: Any, *rest: Any, **_: Any) -> int:
+    wanted = rest[4]
+    per_sample = _GRAD_INPUT * bool(wanted[0]) + _GRAD_MAP * bool(wanted[1])
+    return per_sample * _samples(input, dilation_map, kernel_size)

@@ -17,7 +17,7 @@ _FAR = 2.0**30  # beyond every image; cut in floating point, before the conversi
 
 
 def _cells(rate: Tensor, axis: int, kernel: int, stride: int, padding: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """First pixel and fraction of each tap's cell along one axis of ``rate [B, G, Ho, Wo]``: both ``[B, G, k, Ho, Wo]``.
+    """First pixel and fraction of each tap's cell along an axis of ``rate [B, G, Ho, Wo]``: each ``[B, G, k, Ho, Wo]``.
 
     A tap lies at ``o*s - p + (k-1)/2*d + (i - (k-1)/2)*d*rate``. The centre is a whole or half number of pixels, so its
     whole part stays an integer and the fraction keeps its precision however large the image is.
@@ -84,4 +84,5 @@ def _reference(
     # A rate that is not finite makes its taps NaN, and its own gradient too; to the others this adds 0.
     poison = given.nan_to_num() * torch.where(finite, 0.0, torch.nan)
     columns = columns.unflatten(3, (-1, positions)) + poison.flatten(2)[:, :, None, None]
-    return columns.reshape(batch, channels * kernel[0] * kernel[1], positions).to(input.dtype)
+    result: Tensor = columns.reshape(batch, channels * kernel[0] * kernel[1], positions).to(input.dtype)
+    return result
