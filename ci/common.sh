@@ -19,6 +19,16 @@ if command -v ccache >/dev/null; then
   export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
 fi
 
+# Quiet where all is well.
+quietly() {
+  local log
+  log=$(mktemp)
+  "$@" >"$log" 2>&1 || {
+    cat "$log"
+    return 1
+  }
+  rm -f "$log"
+}
 say() { printf '\n=== %s\n' "$*"; }
 die() {
   printf 'error: %s\n' "$*" >&2
