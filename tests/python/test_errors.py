@@ -1,0 +1,244 @@
+"""Every error: its type, and a message that names the argument, what is expected and what was given."""
+
+import pytest
+import torch
+from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, reference
+
+INPUT = (2, 4, 6, 7)
+MAP = (2, 1, 6, 7)
+
+
+def call(device="cpu", input=INPUT, map=MAP, dtype=torch.float32, map_dtype=None, **options):
+    x = torch.ones(input, device=device, dtype=dtype)
+    rates = torch.ones(map, device=device, dtype=map_dtype or dtype)
+    return dynamic_dilation_unfold(x, dilation_map=rates, **{"kernel_size": 3, "padding": 1, **options})
+
+
+LIMIT = 2**28
+
+VALUES = [
+    # options
+    ({"kernel_size": 0}, f"kernel_size must be between 1 and {LIMIT}, got (0, 0)"),
+    ({"kernel_size": (3, -1)}, f"kernel_size must be between 1 and {LIMIT}, got (3, -1)"),
+    ({"kernel_size": LIMIT + 1}, f"kernel_size must be between 1 and {LIMIT}, got ({LIMIT + 1}, {LIMIT + 1})"),
+    ({"stride": 0}, f"stride must be between 1 and {LIMIT}, got (0, 0)"),
+    ({"stride": (1, -2)}, f"stride must be between 1 and {LIMIT}, got (1, -2)"),
+    ({"padding": -1}, f"padding must be between 0 and {LIMIT}, got (-1, -1)"),
+    ({"padding": (0, LIMIT + 1)}, f"padding must be between 0 and {LIMIT}, got (0, {LIMIT + 1})"),
+    ({"dilation": 0}, f"dilation must be between 1 and {LIMIT}, got (0, 0)"),
+    ({"dilation": (-1, 1)}, f"dilation must be between 1 and {LIMIT}, got (-1, 1)"),
+    (
+        {"kernel_size": (2**20, 1), "dilation": (2**20, 1)},
+        f"dilation * kernel_size must be at most {LIMIT}, got {2**20} * {2**20}",
+    ),
+    ({"groups": 3}, "groups must be positive and divide the input's 4 channels, got 3"),
+    ({"groups": 0}, "groups must be positive and divide the input's 4 channels, got 0"),
+    ({"groups": -2}, "groups must be positive and divide the input's 4 channels, got -2"),
+    ({"stride": 2**63}, f"stride must fit 64 bits, got {2**63}"),
+    ({"padding": (1, -(2**70))}, f"padding must fit 64 bits, got {-(2**70)}"),
+    ({"groups": 2**64}, f"groups must fit 64 bits, got {2**64}"),
+    # input
+    ({"input": (6, 7)}, "input must have shape [B, C, H, W] or [C, H, W], got [6, 7]"),
+    ({"input": ()}, "input must have shape [B, C, H, W] or [C, H, W], got []"),
+    ({"input": (1, *INPUT)}, "input must have shape [B, C, H, W] or [C, H, W], got [1, 2, 4, 6, 7]"),
+    ({"input": (2, 4, 0, 7)}, f"input height and width must be between 1 and {LIMIT}, got [2, 4, 0, 7]"),
+    ({"input": (2, 4, 6, 0)}, f"input height and width must be between 1 and {LIMIT}, got [2, 4, 6, 0]"),
+    # the window
+    (
+        {"kernel_size": (9, 3), "map": (2, 1, 1, 1)},
+        "input [2, 4, 6, 7] with padding (1, 1) is smaller than the window of kernel_size (9, 3) and dilation (1, 1): "
+        "no output position fits",
+    ),
+    (
+        {"dilation": (1, 5), "map": (7,)},
+        "input [2, 4, 6, 7] with padding (1, 1) is smaller than the window of kernel_size (3, 3) and dilation (1, 5): "
+        "no output position fits",
+    ),
+    (
+        {"kernel_size": (9, 3)},
+        "input [2, 4, 6, 7] with padding (1, 1) is smaller than the window of kernel_size (9, 3) and dilation (1, 1): "
+        "no output position fits; this map fits padding=(4, 1)",
+    ),
+    (
+        {"kernel_size": 7, "padding": 0},
+        "input [2, 4, 6, 7] with padding (0, 0) is smaller than the window of kernel_size (7, 7) and dilation (1, 1): "
+        "no output position fits; this map fits padding=(3, 3)",
+    ),
+    # the map's shape
+    (
+        {"map": (2, 1, 7, 6)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [2, 1, 7, 6]",
+    ),
+    (
+        {"map": (3, 1, 6, 7)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [3, 1, 6, 7]",
+    ),
+    (
+        {"map": (2, 2, 6, 7)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [2, 2, 6, 7]",
+    ),
+    (
+        {"groups": 2},
+        "dilation_map must have shape [2, 2, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=2, got [2, 1, 6, 7]",
+    ),
+    (
+        {"map": (1, 6, 7)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [1, 6, 7]",
+    ),
+    (
+        {"map": ()},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got []",
+    ),
+    (
+        {"input": (1, 4, 6, 7), "map": (2, 1, 6, 7)},
+        "dilation_map must have shape [1, 1, 6, 7] for input [1, 4, 6, 7] with groups=1, got [2, 1, 6, 7]",
+    ),
+    (
+        {"input": (4, 6, 7), "map": (1, 1, 6, 7)},
+        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, got [1, 1, 6, 7]",
+    ),
+    (
+        {"input": (4, 6, 7), "map": (2, 6, 7)},
+        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, got [2, 6, 7]",
+    ),
+    # the likely slip: padding forgotten
+    (
+        {"padding": 0},
+        "dilation_map must have shape [2, 1, 4, 5] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 1, 6, 7]; this map fits padding=(1, 1)",
+    ),
+    (
+        {"kernel_size": (3, 5), "dilation": (2, 1), "padding": 0, "input": (4, 6, 7), "map": (1, 6, 7)},
+        "dilation_map must have shape [1, 2, 3] for input [4, 6, 7] with groups=1, got [1, 6, 7]; "
+        "this map fits padding=(2, 2)",
+    ),
+    (
+        {"stride": 2, "padding": 0, "map": (1, 1, 3, 4)},
+        "dilation_map must have shape [2, 1, 2, 3] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [1, 1, 3, 4]; this map fits padding=(1, 1)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), VALUES)
+def test_values(arguments, message, device):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared whole)
+        call(device, **arguments)
+    assert str(caught.value) == message
+
+
+def test_sizes_beyond_the_limit():
+    x = torch.ones(1).expand(1, 1, 1, LIMIT + 1)
+    with pytest.raises(
+        ValueError, match=rf"input height and width must be between 1 and {LIMIT}, got \[1, 1, 1, {LIMIT + 1}\]"
+    ):
+        dynamic_dilation_unfold(x, 1, torch.ones(1).expand(x.shape))
+    x = torch.ones(1).expand(2**20, 2**20, 2**12, 2**9)
+    rates = torch.ones(1).expand(1, 1, 2**12, 2**9)
+    with pytest.raises(ValueError, match=rf"input \[{2**20}, {2**20}, 4096, 512\] gives more than 2\^60 elements"):
+        dynamic_dilation_unfold(x, 3, rates, padding=1)
+
+
+UNSUPPORTED = "input and dilation_map must be float16, bfloat16, float32 or float64, got input"
+TYPES = [
+    (torch.float64, torch.float32, "dilation_map must have the input's dtype float64, got float32"),
+    (torch.float32, torch.float64, "dilation_map must have the input's dtype float32, got float64"),
+    (torch.float32, torch.float16, "dilation_map must have the input's dtype float32, got float16"),
+    (torch.float16, torch.bfloat16, "dilation_map must have the input's dtype float16 or float32, got bfloat16"),
+    (torch.bfloat16, torch.float16, "dilation_map must have the input's dtype bfloat16 or float32, got float16"),
+    (torch.bfloat16, torch.float64, "dilation_map must have the input's dtype bfloat16 or float32, got float64"),
+    (torch.int32, torch.int32, f"{UNSUPPORTED} torch.int32 and dilation_map torch.int32"),
+    (
+        torch.float32,
+        torch.int64,
+        f"{UNSUPPORTED} torch.float32 and dilation_map torch.int64",
+    ),
+    (
+        torch.uint8,
+        torch.float32,
+        f"{UNSUPPORTED} torch.uint8 and dilation_map torch.float32",
+    ),
+    (
+        torch.complex64,
+        torch.float32,
+        f"{UNSUPPORTED} torch.complex64 and dilation_map torch.float32",
+    ),
+]
+
+
+@pytest.mark.parametrize(("dtype", "map_dtype", "message"), TYPES)
+def test_dtypes(dtype, map_dtype, message, device):
+    with pytest.raises(TypeError) as caught:
+        call(device, dtype=dtype, map_dtype=map_dtype)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_dtypes_that_go_together(dtype, device):
+    assert call(device, dtype=dtype).dtype == dtype
+    if dtype != torch.float64:
+        assert call(device, dtype=dtype, map_dtype=torch.float32).dtype == dtype
+
+
+ARGUMENTS = [
+    ({"kernel_size": 3.0}, "kernel_size must be an int or a pair of ints, got 3.0"),
+    ({"kernel_size": None}, "kernel_size must be an int or a pair of ints, got None"),
+    ({"kernel_size": (3, 3, 3)}, "kernel_size must be an int or a pair of ints, got (3, 3, 3)"),
+    ({"kernel_size": (3,)}, "kernel_size must be an int or a pair of ints, got (3,)"),
+    ({"stride": "11"}, "stride must be an int or a pair of ints, got '11'"),
+    ({"padding": (1, 1.5)}, "padding must be an int or a pair of ints, got (1, 1.5)"),
+    ({"dilation": [[1, 1]]}, "dilation must be an int or a pair of ints, got [[1, 1]]"),
+    ({"groups": 1.0}, "groups must be an int, got 1.0"),
+    ({"groups": (1, 1)}, "groups must be an int, got (1, 1)"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), ARGUMENTS)
+def test_option_types(options, message):
+    x, rates = torch.ones(INPUT), torch.ones(MAP)
+    options = {"kernel_size": 3, **options}
+    for function in (
+        lambda: dynamic_dilation_unfold(x, dilation_map=rates, **options),
+        lambda: reference(x, dilation_map=rates, **options),
+        lambda: DynamicDilationUnfold(**options),
+    ):
+        with pytest.raises(TypeError) as caught:
+            function()
+        assert str(caught.value) == message
+
+
+def test_arguments_that_are_no_tensors():
+    x, rates = torch.ones(INPUT), torch.ones(MAP)
+    with pytest.raises(TypeError, match=r"^input must be a torch.Tensor, got list$"):
+        dynamic_dilation_unfold(x.tolist(), 3, rates, padding=1)
+    with pytest.raises(TypeError, match=r"^dilation_map must be a torch.Tensor, got float$"):
+        dynamic_dilation_unfold(x, 3, 1.0, padding=1)
+    # Arguments in another order: the message does not print a whole tensor.
+    with pytest.raises(TypeError, match=r"^kernel_size must be an int or a pair of ints, got tensor\(") as caught:
+        dynamic_dilation_unfold(x, rates, 3, padding=1)
+    assert len(str(caught.value)) < 120
+
+
+def test_devices_that_differ(device):
+    x, rates = torch.ones(INPUT, device=device), torch.ones(MAP, device="meta")
+    named = rf"got input on {device}(:0)? and dilation_map on meta$"
+    with pytest.raises(RuntimeError, match="^input and dilation_map must be on one device, " + named):
+        dynamic_dilation_unfold(x, 3, rates, padding=1)
+    if device != "cpu":
+        with pytest.raises(RuntimeError, match=rf"got input on cpu and dilation_map on {device}:0$"):
+            dynamic_dilation_unfold(x.cpu(), 3, torch.ones(MAP, device=device), padding=1)
+
+
+@pytest.mark.skipif(_C.cuda_toolkit_version != 0, reason="this build has CUDA kernels")
+def test_build_without_cuda_says_so():
+    geometry = _C.make_geometry(INPUT, MAP, (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    float32 = 2
+    with pytest.raises(RuntimeError, match=r"^this build of dynamic_dilation_unfold has no CUDA kernels"):
+        _C.cuda_unfold(geometry, float32, float32, 0, 0, 0, 0)
+
+
+def test_an_error_leaves_the_operator_usable(device):
+    expected = call(device)
+    with pytest.raises(ValueError, match="dilation_map must have shape"):
+        call(device, map=(2, 1, 1, 1))
+    assert torch.equal(call(device), expected)
