@@ -75,7 +75,8 @@ def draw(result: Result, folder: Path) -> Path:
 
 
 def _image(axes: Any, image: Tensor, **options: Any) -> Any:
-    axes.imshow(image.movedim(0, -1) if image.dim() == 3 else image, interpolation="nearest", **options)
+    pixels = image.movedim(0, -1) if image.dim() == 3 else image
+    axes.imshow(pixels.numpy(), interpolation="nearest", **options)
     axes.set_axis_off()
     return axes
 

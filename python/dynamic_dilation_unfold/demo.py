@@ -25,6 +25,7 @@ from .reference import dynamic_dilation_unfold_reference
 KERNEL = 5
 NOISE = 0.06  # standard deviation, of a full scale of 1
 RATES = (0.25, 2.0)
+SHORTEST_SIDE = 32
 LONGEST_SIDE = 768  # keeps the check against the reference, which needs many copies of the columns, within memory
 
 
@@ -70,26 +71,23 @@ def step(text: str) -> Iterator[None]:
 
 def load(path: Path | None) -> Tensor:
     """``[1, 3, H, W]`` in [0, 1]."""
-    from skimage import color, data, io, transform, util
+    import numpy as np
+    from PIL import Image, ImageOps
+    from skimage import data, util
 
     if path is None:
-        image: Any = data.coffee()
+        pixels: Any = data.coffee()
     else:
         try:
-            image = io.imread(path)
-        except (OSError, ValueError) as error:
+            with Image.open(path) as image:
+                photograph = ImageOps.exif_transpose(image).convert("RGB")
+        except OSError as error:
             raise SystemExit(f"Cannot read {path} as an image: {error}") from None
-    if image.ndim == 3 and image.shape[2] in (2, 4):  # with transparency
-        image = color.rgba2rgb(image) if image.shape[2] == 4 else image[..., 0]
-    if image.ndim == 2:
-        image = color.gray2rgb(image)
-    if image.ndim != 3 or image.shape[2] != 3 or min(image.shape[:2]) < 64:
-        raise SystemExit(f"{path} is not a photograph of at least 64x64 pixels: its shape is {image.shape}")
-    image = util.img_as_float32(image)
-    scale = LONGEST_SIDE / max(image.shape[:2])
-    if scale < 1:
-        image = transform.rescale(image, scale, channel_axis=2, anti_aliasing=True)
-    return torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
+        if min(photograph.size) < SHORTEST_SIDE:
+            raise SystemExit(f"{path} is too small: {photograph.size}, and {SHORTEST_SIDE} pixels are needed")
+        photograph.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+        pixels = np.asarray(photograph)
+    return torch.from_numpy(util.img_as_float32(pixels)).permute(2, 0, 1)[None].contiguous()
 
 
 def map_from_content(image: Tensor) -> Tensor:
