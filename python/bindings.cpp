@@ -47,6 +47,8 @@ ddu::Backward backward_of(const BackwardAddresses& a) {
   return {pointer(a[0]), pointer(a[1]), pointer(a[2]), pointer(a[3]), pointer(a[4]), pointer(a[5])};
 }
 
+}  // namespace
+
 void translate(std::exception_ptr thrown) {
   try {
     if (thrown) std::rethrow_exception(thrown);
@@ -58,8 +60,6 @@ void translate(std::exception_ptr thrown) {
     py::set_error(PyExc_RuntimeError, e.what());
   }
 }
-
-}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "libddu through raw addresses. Private: use the package's functions.";

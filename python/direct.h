@@ -2,5 +2,10 @@
 
 #include <pybind11/pybind11.h>
 
-/// Adds to `module` what calls operators with tensors instead of addresses; see direct.cpp.
+#include <exception>
+
+/// The Python exception for one of libddu's.
+void translate(std::exception_ptr thrown);
+
+/// Adds to `module` the functions that take tensors instead of addresses; see direct.cpp.
 void add_direct_calls(pybind11::module_& module);

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import ModuleType
 
 from torch import Tensor
 
@@ -29,8 +30,29 @@ def make_geometry(
 ) -> Geometry: ...
 def check_types(input: int, map: int, /) -> None: ...
 def attach(
-    dtypes: tuple[object, ...], empty_strided: Callable[..., Tensor], get_num_threads: Callable[[], int], /
+    tensor_types: tuple[type, type],
+    dtypes: tuple[object, ...],
+    empty_strided: Callable[..., Tensor],
+    get_num_threads: Callable[[], int],
+    is_grad_enabled: Callable[[], bool],
+    forward_ad: ModuleType,
+    watchers: tuple[Callable[[], object], ...],
+    record: Callable[[Tensor, Tensor, tuple[object, ...]], Tensor],
+    /,
 ) -> None: ...
+def is_plain(*tensors: Tensor) -> bool: ...
+def plain_unfold(
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    /,
+) -> Tensor | None:
+    """The output of a plain call on the CPU, with its backward; None for any other."""
+
 def cpu_unfold(
     input: Tensor,
     dilation_map: Tensor,
@@ -41,7 +63,7 @@ def cpu_unfold(
     groups: object,
     /,
 ) -> Tensor | None:
-    """None where it needs the caller's help: tensors that are not contiguous on the CPU, options that are not ints."""
+    """None where it needs help: tensors that do not lie in CPU memory as the kernels read it, options to normalise."""
 
 def cpu_unfold_backward(
     geometry: Geometry, input_type: int, map_type: int, addresses: BackwardAddresses, threads: int, /

@@ -1,51 +1,28 @@
 """The operator in eager mode, with every derivative and transform.
 
-A plain call (:func:`is_plain`) goes to the kernels through :class:`PlainUnfold`, which costs least. Under transforms of
-``torch.func``, forward-mode differentiation, modes, profilers or with tensor subclasses it goes through :class:`Unfold`
-and :class:`UnfoldBackward`, which know them all. Compilers get the registered operator.
+A plain call goes to the kernels, through :class:`PlainUnfold` if it is differentiated, which costs least. Under
+transforms of ``torch.func``, forward-mode differentiation, modes, profilers, autocast or with tensor subclasses it goes
+through :class:`Unfold` and :class:`UnfoldBackward`, which know them all. Compilers get the registered operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
 
-from . import _kernels
+from . import _C, _kernels
 from ._batching import backward_over_batch, unfold_over_batch
 from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
 from ._ops import backward_op, unfold_op
 from ._options import Options, make_options
 
-_PLAIN_TYPES = {Tensor, Parameter}
-_functorch_active = torch._C._are_functorch_transforms_active
-_dispatch_modes = torch._C._len_torch_dispatch_stack
-_function_modes = torch._C._len_torch_function_stack
-_profiler_enabled = torch._C._autograd._profiler_enabled
-_tracing_state = torch._C._get_tracing_state
-
-
-def is_plain(input: Tensor, dilation_map: Tensor) -> bool:
-    """Whether nobody but plain autograd looks at a call, so that the kernels may run without torch's dispatcher."""
-    return (
-        type(input) in _PLAIN_TYPES
-        and type(dilation_map) in _PLAIN_TYPES
-        and forward_ad._current_level < 0
-        and not _functorch_active()
-        and not _dispatch_modes()
-        and not _function_modes()
-        and not _profiler_enabled()
-        and _tracing_state() is None
-    )
-
 
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     """A call that is not plain."""
-    if torch.compiler.is_compiling() or _tracing_state() is not None:
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         registered: Tensor = unfold_op(input, dilation_map, *options)
         return registered
     output: Tensor = _apply(Unfold, input, dilation_map, options)
@@ -59,28 +36,45 @@ def _apply(function: type[Function], *arguments: Any) -> Any:
 def _backward(ctx: Any, grad: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None, None]:
     input, dilation_map = ctx.saved_tensors
     wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-    if not torch.is_grad_enabled() and is_plain(input, dilation_map) and type(grad) is Tensor:
+    if not torch.is_grad_enabled() and _C.is_plain(grad, input, dilation_map):
         return *_kernels.unfold_backward(grad, input, dilation_map, options, wanted), None
     first, second = _apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
     return first if wanted[0] else None, second if wanted[1] else None, None
 
 
 class PlainUnfold(Function):
-    """``unfold`` of plain tensors."""
+    """``unfold`` of plain tensors on the CPU, with its options as the user gave them."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(input, dilation_map)
         ctx.options = options
-        return _kernels.unfold_raw(input, dilation_map, options)
+        output = _C.cpu_unfold(input, dilation_map, *options)
+        return _kernels.unfold(input, dilation_map, make_options(*options)) if output is None else output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return _backward(ctx, grad, make_options(*ctx.options))
 
 
-# Function.apply of Python first looks for transforms, of which there are none here.
-plain_unfold: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
+_C.attach(
+    (Tensor, torch.nn.Parameter),
+    tuple(_kernels.DTYPES),
+    _kernels.empty_strided,
+    torch.get_num_threads,
+    torch.is_grad_enabled,
+    forward_ad,
+    (
+        torch._C._are_functorch_transforms_active,
+        torch._C._len_torch_dispatch_stack,
+        torch._C._len_torch_function_stack,
+        torch._C._is_any_autocast_enabled,
+        torch._C._autograd._profiler_enabled,
+        torch._C._get_tracing_state,
+    ),
+    # Function.apply of Python first looks for transforms, of which there are none here.
+    super(Function, PlainUnfold).apply,
+)
 
 
 class Unfold(Function):
@@ -88,7 +82,7 @@ class Unfold(Function):
 
     @staticmethod
     def forward(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-        if is_plain(input, dilation_map):
+        if _C.is_plain(input, dilation_map):
             return _kernels.unfold(input, dilation_map, options)
         output: Tensor = unfold_op(input, dilation_map, *options)
         return output
@@ -120,7 +114,7 @@ class UnfoldBackward(Function):
     def forward(
         grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
-        if is_plain(input, dilation_map) and type(grad) is Tensor:
+        if _C.is_plain(grad, input, dilation_map):
             return filled(_kernels.unfold_backward(grad, input, dilation_map, options, wanted), input)
         grads: tuple[Tensor, Tensor] = backward_op(grad, input, dilation_map, *options, list(wanted))
         return grads

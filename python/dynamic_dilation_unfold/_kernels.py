@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import _C
 from ._derivatives import reference_backward, reference_of
-from ._options import Options, make_options
+from ._options import Options
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
@@ -21,8 +21,7 @@ def _torch_empty(size: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dt
 
 
 # What Inductor's programs allocate with: half the time of torch.empty, which counts on a small tensor.
-_empty_strided = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", _torch_empty)
-_C.attach(tuple(DTYPES), _empty_strided, torch.get_num_threads)
+empty_strided = getattr(torch._C._dynamo.guards, "_empty_strided_cpu", _torch_empty)
 
 
 def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
@@ -53,15 +52,6 @@ def _in_memory(tensor: Tensor) -> Tensor:
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return tensor.resolve_neg().contiguous()
-
-
-def unfold_raw(input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
-    """``unfold`` of plain tensors with the options as the user gave them."""
-    output = _C.cpu_unfold(input, dilation_map, *options)
-    if output is None:
-        check_tensors(input, dilation_map)
-        output = unfold(input, dilation_map, make_options(*options))
-    return output
 
 
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:

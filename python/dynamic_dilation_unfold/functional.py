@@ -8,13 +8,10 @@ import torch
 from torch import Tensor
 
 from . import _autograd, _kernels
-from ._autograd import is_plain, plain_unfold
+from ._C import plain_unfold
 from ._options import make_options
 
-# Looked up once: on a small tensor a call costs about as much as these checks.
 is_compiling = torch.compiler.is_compiling
-is_grad_enabled = torch.is_grad_enabled
-_autocast = torch._C._is_any_autocast_enabled
 
 
 def dynamic_dilation_unfold(
@@ -62,16 +59,15 @@ def dynamic_dilation_unfold(
     Differentiable in input and dilation_map. At whole positions, where bilinear interpolation has a kink, the
     derivative is the right-hand one, as in F.grid_sample.
     """
-    if not is_compiling() and not _autocast() and is_plain(input, dilation_map):
-        options = (kernel_size, stride, padding, dilation, groups)
-        if is_grad_enabled() and (input.requires_grad or dilation_map.requires_grad):
-            return plain_unfold(input, dilation_map, options)
-        return _kernels.unfold_raw(input, dilation_map, options)
-    normalised = make_options(kernel_size, stride, padding, dilation, groups)
+    if not is_compiling():
+        output = plain_unfold(input, dilation_map, kernel_size, stride, padding, dilation, groups)
+        if output is not None:
+            return output
+    options = make_options(kernel_size, stride, padding, dilation, groups)
     _kernels.check_tensors(input, dilation_map)
     kind = input.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         # The columns feed a matrix product, so they take its dtype; rates lose too much in a half type.
         input = input.to(torch.get_autocast_dtype(kind))
         dilation_map = dilation_map.to(torch.float32)
-    return _autograd.unfold(input, dilation_map, normalised)
+    return _autograd.unfold(input, dilation_map, options)
