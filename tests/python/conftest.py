@@ -1,5 +1,6 @@
 """Fixtures and settings of the whole suite."""
 
+import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+@functools.cache
 def missing_cuda() -> str | None:
     """Why the CUDA kernels cannot be tested here."""
     if _C.cuda_toolkit_version == 0:
@@ -28,11 +30,15 @@ def missing_cuda() -> str | None:
         return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what is marked ``cuda``. Here and not in the fixture, so that the summary has one line for all."""
+    if item.get_closest_marker("cuda") and (reason := missing_cuda()):
+        pytest.skip(reason)
+
+
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request: pytest.FixtureRequest) -> str:
     """Every device with kernels: a test that takes it holds on each, to the same tolerances."""
-    if request.param == "cuda" and (reason := missing_cuda()):
-        pytest.skip(reason)
     return request.param
 
 
