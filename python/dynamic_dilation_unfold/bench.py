@@ -47,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     device = resolve_device(args.device)
     budget = 0.05 if args.quick else args.seconds
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # a path that cannot be fails now, not after the run
     about = environment(device)
     print(_bench_report.heading(about))
     results = []

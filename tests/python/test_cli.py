@@ -133,7 +133,7 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(bench.WORKLOADS, "R", [_bench_jobs.Workload((2, 4, 24, 20), 3)])
-    path = tmp_path / "figures.json"
+    path = tmp_path / "new" / "figures.json"
     dtypes = ["float16", "bfloat16", "float32", "float64"]
     assert cli.main(["bench", "--quick", "--dtype", *dtypes, "--json", str(path)]) == 0
     output = capsys.readouterr().out
