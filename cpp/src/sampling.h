@@ -76,12 +76,20 @@ DDU_HD Value interpolate(Value a, Value b, Value c, Value d, Acc fy, Acc fx) {
   return (gy * gx) * a + (gy * fx) * b + (fy * gx) * c + (fy * fx) * d;
 }
 
+/// d(interpolate)/dy and d(interpolate)/dx.
+template <class Value, class Acc>
+DDU_HD Value slope_y(Value a, Value b, Value c, Value d, Acc fx) {
+  return (1 - fx) * (c - a) + fx * (d - b);
+}
+template <class Value, class Acc>
+DDU_HD Value slope_x(Value a, Value b, Value c, Value d, Acc fy) {
+  return (1 - fy) * (b - a) + fy * (d - c);
+}
+
 /// d(interpolate)/d(rate), for taps whose position moves by (offset_y, offset_x) per unit of rate.
 template <class Value, class Acc>
 DDU_HD Value slope(Value a, Value b, Value c, Value d, Acc fy, Acc fx, Acc offset_y, Acc offset_x) {
-  const Value dy = (1 - fx) * (c - a) + fx * (d - b);
-  const Value dx = (1 - fy) * (b - a) + fy * (d - c);
-  return dy * offset_y + dx * offset_x;
+  return offset_y * slope_y(a, b, c, d, fx) + offset_x * slope_x(a, b, c, d, fy);
 }
 
 template <class Acc>

@@ -1,0 +1,292 @@
+#pragma once
+
+// Backward: both gradients from one reading of the columns' gradient.
+//
+// A block scatters its tile's gradients into a window of accumulators in shared memory, two channels at a time, and then adds
+// the window onto the input's gradient. The accumulators are integers: shared memory adds integers natively, floats only by
+// a compare-and-swap loop, and integer sums do not depend on their order. Their scale is chosen for each tile and channel from
+// the largest gradient and from how many taps can meet in one pixel, so that no sum overflows; a tile whose gradients are not
+// finite, or span too wide a range for one scale, is scattered in floating point instead.
+
+#include "direct.cuh"
+#include "pack.cuh"
+
+namespace ddu::cuda {
+
+constexpr float kWidestRange = 4096;  // between the largest gradients of a tile's warps, for one integer scale
+
+/// What a block knows of one pack's gradients: the integer scale of each channel, or that it must use floating point.
+struct Scales {
+  float up[kBackwardPack], down[kBackwardPack];
+  bool exact;
+
+  __device__ __forceinline__ Floats<kBackwardPack> scaled(Floats<kBackwardPack> grad) const {
+#pragma unroll
+    for (int j = 0; j < kBackwardPack; ++j) grad.value[j] *= up[j];
+    return grad;
+  }
+
+  /// `largest` is this thread's largest |gradient| of each channel, as bits; `bound` is how many taps meet in a pixel at most.
+  template <int kThreads>
+  __device__ static Scales of_block(const int (&largest)[kBackwardPack], float bound, int* slots) {
+    constexpr int kWarps = kThreads / 32;
+#pragma unroll
+    for (int j = 0; j < kBackwardPack; ++j) {
+      const int most = ~warp_min(~largest[j]);
+      if (threadIdx.x % 32 == 0) slots[j * kWarps + threadIdx.x / 32] = most;
+    }
+    __syncthreads();
+    Scales scales;
+    scales.exact = true;
+#pragma unroll
+    for (int j = 0; j < kBackwardPack; ++j) {
+      const int mine = slots[j * kWarps + threadIdx.x % kWarps];
+      const int most = ~warp_min(~mine);
+      const int least = warp_min(mine == 0 ? INT_MAX : mine);  // of the warps that have any gradient
+      const float top = __int_as_float(most);
+      // Not finite, or so small that its scale is not, or a range that would cost the small ones their precision.
+      const bool usable = most == 0 || (most < 0x7f800000 && top > 1e-30f && top <= kWidestRange * __int_as_float(least));
+      scales.exact = scales.exact && usable;
+      const float unit = bound * top * (1.f / (1 << 30));
+      scales.down[j] = most == 0 ? 0.f : unit;
+      scales.up[j] = most == 0 ? 0.f : __fdividef(1.f, unit);
+    }
+    return scales;
+  }
+};
+
+template <class T, int K, bool kInput, bool kMap, int kThreads, int kShare>
+struct BackwardTile {
+  using Element = Pack<T, kBackwardPack>;
+  using Values = Floats<kBackwardPack>;
+  static constexpr std::size_t kElementBytes = (kMap ? sizeof(Element) : 0) + (kInput ? sizeof(int) * kBackwardPack : 0);
+
+  const Layout<float>& p;
+  const Position<float>& at;
+  const Window& window;
+  const Element* pixels;
+  int* sums;  // a window for each channel of the pack
+
+  /// Adds scaled gradients onto a cell's corners. A tap that is still in one axis has weight on half of them only.
+  __device__ __forceinline__ void scatter(int element, float fy, float fx, bool still_y, bool still_x, const Values& grad) const {
+    const float gy = 1 - fy, gx = 1 - fx;
+    const float weights[4] = {still_y ? gx : still_x ? gy : gy * gx, still_y ? fx : gy * fx, still_x ? fy : fy * gx, fy * fx};
+#pragma unroll
+    for (int j = 0; j < kBackwardPack; ++j) {
+      int* sum = sums + j * p.capacity + element;
+      int* below = sum + window.columns;
+      const float g = grad.value[j];
+      if (still_y && still_x) {
+        atomicAdd(sum, __float2int_rn(g));
+        continue;
+      }
+      atomicAdd(sum, __float2int_rn(weights[0] * g));
+      if (!still_x) atomicAdd(sum + 1, __float2int_rn(weights[1] * g));
+      if (!still_y) atomicAdd(below, __float2int_rn(weights[2] * g));
+      if (!still_y && !still_x) atomicAdd(below + 1, __float2int_rn(weights[3] * g));
+    }
+  }
+
+  /// Adds gradient times slope, in units of taps from the middle, so that the base dilation is a factor of the whole sum.
+  __device__ __forceinline__ void slopes(int element, float fy, float fx, bool still_y, bool still_x, float step_y, float step_x,
+                                         const Values& grad, float& sum_y, float& sum_x) const {
+    const Element* cell = pixels + element;
+    const Element* below = cell + window.columns;
+    if (still_y && still_x) return;
+    const Values a = Values::of(cell[0]);
+    if (still_y) return add(grad, step_x, Values::of(cell[1]) - a, sum_x);
+    if (still_x) return add(grad, step_y, Values::of(below[0]) - a, sum_y);
+    const Values b = Values::of(cell[1]), c = Values::of(below[0]), d = Values::of(below[1]);
+    add(grad, step_y, slope_y(a, b, c, d, fx), sum_y);
+    add(grad, step_x, slope_x(a, b, c, d, fy), sum_x);
+  }
+
+  __device__ __forceinline__ static void add(const Values& grad, float step, const Values& slope, float& sum) {
+#pragma unroll
+    for (int j = 0; j < kBackwardPack; ++j) sum = __fmaf_rn(step * grad.value[j], slope.value[j], sum);
+  }
+
+  /// One tap, `step` taps away from the middle. Unless all pixels are `finite`, every corner counts in the slopes.
+  __device__ __forceinline__ void tap(int element, float fy, float fx, float step_y, float step_x, bool finite, const Values& grad,
+                                      const Scales& scales, float& sum_y, float& sum_x) const {
+    const bool still_y = step_y == 0, still_x = step_x == 0;
+    if (kInput) scatter(element, fy, fx, still_y, still_x, scales.scaled(grad));
+    if (kMap) slopes(element, fy, fx, finite && still_y, finite && still_x, step_y, step_x, grad, sum_y, sum_x);
+  }
+
+  /// Calls body(tap, element, fy, fx, step_y, step_x) for all taps, with cells worked out one by one.
+  template <class Body>
+  __device__ __forceinline__ void for_each_tap(Body body) const {
+    int tap = 0;
+#pragma unroll 1
+    for (int ky = 0; ky < p.kernel_h; ++ky) {
+      const Cell<float> y = p.y.cell(at.base_y, p.y.offset(ky), at.rate);
+#pragma unroll 1
+      for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
+        const Cell<float> x = p.x.cell(at.base_x, p.x.offset(kx), at.rate);
+        const int element = (y.index - window.first_y) * window.columns + x.index - window.first_x;
+        body(tap, element, y.fraction, x.fraction, float(ky) - p.y.middle, float(kx) - p.x.middle);
+      }
+    }
+  }
+
+  template <class Load>
+  __device__ __forceinline__ void rolled(Load load, bool finite, const Scales& scales, float& sum_y, float& sum_x) const {
+    if (!at.sampled()) return;
+    for_each_tap([&](int i, int element, float fy, float fx, float step_y, float step_x) {
+      tap(element, fy, fx, step_y, step_x, finite, load(i), scales, sum_y, sum_x);
+    });
+  }
+
+  /// Also leaves the sums zero. A pixel takes part in the cells of four pixels.
+  __device__ __forceinline__ float most_taps_in_a_pixel(const Cells<K>& cells, int2* slots) const {
+    for (int i = threadIdx.x; i < kBackwardPack * p.capacity; i += kThreads) sums[i] = 0;
+    __syncthreads();
+    if (at.sampled()) {
+      if constexpr (K != 0) {
+#pragma unroll
+        for (int i = 0; i < K * K; ++i) atomicAdd(sums + cells.row[i / K] + cells.column[i % K], 1);
+      } else {
+        for_each_tap([&](int, int element, float, float, float, float) { atomicAdd(sums + element, 1); });
+      }
+    }
+    __syncthreads();
+    int most = 0;
+    for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
+      most = max(most, sums[i]);
+      sums[i] = 0;
+    }
+    return 4.f * float(-block_min<kThreads>(-most, 0, slots).x);
+  }
+
+  /// Adds the sums onto the input's gradient, and leaves them zero.
+  template <class Share>
+  __device__ __forceinline__ void flush(const Share& share, const Scales& scales, float* grad_input) const {
+    const auto add = [&](int element, int pixel) {
+#pragma unroll
+      for (int j = 0; j < kBackwardPack; ++j) {
+        int* sum = sums + j * p.capacity + element;
+        const int value = *sum;
+        *sum = 0;
+        if (pixel >= 0 && value != 0) atomicAdd(grad_input + j * p.pixels() + pixel, float(value) * scales.down[j]);
+      }
+    };
+#pragma unroll
+    for (int n = 0; n < kShare; ++n) {
+      const int element = int(threadIdx.x) + n * kThreads;
+      if (element < window.elements()) add(element, share.pixel[n]);
+    }
+    share.for_each_further(p, window, add);
+  }
+};
+
+template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks, int kShare>
+__global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(const Layout<float> p, const BackwardPointers<T> tensors) {
+  using Tile = BackwardTile<T, K, kInput, kMap, kThreads, kShare>;
+  using Grads = Floats<kBackwardPack>;
+  constexpr int kPack = kBackwardPack;
+  constexpr int kTaps = K * K;
+  extern __shared__ char shared[];
+  __shared__ int2 slots[32];
+  __shared__ int largest_slots[kPack * 32];
+  auto* pixels = reinterpret_cast<typename Tile::Element*>(shared);
+  int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Tile::Element) : 0));
+
+  const Job job = Job::of_block(p);
+  const Position<float> at(p, job, tensors.map);
+  const Window window = Window::of_tile<kThreads>(p, job, at, slots);
+  const T* columns = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
+  const T* planes = tensors.input + job.plane(p) * p.pixels();
+  float* grad_input = tensors.grad_input + job.plane(p) * p.pixels();
+  const auto mark = [&](int first, int count) {
+    for (int pack = first / kPack + threadIdx.x; pack * kPack < first + count; pack += kThreads) {
+      tensors.left_over[mark_of(p, job.image, job.group, pack, job.tile_y, job.tile_x)] = 1;
+    }
+  };
+  const int first_channel = job.channel - job.group * p.group_channels;
+  if (!window.fits(p.capacity) || (kInput && tensors.left_over && !window.keeps_to_itself(p, job))) {
+    if (kInput && tensors.left_over) {
+      mark(first_channel, job.channels);
+    } else if (kInput) {
+      scatter_direct(p, at, columns, grad_input, job.channels);
+    }
+    if (kMap) add_map(p, job, at, slopes_direct(p, at, columns, planes, job.channels), tensors.grad_map, tensors.map_part);
+    return;
+  }
+  const Share<kShare, kThreads> share(p, window);
+  const Cells<K> cells(p, at, window);
+  const Tile tile{p, at, window, pixels, sums};
+  const bool sampled = at.sampled();
+  const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
+  const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
+  const auto load = [&](const T* base, int tap, int valid) {
+    Grads g;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      const int column = j * (K ? kTaps : p.taps()) + tap;
+      const char* source = reinterpret_cast<const char*>(base + at.index) + std::uint64_t(column_bytes) * unsigned(column);
+      g.value[j] = sampled && j < valid ? widen(__ldcs(reinterpret_cast<const T*>(source))) : 0.f;
+    }
+    return g;
+  };
+
+  Grads grad[K ? kTaps : 1];
+  Fetch<T, kPack, kShare, kThreads> fetch;
+  if (kMap) fetch.load(share, planes, plane_bytes, job.channels);
+#pragma unroll
+  for (int i = 0; i < kTaps; ++i) grad[i] = load(columns, i, job.channels);
+
+  const float bound = kInput ? tile.most_taps_in_a_pixel(cells, slots) : 0;
+  float sum_y = 0, sum_x = 0;
+  for (int left = job.channels; left > 0; left -= kPack) {
+    bool finite = true;
+    if (kMap) finite = !__syncthreads_or(!fetch.store(p, window, share, planes, plane_bytes, left, pixels));
+    Scales scales{};
+    if (kInput) {
+      int largest[kPack] = {};
+      const auto note = [&](const Grads& g) {
+#pragma unroll
+        for (int j = 0; j < kPack; ++j) largest[j] = max(largest[j], __float_as_int(fabsf(g.value[j])));
+      };
+#pragma unroll
+      for (int i = 0; i < kTaps; ++i) note(grad[i]);
+      if constexpr (K == 0) {
+        for (int tap = 0; tap < p.taps(); ++tap) note(load(columns, tap, left));
+      }
+      scales = Scales::of_block<kThreads>(largest, bound, largest_slots);
+      if (!scales.exact) {
+        if (tensors.left_over) {
+          mark(first_channel + job.channels - left, min(left, kPack));
+        } else {
+          scatter_direct(p, at, columns, grad_input, min(left, kPack));
+        }
+        scales.up[0] = scales.up[1] = 0;
+      }
+    }
+    const T* next = columns + kPack * p.taps() * p.positions();
+    planes += kPack * p.pixels();
+    if (kMap && left > kPack) fetch.load(share, planes, plane_bytes, left - kPack);
+    if (K != 0 && finite) {
+      if (sampled) {
+#pragma unroll
+        for (int i = 0; i < kTaps; ++i) {
+          const int ky = i / (K ? K : 1), kx = i % (K ? K : 1);
+          tile.tap(cells.row[ky] + cells.column[kx], cells.fy[ky], cells.fx[kx], ky - 0.5f * (K - 1), kx - 0.5f * (K - 1), true,
+                   grad[i], scales, sum_y, sum_x);
+          grad[i] = load(next, i, left - kPack);  // takes the registers of the tap that is done
+        }
+      }
+    } else {
+      tile.rolled([&](int tap) { return load(columns, tap, left); }, finite, scales, sum_y, sum_x);
+#pragma unroll
+      for (int i = 0; i < kTaps; ++i) grad[i] = load(next, i, left - kPack);
+    }
+    __syncthreads();
+    if (kInput) tile.flush(share, scales, grad_input);
+    grad_input += kPack * p.pixels();
+    columns = next;
+  }
+  if (kMap) add_map(p, job, at, p.y.dilation * sum_y + p.x.dilation * sum_x, tensors.grad_map, tensors.map_part);
+}
+
+}  // namespace ddu::cuda

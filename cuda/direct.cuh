@@ -1,0 +1,160 @@
+#pragma once
+
+// The operator straight from and to global memory, one position a thread: for float64, for tiles whose window does not fit
+// shared memory, and for what integer sums cannot hold. Slower than the tiled kernels, and right for anything.
+
+#include "tile.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+struct ForwardPointers {
+  const T* input;
+  const void* map;
+  T* output;
+};
+
+template <class T>
+struct BackwardPointers {
+  const T* grad_output;
+  const T* input;
+  const void* map;
+  accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
+  accumulator_t<T>* grad_map;    // sums, added to; null if not wanted
+  // Deterministic: each part's sums for the map are stored apart, and what the tiles cannot add in a fixed order is only
+  // marked, a byte for each tile and pack, for gather_kernel to do.
+  std::int64_t map_part;  // elements between the parts' sums; 0 to add them all up in one place
+  unsigned char* left_over;
+};
+
+constexpr int kBackwardPack = 2;
+
+/// The zero-extended image at (y, x).
+template <class T>
+__device__ __forceinline__ accumulator_t<T> pixel(const T* plane, int height, int width, int y, int x) {
+  const bool inside = unsigned(y) < unsigned(height) && unsigned(x) < unsigned(width);
+  return inside ? widen(__ldg(plane + std::int64_t{y} * width + x)) : accumulator_t<T>(0);
+}
+
+/// Any tile, straight from global memory: slower, for windows that do not fit and for float64.
+template <class T>
+__device__ __forceinline__ void forward_direct(const Layout<accumulator_t<T>>& p, const Job& job,
+                                            const Position<accumulator_t<T>>& at, const ForwardPointers<T>& tensors) {
+  using Acc = accumulator_t<T>;
+  if (!at.active) return;
+  const std::int64_t plane = job.plane(p);
+#pragma unroll 1
+  for (int ky = 0; ky < p.kernel_h; ++ky) {
+    const Cell<Acc> y = p.y.cell(at.base_y, p.y.offset(ky), at.rate);
+#pragma unroll 1
+    for (int kx = 0; kx < p.kernel_w; ++kx) {
+      const Cell<Acc> x = p.x.cell(at.base_x, p.x.offset(kx), at.rate);
+      const T* input = tensors.input + plane * p.pixels();
+      T* out = tensors.output + (plane * p.taps() + ky * p.kernel_w + kx) * p.positions() + at.index;
+#pragma unroll 1
+      for (int c = 0; c < job.channels; ++c, input += p.pixels(), out += p.taps() * p.positions()) {
+        const Acc v = interpolate(pixel(input, p.height, p.width, y.index, x.index),
+                                  pixel(input, p.height, p.width, y.index, x.index + 1),
+                                  pixel(input, p.height, p.width, y.index + 1, x.index),
+                                  pixel(input, p.height, p.width, y.index + 1, x.index + 1), y.fraction, x.fraction);
+        *out = narrow<T>(v + (at.rate - at.rate));
+      }
+    }
+  }
+}
+
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    forward_direct_kernel(const Layout<accumulator_t<T>> p, const ForwardPointers<T> tensors) {
+  const Job job = Job::of_block(p);
+  const Position<accumulator_t<T>> at(p, job, tensors.map);
+  forward_direct(p, job, at, tensors);
+}
+
+/// Scatters some channels in floating point, straight into global memory. All corners: a gradient may be NaN.
+template <class T>
+__device__ __forceinline__ void scatter_direct(const Layout<accumulator_t<T>>& p, const Position<accumulator_t<T>>& at,
+                                               const T* grad_output, accumulator_t<T>* grad_input, int channels) {
+  using Acc = accumulator_t<T>;
+  if (!at.sampled()) return;
+#pragma unroll 1
+  for (int tap = 0; tap < p.taps(); ++tap) {
+    const int ky = tap / p.kernel_w, kx = tap - ky * p.kernel_w;
+    const Cell<Acc> y = p.y.cell(at.base_y, p.y.offset(ky), at.rate), x = p.x.cell(at.base_x, p.x.offset(kx), at.rate);
+#pragma unroll 1
+    for (int c = 0; c < channels; ++c) {
+      const Acc g = widen(grad_output[(std::int64_t{c} * p.taps() + tap) * p.positions() + at.index]);
+#pragma unroll 1
+      for (int corner = 0; corner < 4; ++corner) {
+        const int iy = y.index + corner / 2, ix = x.index + corner % 2;
+        const Acc weight = (corner / 2 ? y.fraction : 1 - y.fraction) * (corner % 2 ? x.fraction : 1 - x.fraction);
+        if (unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width)) {
+          atomicAdd(grad_input + c * p.pixels() + std::int64_t{iy} * p.width + ix, weight * g);
+        }
+      }
+    }
+  }
+}
+
+/// This position's gradient of the rate over some channels, straight from global memory.
+template <class T>
+__device__ __forceinline__ accumulator_t<T> slopes_direct(const Layout<accumulator_t<T>>& p, const Position<accumulator_t<T>>& at,
+                                                          const T* grad_output, const T* input, int channels) {
+  using Acc = accumulator_t<T>;
+  Acc sum = 0;
+  if (!at.sampled()) return sum;
+#pragma unroll 1
+  for (int tap = 0; tap < p.taps(); ++tap) {
+    const int ky = tap / p.kernel_w, kx = tap - ky * p.kernel_w;
+    const Acc offset_y = p.y.offset(ky), offset_x = p.x.offset(kx);
+    const Cell<Acc> y = p.y.cell(at.base_y, offset_y, at.rate), x = p.x.cell(at.base_x, offset_x, at.rate);
+#pragma unroll 1
+    for (int c = 0; c < channels; ++c) {
+      const T* plane = input + c * p.pixels();
+      const Acc g = widen(grad_output[(std::int64_t{c} * p.taps() + tap) * p.positions() + at.index]);
+      sum += g * slope(pixel(plane, p.height, p.width, y.index, x.index), pixel(plane, p.height, p.width, y.index, x.index + 1),
+                       pixel(plane, p.height, p.width, y.index + 1, x.index),
+                       pixel(plane, p.height, p.width, y.index + 1, x.index + 1), y.fraction, x.fraction, offset_y, offset_x);
+    }
+  }
+  return sum;
+}
+
+template <class Acc>
+__device__ __forceinline__ void add_map(const Layout<Acc>& p, const Job& job, const Position<Acc>& at, Acc sum, Acc* grad_map,
+                                        std::int64_t part_stride) {
+  if (!at.active) return;
+  sum += at.rate - at.rate;  // NaN where the rate is not finite
+  Acc* target = grad_map + job.map_plane(p) * p.positions() + at.index;
+  if (part_stride == 0) {
+    atomicAdd(target, sum);
+  } else {
+    const int part = (p.shared_map ? job.image : 0) * int(p.by_chunks.divisor) + job.part;
+    target[part * part_stride] = sum;
+  }
+}
+
+/// The mark of one tile and pack.
+template <class Acc>
+__device__ __forceinline__ std::int64_t mark_of(const Layout<Acc>& p, int image, int group, int pack, int tile_y, int tile_x) {
+  const std::int64_t packs = (p.group_channels + kBackwardPack - 1) / kBackwardPack;
+  const std::int64_t plane = (std::int64_t{image} * p.groups + group) * packs + pack;
+  return (plane * p.tile_rows + tile_y) * p.tile_columns + tile_x;
+}
+
+template <class T, int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    backward_direct_kernel(const Layout<accumulator_t<T>> p, const BackwardPointers<T> tensors) {
+  const Job job = Job::of_block(p);
+  const Position<accumulator_t<T>> at(p, job, tensors.map);
+  const T* grad_output = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
+  if (tensors.grad_input) {
+    scatter_direct(p, at, grad_output, tensors.grad_input + job.plane(p) * p.pixels(), job.channels);
+  }
+  if (tensors.grad_map) {
+    add_map(p, job, at, slopes_direct(p, at, grad_output, tensors.input + job.plane(p) * p.pixels(), job.channels),
+            tensors.grad_map, tensors.map_part);
+  }
+}
+
+}  // namespace ddu::cuda

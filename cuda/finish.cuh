@@ -1,0 +1,96 @@
+#pragma once
+
+// What follows the backward kernels: sums to the gradients' types, and the rest of a deterministic backward.
+
+#include "direct.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+__global__ void narrow_kernel(const float* sums, T* gradient, std::int64_t count) {
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    gradient[i] = narrow<T>(sums[i]);
+  }
+}
+
+/// Adds up `parts` arrays of `count` sums in their order.
+template <class M, class Acc>
+__global__ void reduce_map_kernel(const Acc* sums, M* gradient, std::int64_t count, std::int64_t parts) {
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    Acc sum = 0;
+    for (std::int64_t part = 0; part < parts; ++part) sum += sums[part * count + i];
+    gradient[i] = narrow<M>(sum);
+  }
+}
+
+/// Adds what the marked tiles contribute, in a fixed order: every thread owns one pixel of a pack of planes, and looks for the
+/// taps whose cells hold it. Without marks, all tiles are done so.
+template <class T>
+__global__ void __launch_bounds__(256) gather_kernel(const Layout<accumulator_t<T>> p, const BackwardPointers<T> tensors) {
+  using Acc = accumulator_t<T>;
+  constexpr int kThreads = 256;
+  __shared__ Acc rates[kThreads];
+  const int packs = (p.group_channels + kBackwardPack - 1) / kBackwardPack;
+  const unsigned blocks = unsigned((p.pixels() + kThreads - 1) / kThreads);
+  const std::int64_t pixel = std::int64_t{blockIdx.x % blocks} * kThreads + threadIdx.x;
+  unsigned rest = blockIdx.x / blocks;
+  const int pack = int(rest % unsigned(packs));
+  rest /= unsigned(packs);
+  const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));
+  const int channels = min(kBackwardPack, p.group_channels - pack * kBackwardPack);
+  const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels + pack * kBackwardPack;
+  const int iy = int(pixel / p.width), ix = int(pixel % p.width);
+  const bool active = pixel < p.pixels();
+  const std::int64_t map_plane = (std::int64_t{p.shared_map ? 0 : image} * p.groups + group) * p.positions();
+  const T* grad_output = tensors.grad_output + plane * p.taps() * p.positions();
+  const int tiles = p.tile_rows * p.tile_columns, tile_positions = p.tile_height * p.tile_width;
+  const unsigned char* marks = tensors.left_over ? tensors.left_over + mark_of(p, image, group, pack, 0, 0) : nullptr;
+
+  Acc sums[kBackwardPack] = {};
+  for (int first = 0; first < tiles; first += kThreads) {
+    const int mine = first + int(threadIdx.x);
+    if (marks && !__syncthreads_or(mine < tiles && marks[mine])) continue;
+    for (int tile = first; tile < min(first + kThreads, tiles); ++tile) {
+      if (marks && !marks[tile]) continue;
+      const int tile_y = tile / p.tile_columns * p.tile_height, tile_x = tile % p.tile_columns * p.tile_width;
+      for (int start = 0; start < tile_positions; start += kThreads) {
+        const int slot = start + int(threadIdx.x);
+        const int slot_y = tile_y + slot / p.tile_width, slot_x = tile_x + slot % p.tile_width;
+        const bool exists = slot < tile_positions && slot_y < p.out_height && slot_x < p.out_width;
+        const std::int64_t at = map_plane + std::int64_t{slot_y} * p.out_width + slot_x;
+        __syncthreads();
+        rates[threadIdx.x] = exists ? load_rate<Acc>(tensors.map, p.map_type, at) : Acc(NAN);
+        __syncthreads();
+        for (int n = 0; n < kThreads; ++n) {
+          const Acc rate = rates[n];
+          if (!is_finite(rate)) continue;  // no position, or one whose rate lets no gradient through
+          const int oy = tile_y + (start + n) / p.tile_width, ox = tile_x + (start + n) % p.tile_width;
+          for (int ky = 0; ky < p.kernel_h; ++ky) {
+            const Cell<Acc> y = p.y.cell(p.y.base(oy), p.y.offset(ky), rate);
+            if (unsigned(iy - y.index) > 1u) continue;
+            for (int kx = 0; kx < p.kernel_w; ++kx) {
+              const Cell<Acc> x = p.x.cell(p.x.base(ox), p.x.offset(kx), rate);
+              if (unsigned(ix - x.index) > 1u || !active) continue;
+              const Acc weight = (iy > y.index ? y.fraction : 1 - y.fraction) * (ix > x.index ? x.fraction : 1 - x.fraction);
+              const std::int64_t column = std::int64_t{ky} * p.kernel_w + kx;
+              const T* grad = grad_output + column * p.positions() + std::int64_t{oy} * p.out_width + ox;
+#pragma unroll
+              for (int j = 0; j < kBackwardPack; ++j) {
+                if (j < channels) sums[j] += weight * widen(grad[std::int64_t{j} * p.taps() * p.positions()]);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  if (!active) return;
+#pragma unroll
+  for (int j = 0; j < kBackwardPack; ++j) {
+    if (j < channels) tensors.grad_input[(plane + j) * p.pixels() + pixel] += sums[j];
+  }
+}
+
+}  // namespace ddu::cuda

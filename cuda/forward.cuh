@@ -1,0 +1,123 @@
+#pragma once
+
+// Forward: every thread owns one output position, and the block walks over its channels, four at a time, from a window in
+// shared memory that is filled one step ahead.
+
+#include "direct.cuh"
+#include "pack.cuh"
+
+namespace ddu::cuda {
+
+constexpr int kForwardPack = 4;
+
+/// One block's forward: kThreads positions.
+template <class T, int K, int kThreads, int kShare>
+struct ForwardTile {
+  using Element = Pack<T, kForwardPack>;
+  using Values = Floats<kForwardPack>;
+  static constexpr std::size_t kElementBytes = 2 * sizeof(Element);  // two windows: one read, one filled
+
+  const Layout<float>& p;
+  const Position<float>& at;
+  const Window& window;
+  char* out;              // this thread's position in the first column of the pack
+  unsigned column_bytes;  // from one column to the next
+
+  __device__ __forceinline__ void put(int tap, int taps, int valid, const Values& v) const {
+#pragma unroll
+    for (int j = 0; j < kForwardPack; ++j) {
+      if (j < valid) stream_out(out + std::uint64_t(column_bytes) * unsigned(j * taps + tap), narrow<T>(v.value[j]));
+    }
+  }
+
+  /// Value of a cell. A tap that is still in one axis needs only half of its corners: the others weigh nothing.
+  __device__ __forceinline__ Values sample(const Element* cell, float fy, float fx, bool still_y, bool still_x) const {
+    const Element* below = cell + window.columns;
+    const Values a = Values::of(cell[0]);
+    if (still_y && still_x) return a;
+    if (still_y) return (1 - fx) * a + fx * Values::of(cell[1]);
+    if (still_x) return (1 - fy) * a + fy * Values::of(below[0]);
+    return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
+  }
+
+  /// All taps, with cells from registers.
+  __device__ __forceinline__ void unrolled(const Element* w, const Cells<K>& cells, int valid) const {
+    constexpr int middle = K % 2 ? K / 2 : -1;
+#pragma unroll
+    for (int ky = 0; ky < K; ++ky) {
+#pragma unroll
+      for (int kx = 0; kx < K; ++kx) {
+        const Element* cell = w + (cells.row[ky] + cells.column[kx]);
+        put(ky * K + kx, K * K, valid, sample(cell, cells.fy[ky], cells.fx[kx], ky == middle, kx == middle));
+      }
+    }
+  }
+
+  /// All taps, with cells worked out one by one. Unless all values are `finite`, every corner counts: one that weighs nothing
+  /// may still be NaN; and so do rates that are not finite.
+  __device__ __forceinline__ void rolled(const Element* w, bool finite, int valid) const {
+    const float poison = at.rate - at.rate;
+    int tap = 0;
+#pragma unroll 1
+    for (int ky = 0; ky < p.kernel_h; ++ky) {
+      const float offset_y = p.y.offset(ky);
+      const Cell<float> y = p.y.cell(at.base_y, offset_y, at.rate);
+#pragma unroll 1
+      for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
+        const float offset_x = p.x.offset(kx);
+        const Cell<float> x = p.x.cell(at.base_x, offset_x, at.rate);
+        const int element = (y.index - window.first_y) * window.columns + x.index - window.first_x;
+        const bool still_y = finite && offset_y == 0, still_x = finite && offset_x == 0;
+        Values v = sample(w + (at.sampled() ? element : 0), y.fraction, x.fraction, still_y, still_x);
+#pragma unroll
+        for (int j = 0; j < kForwardPack; ++j) v.value[j] += poison;
+        put(tap, p.taps(), valid, v);
+      }
+    }
+  }
+};
+
+template <class T, int K, int kThreads, int kMinBlocks, int kShare>
+__global__ void __launch_bounds__(kThreads, kMinBlocks) forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
+  using Tile = ForwardTile<T, K, kThreads, kShare>;
+  extern __shared__ char shared[];
+  __shared__ int2 slots[32];
+  auto* windows = reinterpret_cast<typename Tile::Element*>(shared);
+
+  const Job job = Job::of_block(p);
+  const Position<float> at(p, job, tensors.map);
+  const Window window = Window::of_tile<kThreads>(p, job, at, slots);
+  if (!window.fits(p.capacity)) return forward_direct(p, job, at, tensors);
+
+  const Share<kShare, kThreads> share(p, window);
+  const T* planes = tensors.input + job.plane(p) * p.pixels();
+  const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
+  Fetch<T, kForwardPack, kShare, kThreads> fetch;
+  fetch.load(share, planes, plane_bytes, job.channels);
+
+  const Cells<K> cells(p, at, window);
+  Tile tile{p, at, window, reinterpret_cast<char*>(tensors.output + job.plane(p) * p.taps() * p.positions() + at.index),
+            unsigned(p.positions()) * unsigned(sizeof(T))};
+  const bool finite_rate = is_finite(at.rate);
+  bool finite = fetch.store(p, window, share, planes, plane_bytes, job.channels, windows) && finite_rate;
+  int buffer = 0;
+  for (int left = job.channels; left > 0; left -= kForwardPack) {
+    const bool all_finite = !__syncthreads_or(!finite);
+    planes += kForwardPack * p.pixels();
+    if (left > kForwardPack) fetch.load(share, planes, plane_bytes, left - kForwardPack);
+    if (at.active) {
+      if (K != 0 && all_finite) {
+        tile.unrolled(windows + buffer, cells, left);
+      } else {
+        tile.rolled(windows + buffer, all_finite, left);
+      }
+    }
+    if (left > kForwardPack) {
+      buffer = p.capacity - buffer;
+      finite = fetch.store(p, window, share, planes, plane_bytes, left - kForwardPack, windows + buffer) && finite_rate;
+      tile.out += std::uint64_t(tile.column_bytes) * unsigned(kForwardPack * p.taps());
+    }
+  }
+}
+
+}  // namespace ddu::cuda

@@ -1,0 +1,56 @@
+#pragma once
+
+// Element types on the device, and the numbers they are computed in.
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+#include "ddu/dtype.h"
+
+namespace ddu::cuda {
+
+/// float32, or float64 for float64.
+template <class T>
+struct accumulator {
+  using type = float;
+};
+template <>
+struct accumulator<double> {
+  using type = double;
+};
+template <class T>
+using accumulator_t = typename accumulator<T>::type;
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
+__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
+
+template <class T>
+__device__ __forceinline__ T narrow(accumulator_t<T> v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ __half narrow<__half>(float v) {
+  return __float2half_rn(v);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
+  return __float2bfloat16_rn(v);
+}
+
+/// Element `index` of a map, which has the input's type or float32 beside a half input.
+template <class Acc>
+__device__ __forceinline__ Acc load_rate(const void* map, DType type, std::int64_t index) {
+  if constexpr (sizeof(Acc) == 8) {
+    return static_cast<const double*>(map)[index];
+  } else {
+    if (type == DType::float16) return widen(static_cast<const __half*>(map)[index]);
+    if (type == DType::bfloat16) return widen(static_cast<const __nv_bfloat16*>(map)[index]);
+    return static_cast<const float*>(map)[index];
+  }
+}
+
+}  // namespace ddu::cuda

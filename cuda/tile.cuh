@@ -1,0 +1,224 @@
+#pragma once
+
+// A tile: the output positions of one block, one a thread, and the window of the zero-extended input that holds all their
+// taps. The window lies in shared memory with a zero wherever there is no pixel, so that no tap needs a bounds test.
+
+#include "../cpp/src/sampling.h"
+#include "ddu/geometry.h"
+#include "numeric.cuh"
+
+namespace ddu::cuda {
+
+/// Division by a number that is known before the kernel starts: one multiplication (Granlund & Montgomery 1994, for 31 bits).
+struct Divider {
+  unsigned divisor = 1, magic = 0, shift = 0;
+
+  Divider() = default;
+  explicit Divider(unsigned d) : divisor(d) {
+    while (shift < 31 && (1u << shift) < d) ++shift;
+    magic = unsigned(((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - d)) / d + 1);
+  }
+  /// Returns n / divisor and leaves the remainder in n.
+  __device__ __forceinline__ unsigned take(unsigned& n) const {
+    const unsigned quotient = (__umulhi(n, magic) + n) >> shift;
+    n -= quotient * divisor;
+    return quotient;
+  }
+};
+
+/// What the kernels need of a call, in the widths that they compute with.
+template <class Acc>
+struct Layout {
+  Sampler<Acc> y, x;
+  int height, width;
+  int out_height, out_width;
+  int kernel_h, kernel_w;
+  int channels, groups, group_channels;
+  bool shared_map;  // one map for all images
+  DType map_type;
+  // Positions are cut into tiles; a launch covers every `tile_step`-th tile of each axis, from the first on.
+  int tile_height, tile_width, tile_rows, tile_columns;
+  int first_tile_y = 0, first_tile_x = 0, tile_step = 1;
+  int chunk;     // channels of one block
+  int capacity;  // elements of a window in shared memory
+  Divider by_tile_width, by_launch_columns, by_launch_tiles, by_chunks, by_groups;
+
+  __device__ int taps() const { return kernel_h * kernel_w; }
+  __device__ std::int64_t pixels() const { return std::int64_t{height} * width; }
+  __device__ std::int64_t positions() const { return std::int64_t{out_height} * out_width; }
+};
+
+/// Which part of the work a block does: a tile of one image, and a run of channels of one group. Tiles run fastest, so
+/// that neighbours in time are neighbours in memory.
+struct Job {
+  int tile_y, tile_x, image, group, part;
+  int channel, channels;  // first of the run, within the image; and how many
+
+  template <class Acc>
+  __device__ Job(const Layout<Acc>& p, unsigned tile, unsigned rest) {
+    tile_y = p.first_tile_y + p.tile_step * int(p.by_launch_columns.take(tile));
+    tile_x = p.first_tile_x + p.tile_step * int(tile);
+    unsigned plane = p.by_chunks.take(rest);
+    part = int(rest);
+    image = int(p.by_groups.take(plane));
+    group = int(plane);
+    channel = group * p.group_channels + part * p.chunk;
+    channels = min(p.chunk, p.group_channels - part * p.chunk);
+  }
+  template <class Acc>
+  __device__ static Job of_block(const Layout<Acc>& p) {
+    unsigned tile = blockIdx.x;
+    const unsigned rest = p.by_launch_tiles.take(tile);
+    return Job(p, tile, rest);
+  }
+  template <class Acc>
+  __device__ std::int64_t plane(const Layout<Acc>& p) const {
+    return std::int64_t{image} * p.channels + channel;
+  }
+  template <class Acc>
+  __device__ std::int64_t map_plane(const Layout<Acc>& p) const {
+    return std::int64_t{p.shared_map ? 0 : image} * p.groups + group;
+  }
+};
+
+/// One thread's output position.
+template <class Acc>
+struct Position {
+  bool active;
+  int base_y, base_x;
+  std::int64_t index;  // within a plane of the output or of the map
+  Acc rate;
+
+  __device__ Position(const Layout<Acc>& p, const Job& job, const void* map) {
+    unsigned column = threadIdx.x;
+    const int row = int(p.by_tile_width.take(column));
+    const int oy = job.tile_y * p.tile_height + row, ox = job.tile_x * p.tile_width + int(column);
+    active = row < p.tile_height && oy < p.out_height && ox < p.out_width;
+    base_y = p.y.base(oy);
+    base_x = p.x.base(ox);
+    index = std::int64_t{oy} * p.out_width + ox;
+    rate = active ? load_rate<Acc>(map, p.map_type, job.map_plane(p) * p.positions() + index) : Acc(0);
+  }
+  __device__ bool sampled() const { return active && is_finite(rate); }
+};
+
+__device__ __forceinline__ int warp_min(int value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_min_sync(~0u, value);
+#else
+  for (int step = 16; step > 0; step /= 2) value = min(value, __shfl_xor_sync(~0u, value, step));
+  return value;
+#endif
+}
+
+/// Integers in the order of the floats that they are the bits of.
+__device__ __forceinline__ int ordered(float v) {
+  const int bits = __float_as_int(v);
+  return bits < 0 ? bits ^ 0x7fffffff : bits;
+}
+__device__ __forceinline__ float unordered(int bits) { return __int_as_float(bits < 0 ? bits ^ 0x7fffffff : bits); }
+
+/// A minimum over the block of two integers at once. `slots` is one int2 a warp; it is free again after the next barrier.
+template <int kThreads>
+__device__ __forceinline__ int2 block_min(int first, int second, int2* slots) {
+  first = warp_min(first);
+  second = warp_min(second);
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = {first, second};
+  __syncthreads();
+  const int2 mine = slots[threadIdx.x % (kThreads / 32)];
+  return {warp_min(mine.x), warp_min(mine.y)};
+}
+
+/// The part of the zero-extended input that a tile's taps touch: it follows from the least and the largest rate.
+struct Window {
+  int first_y, first_x, rows, columns;
+
+  template <int kThreads>
+  __device__ static Window of_tile(const Layout<float>& p, const Job& job, const Position<float>& at, int2* slots) {
+    const bool sampled = at.sampled();
+    const int2 range = block_min<kThreads>(sampled ? ordered(at.rate) : INT_MAX, sampled ? ~ordered(at.rate) : INT_MAX, slots);
+    const bool none = range.x == INT_MAX;
+    const float least = none ? 0.f : unordered(range.x), most = none ? 0.f : unordered(~range.y);
+    const int oy = job.tile_y * p.tile_height, ox = job.tile_x * p.tile_width;
+    Window window;
+    span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, least, most, window.first_y, window.rows);
+    span(p.x, p.kernel_w, ox, min(ox + p.tile_width, p.out_width) - 1, least, most, window.first_x, window.columns);
+    return window;
+  }
+  __device__ bool fits(int capacity) const { return std::int64_t{rows} * columns <= capacity && columns < 512; }
+  __device__ int elements() const { return rows * columns; }
+
+  /// Whether no tile of the same launch can touch this window, launched as it is with every tile_step-th tile.
+  __device__ bool keeps_to_itself(const Layout<float>& p, const Job& job) const {
+    return apart(p.y, p.kernel_h, first_y, rows, job.tile_y * p.tile_height, p.tile_height, p.tile_step) &&
+           apart(p.x, p.kernel_w, first_x, columns, job.tile_x * p.tile_width, p.tile_width, p.tile_step);
+  }
+
+ private:
+  // A tile may reach half of the way to the next one of its launch.
+  __device__ static bool apart(const Sampler<float>& axis, int kernel, int first, int extent, int position, int count, int step) {
+    const int tile = count * axis.stride, reach = (step - 1) * tile / 2;
+    const int from = axis.base(position);
+    return first >= from - reach && first + extent <= from + tile + reach;
+  }
+
+  // Offsets grow with k, and cells grow with the position: the extremes over a tile are at its corners.
+  __device__ static void span(const Sampler<float>& axis, int kernel, int from, int to, float least, float most, int& first,
+                              int& extent) {
+    const float near = axis.offset(0), far = axis.offset(kernel - 1);
+    const int low = axis.base(from), high = axis.base(to);
+    first = min(axis.cell(low, near, most).index, axis.cell(low, far, least).index);
+    extent = max(axis.cell(high, far, most).index, axis.cell(high, near, least).index) - first + 2;
+  }
+};
+
+/// a / b for 0 <= a < 2^16 and 0 < b < 2^9 without an integer division.
+__device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
+
+/// The elements of a window that one thread moves. The first kShare are worked out once, the same for every channel; a large
+/// window has more, worked out each time.
+template <int kShare, int kThreads>
+struct Share {
+  int pixel[kShare];  // within a plane; -1 outside the image
+
+  __device__ Share(const Layout<float>& p, const Window& window) {
+#pragma unroll
+    for (int n = 0; n < kShare; ++n) pixel[n] = locate(p, window, int(threadIdx.x) + n * kThreads);
+  }
+  __device__ static int locate(const Layout<float>& p, const Window& window, int element) {
+    const int r = small_quotient(element, window.columns), c = element - r * window.columns;
+    const int iy = window.first_y + r, ix = window.first_x + c;
+    const bool inside = r < window.rows && unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width);
+    return inside ? iy * p.width + ix : -1;
+  }
+  /// Calls body(element, pixel) for the thread's elements beyond the first kShare.
+  template <class Body>
+  __device__ static __forceinline__ void for_each_further(const Layout<float>& p, const Window& window, Body body) {
+#pragma unroll 1
+    for (int e = int(threadIdx.x) + kShare * kThreads; e < window.elements(); e += kThreads) body(e, locate(p, window, e));
+  }
+};
+
+/// Where the taps of one thread's position lie in the window. For a kernel size K known at compile time they are worked
+/// out once and kept in registers; K = 0 works them out tap by tap.
+template <int K>
+struct Cells {
+  static constexpr int kCount = K ? K : 1;
+  int row[kCount], column[kCount];  // of the window, rows already times its columns
+  float fy[kCount], fx[kCount];
+
+  __device__ Cells(const Layout<float>& p, const Position<float>& at, const Window& window) {
+    const bool sampled = at.sampled();
+#pragma unroll
+    for (int k = 0; k < K; ++k) {
+      const Cell<float> y = p.y.cell(at.base_y, p.y.offset(k), at.rate);
+      const Cell<float> x = p.x.cell(at.base_x, p.x.offset(k), at.rate);
+      row[k] = sampled ? (y.index - window.first_y) * window.columns : 0;
+      column[k] = sampled ? x.index - window.first_x : 0;
+      fy[k] = y.fraction;
+      fx[k] = x.fraction;
+    }
+  }
+};
+
+}  // namespace ddu::cuda
