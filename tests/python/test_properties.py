@@ -22,6 +22,9 @@ from hypothesis import given, settings
 
 KINDS = st.sampled_from(["eighths", "far", "huge", "mixed", "zero", "ones"])
 SEEDS = st.integers(0, 2**31 - 1)
+# Ten times what larger tensors keep: the few terms of a small one may cancel.
+CLOSE = {dtype: 10 * tolerance for dtype, tolerance in TOLERANCE.items()}
+EXAMPLES = settings.default.max_examples  # of the profile; see conftest.py
 
 
 @st.composite
@@ -50,21 +53,21 @@ def tensors(case, kind, seed, dtype=torch.float32, device="cpu", broadcast=False
     return [t.to(device, dtype) for t in made]
 
 
-@settings(max_examples=25)
+@settings(max_examples=EXAMPLES // 2)
 @given(cases(largest=3, channels=2), KINDS, SEEDS, st.booleans())
 def test_reference_is_the_definition(case, kind, seed, broadcast):
     x, rates, grad = tensors(case, kind, seed, torch.float64, broadcast=broadcast)
     expected = Result(oracle.unfold(case, x, rates), *oracle.unfold_backward(case, grad, x, rates))
-    assert_close(run(reference, x, rates, grad, case.options), expected, 1e-13)
+    assert_close(run(reference, x, rates, grad, case.options), expected, CLOSE[torch.float64])
 
 
-@settings(max_examples=150)
-@given(case=cases(), kind=KINDS, seed=SEEDS, broadcast=st.booleans(), dtype=st.sampled_from(list(TOLERANCE)))
+@settings(max_examples=EXAMPLES * 3)
+@given(case=cases(), kind=KINDS, seed=SEEDS, broadcast=st.booleans(), dtype=st.sampled_from(list(CLOSE)))
 def test_kernels_are_the_reference(device, case, kind, seed, broadcast, dtype):
     made = tensors(case, kind, seed, dtype, broadcast=broadcast)
     exact = run(reference, *(t.double() for t in made), case.options)
     actual = run(dynamic_dilation_unfold, *(t.to(device) for t in made), case.options)
-    assert_close(actual, exact, TOLERANCE[dtype])
+    assert_close(actual, exact, CLOSE[dtype])
 
 
 @given(case=cases(), kind=st.sampled_from(["eighths", "far", "zero"]), seed=SEEDS, dtype=st.sampled_from(HALVES))
@@ -77,7 +80,7 @@ def test_half_outputs_are_rounded_once(device, case, kind, seed, dtype):
         assert relative_error(one, other) <= 1.01 * torch.finfo(dtype).eps / 2
 
 
-@settings(max_examples=100)
+@settings(max_examples=EXAMPLES * 2)
 @given(case=cases(), seed=SEEDS)
 def test_ones_are_unfold(device, case, seed):
     x = random_input(case.shape, seed).to(device)
@@ -90,7 +93,7 @@ def test_ones_are_unfold(device, case, seed):
 sizes = st.tuples(st.integers(0, 9), st.integers(0, 9))
 
 
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES * 6)
 @given(sizes, *(st.tuples(st.integers(low, 4), st.integers(low, 4)) for low in (0, 0, -1, 0)))
 def test_same_shapes_and_complaints_as_unfold(size, kernel_size, stride, padding, dilation):
     """What F.unfold takes is taken, and what it refuses is a ValueError."""
@@ -114,7 +117,7 @@ def test_padding_is_a_frame_of_zeros(device, case, kind, seed):
     framed = run(dynamic_dilation_unfold, F.pad(x, (pw, pw, ph, ph)), rates, grad, {**case.options, "padding": 0})
     height, width = case.shape[2:]
     inner = framed.grad_input[..., ph : ph + height, pw : pw + width]
-    assert_close(result, Result(framed.output, inner, framed.grad_map), TOLERANCE[torch.float32])
+    assert_close(result, Result(framed.output, inner, framed.grad_map), CLOSE[torch.float32])
 
 
 @given(case=cases(), kind=KINDS, seed=SEEDS)
@@ -126,7 +129,7 @@ def test_turning_the_image_turns_the_result(device, case, kind, seed):
     (kh, kw), (height, width) = case.kernel_size, case.out_size
     turned = turned.view(case.batch, -1, kw, kh, width, height).transpose(2, 3).transpose(4, 5)
     expected = dynamic_dilation_unfold(x, dilation_map=rates, **case.options)
-    assert relative_error(turned.reshape(expected.shape), expected) <= TOLERANCE[torch.float32]
+    assert relative_error(turned.reshape(expected.shape), expected) <= CLOSE[torch.float32]
 
 
 @given(case=cases(), kind=KINDS, seed=SEEDS, factor=st.floats(-8, 8, width=16))
@@ -156,7 +159,7 @@ def test_images_and_channels_do_not_see_each_other(device, case, kind, seed):
         dynamic_dilation_unfold, x[b, own], rates[b, g : g + 1], grad[b, columns], {**case.options, "groups": 1}
     )
     part = Result(together.output[b, columns], together.grad_input[b, own], together.grad_map[b, g : g + 1])
-    assert_close(alone, part, TOLERANCE[torch.float32])
+    assert_close(alone, part, CLOSE[torch.float32])
 
 
 @given(case=cases(), seed=SEEDS, value=st.sampled_from([torch.nan, torch.inf, -torch.inf]), kind=KINDS)
@@ -168,4 +171,4 @@ def test_rates_that_are_not_finite_poison_their_position_only(device, case, seed
     assert torch.equal(result.output.isnan(), columns)
     assert torch.equal(result.grad_map.isnan(), bad)
     without = run(dynamic_dilation_unfold, x, rates, grad.masked_fill(columns, 0), case.options)
-    assert relative_error(result.grad_input, without.grad_input) <= TOLERANCE[torch.float32]
+    assert relative_error(result.grad_input, without.grad_input) <= CLOSE[torch.float32]
