@@ -47,6 +47,7 @@ function(ddu_cuda_sources library)
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.
   set_target_properties(${library} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
                                               CUDA_SEPARABLE_COMPILATION OFF)
-  target_compile_definitions(${library} PRIVATE "DDU_CUDA_ARCHITECTURES=\"${CMAKE_CUDA_ARCHITECTURES}\"")
+  string(REPLACE ";" "\\;" architectures "${CMAKE_CUDA_ARCHITECTURES}")
+  set_property(SOURCE cuda/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
   target_compile_options(${library} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)
 endfunction()
