@@ -11,14 +11,20 @@ struct Plan {
   bool tiled;
   bool deterministic;
   Shape shape;
-  int step;                          // of the tiles in one launch
-  std::int64_t parts = 1;            // sums for the map that are kept apart
-  std::size_t input_sums = 0, map_sums = 0, marks = 0;  // bytes
+  std::int64_t parts = 1;                                                            // sums for the map that are kept apart
+  std::size_t input_sums = 0, map_sums = 0, windows = 0, places = 0, left_over = 0;  // bytes, in this order
 
-  std::size_t bytes() const { return input_sums + map_sums + marks; }
+  std::size_t bytes() const { return input_sums + map_sums + windows + places + left_over; }
 };
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+/// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
+int window_elements(const Geometry& g) {
+  const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
+  const std::int64_t columns = 32 * g.w.stride + 3 * g.w.dilation * (g.w.kernel_size - 1) + 2;
+  return static_cast<int>(std::min<std::int64_t>(rows * columns + 31, 2048));
+}
 
 template <class Acc>
 Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deterministic) {
@@ -27,18 +33,18 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input);
   const bool both = given.grad_input && given.grad_map;
   const bool three = g.h.kernel_size == 3 && g.w.kernel_size == 3;
-  const std::size_t element = (given.grad_map ? kBackwardPack * size_of(types.input) : 0) + (given.grad_input ? 4 * kBackwardPack : 0);
-  // A deterministic launch leaves room for the windows between its tiles: it wants them square, and apart.
-  plan.step = deterministic ? (three && g.h.dilation * g.w.dilation == 1 ? 2 : 3) : 1;
+  const std::size_t element =
+      (given.grad_map ? kBackwardPack * size_of(types.input) : 0) + (given.grad_input ? 4 * kBackwardPack : 0);
   if (!plan.tiled) {
-    plan.shape = {256, 32, 4, kBackwardPack, 16, 0, 0};
+    plan.shape = {256, 32, 4, 4, kBackwardPack, 16, 0, 0};
   } else if (deterministic) {
-    plan.shape = {256, 16, 2, kBackwardPack, 16, element, 2048};
+    plan.shape = {256, 32, 2, 2, kBackwardPack, 32, element, window_elements(g)};
   } else {
-    plan.shape = {128, 32, three && both ? 4 : 6, kBackwardPack, both ? 64 : 16, element, 2048};
+    plan.shape = {128, 32, three && both ? 4 : 6, both ? 1 : 2, kBackwardPack, 64, element, 1536};
   }
   const Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
-  if (given.grad_input && is_half(types.input)) plan.input_sums = aligned(sizeof(float) * static_cast<std::size_t>(g.input_numel()));
+  if (given.grad_input && is_half(types.input))
+    plan.input_sums = aligned(sizeof(float) * static_cast<std::size_t>(g.input_numel()));
   if (given.grad_map) {
     if (deterministic) plan.parts = p.by_chunks.divisor * (g.map_batch == 1 ? g.batch : 1);
     if (deterministic || is_half(types.map)) {
@@ -46,34 +52,32 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
     }
   }
   if (given.grad_input && deterministic && plan.tiled) {
-    const std::int64_t packs = ceil_div(g.group_channels(), kBackwardPack);
-    plan.marks = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * p.tile_rows * p.tile_columns));
+    const std::int64_t tiles = p.by_tiles.divisor, packs = ceil_div(g.group_channels(), kBackwardPack);
+    plan.windows = aligned(sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity));
+    plan.places = aligned(sizeof(int4) * static_cast<std::size_t>(g.batch * g.groups * tiles));
+    plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * tiles));
   }
   return plan;
 }
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks>
-void run_tiles(const Geometry& g, Layout<float> p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
+void run_tiles(const Geometry& g, const Layout<float>& p, const BackwardPointers<T>& tensors, Stream stream) {
   constexpr int kShare = 4;
   using Tile = BackwardTile<T, K, kInput, kMap, kThreads, kShare>;
-  for (int y = 0; y < plan.step; ++y) {
-    for (int x = 0; x < plan.step; ++x) {
-      const unsigned blocks = blocks_of(p, g, y, x, plan.step);
-      launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks, kShare>, blocks, kThreads, p.capacity * Tile::kElementBytes,
-             stream, p, tensors);
-    }
-  }
+  launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks, kShare>, blocks_of(p, g), kThreads,
+         p.capacity * Tile::kElementBytes, stream, p, tensors);
 }
 
 template <class T, int K, bool kInput, bool kMap>
 void run_shape(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
   constexpr int blocks = K != 0 && kInput && kMap ? 4 : 6;
-  if (plan.deterministic) return run_tiles<T, K, kInput, kMap, 256, 2>(g, p, plan, tensors, stream);
-  run_tiles<T, K, kInput, kMap, 128, blocks>(g, p, plan, tensors, stream);
+  if (plan.deterministic) return run_tiles<T, K, kInput, kMap, 256, 2>(g, p, tensors, stream);
+  run_tiles<T, K, kInput, kMap, 128, blocks>(g, p, tensors, stream);
 }
 
 template <class T, int K>
-void run_kernel_size(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
+void run_kernel_size(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors,
+                     Stream stream) {
   if (tensors.grad_input && tensors.grad_map) return run_shape<T, K, true, true>(g, p, plan, tensors, stream);
   if (tensors.grad_input) return run_shape<T, K, true, false>(g, p, plan, tensors, stream);
   run_shape<T, K, false, true>(g, p, plan, tensors, stream);
@@ -87,19 +91,32 @@ template <class T>
 void run(const Geometry& g, Types types, const Backward& given, const Plan& plan, Stream stream) {
   using Acc = accumulator_t<T>;
   auto* scratch = static_cast<unsigned char*>(given.workspace);
-  BackwardPointers<T> tensors{static_cast<const T*>(given.grad_output), static_cast<const T*>(given.input), given.dilation_map,
-                              static_cast<Acc*>(plan.input_sums ? static_cast<void*>(scratch) : given.grad_input),
-                              static_cast<Acc*>(plan.map_sums ? static_cast<void*>(scratch + plan.input_sums) : given.grad_map),
-                              plan.deterministic ? g.map_numel() : 0,
-                              plan.marks ? scratch + plan.input_sums + plan.map_sums : nullptr};
-  Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
-  if (given.grad_input) {
-    DDU_CUDA_CHECK(cudaMemsetAsync(tensors.grad_input, 0, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()), stream));
-  }
-  if (given.grad_map && !plan.deterministic) {
-    DDU_CUDA_CHECK(cudaMemsetAsync(tensors.grad_map, 0, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()), stream));
-  }
-  if (plan.marks) DDU_CUDA_CHECK(cudaMemsetAsync(tensors.left_over, 0, plan.marks, stream));
+  const auto take = [&](std::size_t bytes) {
+    unsigned char* taken = bytes ? scratch : nullptr;
+    scratch += bytes;
+    return static_cast<void*>(taken);
+  };
+  BackwardPointers<T> tensors{};
+  tensors.grad_output = static_cast<const T*>(given.grad_output);
+  tensors.input = static_cast<const T*>(given.input);
+  tensors.map = given.dilation_map;
+  void* input_sums = take(plan.input_sums);
+  void* map_sums = take(plan.map_sums);
+  tensors.grad_input = static_cast<Acc*>(plan.input_sums ? input_sums : given.grad_input);
+  tensors.grad_map = static_cast<Acc*>(plan.map_sums ? map_sums : given.grad_map);
+  tensors.map_part = plan.deterministic ? g.map_numel() : 0;
+  tensors.windows = static_cast<float*>(take(plan.windows));
+  tensors.places = static_cast<int4*>(take(plan.places));
+  tensors.left_over = static_cast<unsigned char*>(take(plan.left_over));
+
+  const Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
+  const auto clear = [&](void* memory, std::size_t bytes) {
+    if (memory && bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
+  };
+  if (!plan.windows) clear(tensors.grad_input, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()));
+  if (!plan.deterministic) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
+  clear(tensors.places, plan.places);
+  clear(tensors.left_over, plan.left_over);
 
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.tiled && g.h.kernel_size == 3 && g.w.kernel_size == 3) {
@@ -115,9 +132,19 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     if (direct.grad_input || direct.grad_map) launch(backward_direct_kernel<T, 256>, blocks, 256, 0, stream, p, direct);
   }
   if (given.grad_input && plan.deterministic) {
-    const std::int64_t blocks = ceil_div(g.pixels(), 256) * ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch;
-    if (blocks > INT_MAX) throw invalid_argument("the input is too large for one launch: split the batch");
-    launch(gather_kernel<T>, static_cast<unsigned>(blocks), 256, 0, stream, p, tensors);
+    const std::int64_t planes = ceil_div(g.pixels(), 256) * g.groups * g.batch;
+    if constexpr (std::is_same_v<Acc, float>) {
+      if (plan.windows) {
+        constexpr int chunk = 16;
+        BackwardPointers<float> sums{};  // the tensors that do not depend on the input's type
+        sums.grad_input = tensors.grad_input;
+        sums.windows = tensors.windows;
+        sums.places = tensors.places;
+        sums.left_over = tensors.left_over;
+        launch(add_windows_kernel, grid_size(planes * ceil_div(g.group_channels(), chunk)), 256, 0, stream, p, sums, chunk);
+      }
+    }
+    launch(gather_kernel<T>, grid_size(planes * ceil_div(g.group_channels(), kBackwardPack)), 256, 0, stream, p, tensors);
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {

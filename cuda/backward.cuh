@@ -47,9 +47,10 @@ struct Scales {
       // Not finite, or so small that its scale is not, or a range that would cost the small ones their precision.
       const bool usable = most == 0 || (most < 0x7f800000 && top > 1e-30f && top <= kWidestRange * __int_as_float(least));
       scales.exact = scales.exact && usable;
-      const float unit = bound * top * (1.f / (1 << 30));
-      scales.down[j] = most == 0 ? 0.f : unit;
-      scales.up[j] = most == 0 ? 0.f : __fdividef(1.f, unit);
+      // The next power of two: scaling then rounds nothing, and gradients that are whole numbers add up exactly.
+      const int unit = (__float_as_int(bound * top * (1.f / (1 << 30))) + 0x7fffff) & 0x7f800000;
+      scales.down[j] = most == 0 ? 0.f : __int_as_float(unit);
+      scales.up[j] = most == 0 ? 0.f : __int_as_float((254 << 23) - unit);
     }
     return scales;
   }
@@ -68,7 +69,8 @@ struct BackwardTile {
   int* sums;  // a window for each channel of the pack
 
   /// Adds scaled gradients onto a cell's corners. A tap that is still in one axis has weight on half of them only.
-  __device__ __forceinline__ void scatter(int element, float fy, float fx, bool still_y, bool still_x, const Values& grad) const {
+  __device__ __forceinline__ void scatter(int element, float fy, float fx, bool still_y, bool still_x,
+                                          const Values& grad) const {
     const float gy = 1 - fy, gx = 1 - fx;
     const float weights[4] = {still_y ? gx : still_x ? gy : gy * gx, still_y ? fx : gy * fx, still_x ? fy : fy * gx, fy * fx};
 #pragma unroll
@@ -88,8 +90,8 @@ struct BackwardTile {
   }
 
   /// Adds gradient times slope, in units of taps from the middle, so that the base dilation is a factor of the whole sum.
-  __device__ __forceinline__ void slopes(int element, float fy, float fx, bool still_y, bool still_x, float step_y, float step_x,
-                                         const Values& grad, float& sum_y, float& sum_x) const {
+  __device__ __forceinline__ void slopes(int element, float fy, float fx, bool still_y, bool still_x, float step_y,
+                                         float step_x, const Values& grad, float& sum_y, float& sum_x) const {
     const Element* cell = pixels + element;
     const Element* below = cell + window.columns;
     if (still_y && still_x) return;
@@ -107,8 +109,8 @@ struct BackwardTile {
   }
 
   /// One tap, `step` taps away from the middle. Unless all pixels are `finite`, every corner counts in the slopes.
-  __device__ __forceinline__ void tap(int element, float fy, float fx, float step_y, float step_x, bool finite, const Values& grad,
-                                      const Scales& scales, float& sum_y, float& sum_x) const {
+  __device__ __forceinline__ void tap(int element, float fy, float fx, float step_y, float step_x, bool finite,
+                                      const Values& grad, const Scales& scales, float& sum_y, float& sum_x) const {
     const bool still_y = step_y == 0, still_x = step_x == 0;
     if (kInput) scatter(element, fy, fx, still_y, still_x, scales.scaled(grad));
     if (kMap) slopes(element, fy, fx, finite && still_y, finite && still_x, step_y, step_x, grad, sum_y, sum_x);
@@ -153,35 +155,38 @@ struct BackwardTile {
     __syncthreads();
     int most = 0;
     for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
-      most = max(most, sums[i]);
+      const int r = small_quotient(i, window.columns), c = i - r * window.columns;
+      const int iy = window.first_y + r, ix = window.first_x + c;
+      // Taps far outside all pile up in cells that hold no pixel; their sums may overflow, nobody reads them.
+      if (iy >= -1 && iy < p.height && ix >= -1 && ix < p.width) most = max(most, sums[i]);
       sums[i] = 0;
     }
     return 4.f * float(-block_min<kThreads>(-most, 0, slots).x);
   }
 
-  /// Adds the sums onto the input's gradient, and leaves them zero.
-  template <class Share>
-  __device__ __forceinline__ void flush(const Share& share, const Scales& scales, float* grad_input) const {
-    const auto add = [&](int element, int pixel) {
+  /// Calls body(channel of the pack, element, pixel, sum) for this thread's sums, and leaves them zero.
+  template <class Share, class Body>
+  __device__ __forceinline__ void flush(const Share& share, const Scales& scales, Body body) const {
+    const auto each = [&](int element, int pixel) {
 #pragma unroll
       for (int j = 0; j < kBackwardPack; ++j) {
         int* sum = sums + j * p.capacity + element;
-        const int value = *sum;
+        body(j, element, pixel, float(*sum) * scales.down[j]);
         *sum = 0;
-        if (pixel >= 0 && value != 0) atomicAdd(grad_input + j * p.pixels() + pixel, float(value) * scales.down[j]);
       }
     };
 #pragma unroll
     for (int n = 0; n < kShare; ++n) {
       const int element = int(threadIdx.x) + n * kThreads;
-      if (element < window.elements()) add(element, share.pixel[n]);
+      if (element < window.elements()) each(element, share.pixel[n]);
     }
-    share.for_each_further(p, window, add);
+    share.for_each_further(p, window, each);
   }
 };
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks, int kShare>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(const Layout<float> p, const BackwardPointers<T> tensors) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    backward_kernel(const Layout<float> p, const BackwardPointers<T> tensors) {
   using Tile = BackwardTile<T, K, kInput, kMap, kThreads, kShare>;
   using Grads = Floats<kBackwardPack>;
   constexpr int kPack = kBackwardPack;
@@ -198,21 +203,28 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(const La
   const T* columns = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + job.plane(p) * p.pixels();
   float* grad_input = tensors.grad_input + job.plane(p) * p.pixels();
-  const auto mark = [&](int first, int count) {
-    for (int pack = first / kPack + threadIdx.x; pack * kPack < first + count; pack += kThreads) {
-      tensors.left_over[mark_of(p, job.image, job.group, pack, job.tile_y, job.tile_x)] = 1;
+  const bool ordered = kInput && tensors.windows != nullptr;
+  const int tile_index = job.tile_y * p.tile_columns + job.tile_x;
+  const int first_channel = job.channel - job.group * p.group_channels;
+  const auto leave_over = [&](int channel, int channels) {
+    for (int pack = channel / kPack + int(threadIdx.x); pack * kPack < channel + channels; pack += kThreads) {
+      tensors.left_over[left_over_index(p, job.image, job.group, pack) + tile_index] = 1;
     }
   };
-  const int first_channel = job.channel - job.group * p.group_channels;
-  if (!window.fits(p.capacity) || (kInput && tensors.left_over && !window.keeps_to_itself(p, job))) {
-    if (kInput && tensors.left_over) {
-      mark(first_channel, job.channels);
+  if (!window.fits(p.capacity) || (ordered && !window.near_tile(p, job))) {
+    if (ordered) {
+      leave_over(first_channel, job.channels);
     } else if (kInput) {
       scatter_direct(p, at, columns, grad_input, job.channels);
     }
     if (kMap) add_map(p, job, at, slopes_direct(p, at, columns, planes, job.channels), tensors.grad_map, tensors.map_part);
     return;
   }
+  if (ordered && job.part == 0 && threadIdx.x == 0) {
+    tensors.places[(std::int64_t{job.image} * p.groups + job.group) * p.by_tiles.divisor + tile_index] = {
+        window.first_y, window.first_x, window.rows, window.columns};
+  }
+  float* stored = tensors.windows + (job.plane(p) * p.by_tiles.divisor + tile_index) * p.capacity;
   const Share<kShare, kThreads> share(p, window);
   const Cells<K> cells(p, at, window);
   const Tile tile{p, at, window, pixels, sums};
@@ -255,8 +267,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(const La
       }
       scales = Scales::of_block<kThreads>(largest, bound, largest_slots);
       if (!scales.exact) {
-        if (tensors.left_over) {
-          mark(first_channel + job.channels - left, min(left, kPack));
+        if (ordered) {
+          leave_over(first_channel + job.channels - left, min(left, kPack));
         } else {
           scatter_direct(p, at, columns, grad_input, min(left, kPack));
         }
@@ -282,8 +294,18 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks) backward_kernel(const La
       for (int i = 0; i < kTaps; ++i) grad[i] = load(next, i, left - kPack);
     }
     __syncthreads();
-    if (kInput) tile.flush(share, scales, grad_input);
-    grad_input += kPack * p.pixels();
+    if (kInput && ordered) {
+      const std::int64_t plane = std::int64_t{p.by_tiles.divisor} * p.capacity;
+      tile.flush(share, scales, [&](int j, int element, int, float sum) {
+        if (j < left) stored[j * plane + element] = sum;
+      });
+      stored += kPack * plane;
+    } else if (kInput) {
+      tile.flush(share, scales, [&](int j, int, int pixel, float sum) {
+        if (pixel >= 0 && sum != 0) atomicAdd(grad_input + j * p.pixels() + pixel, sum);
+      });
+      grad_input += kPack * p.pixels();
+    }
     columns = next;
   }
   if (kMap) add_map(p, job, at, p.y.dilation * sum_y + p.x.dilation * sum_x, tensors.grad_map, tensors.map_part);

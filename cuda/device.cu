@@ -13,21 +13,23 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    std::snprintf(text, sizeof text,
-                  "this build of dynamic_dilation_unfold has kernels for the architectures %s (CUDA %d.%d), and none that CUDA "
-                  "device %d of compute capability %d.%d can run: install a wheel whose architectures include it, or build with "
-                  "-C cmake.define.CMAKE_CUDA_ARCHITECTURES=%d%d",
-                  architectures(), toolkit_version() / 1000, toolkit_version() % 1000 / 10, device, major, minor, major, minor);
+    std::snprintf(
+        text, sizeof text,
+        "this build of dynamic_dilation_unfold has kernels for the architectures %s (CUDA %d.%d), and none that CUDA "
+        "device %d of compute capability %d.%d can run: install a wheel whose architectures include it, or build with "
+        "-C cmake.define.CMAKE_CUDA_ARCHITECTURES=%d%d",
+        architectures(), toolkit_version() / 1000, toolkit_version() % 1000 / 10, device, major, minor, major, minor);
   } else if (status == cudaErrorInsufficientDriver) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    std::snprintf(text, sizeof text,
-                  "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d: "
-                  "update the driver, or install the wheel of an older CUDA version",
-                  toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
+    std::snprintf(
+        text, sizeof text,
+        "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d: "
+        "update the driver, or install the wheel of an older CUDA version",
+        toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
   } else {
-    std::snprintf(text, sizeof text, "CUDA error %d (%s): %s, in %s at %s:%d", static_cast<int>(status), cudaGetErrorName(status),
-                  cudaGetErrorString(status), call, file, line);
+    std::snprintf(text, sizeof text, "CUDA error %d (%s): %s, in %s at %s:%d", static_cast<int>(status),
+                  cudaGetErrorName(status), cudaGetErrorString(status), call, file, line);
   }
   throw cuda_error(text);
 }
@@ -42,7 +44,8 @@ const Device& current_device() {
   std::call_once(asked[index], [&] {
     Device device{};
     DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));
-    DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
+    DDU_CUDA_CHECK(
+        cudaDeviceGetAttribute(&device.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
     DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
     devices[index] = device;
   });

@@ -21,10 +21,11 @@ struct BackwardPointers {
   const void* map;
   accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
   accumulator_t<T>* grad_map;    // sums, added to; null if not wanted
-  // Deterministic: each part's sums for the map are stored apart, and what the tiles cannot add in a fixed order is only
-  // marked, a byte for each tile and pack, for gather_kernel to do.
-  std::int64_t map_part;  // elements between the parts' sums; 0 to add them all up in one place
-  unsigned char* left_over;
+  // For a deterministic backward, where nothing may be added in an order that changes; null and 0 otherwise.
+  std::int64_t map_part;     // elements between the sums for the map that different blocks keep
+  float* windows;            // sums of a plane's tiles: [image, channel, tile, capacity]
+  int4* places;              // first row and column, rows and columns of a tile's window: [image, group, tile]
+  unsigned char* left_over;  // 1 where a tile leaves a pack of channels to gather_kernel: [image, group, pack, tile]
 };
 
 constexpr int kBackwardPack = 2;
@@ -39,7 +40,7 @@ __device__ __forceinline__ accumulator_t<T> pixel(const T* plane, int height, in
 /// Any tile, straight from global memory: slower, for windows that do not fit and for float64.
 template <class T>
 __device__ __forceinline__ void forward_direct(const Layout<accumulator_t<T>>& p, const Job& job,
-                                            const Position<accumulator_t<T>>& at, const ForwardPointers<T>& tensors) {
+                                               const Position<accumulator_t<T>>& at, const ForwardPointers<T>& tensors) {
   using Acc = accumulator_t<T>;
   if (!at.active) return;
   const std::int64_t plane = job.plane(p);
@@ -98,8 +99,9 @@ __device__ __forceinline__ void scatter_direct(const Layout<accumulator_t<T>>& p
 
 /// This position's gradient of the rate over some channels, straight from global memory.
 template <class T>
-__device__ __forceinline__ accumulator_t<T> slopes_direct(const Layout<accumulator_t<T>>& p, const Position<accumulator_t<T>>& at,
-                                                          const T* grad_output, const T* input, int channels) {
+__device__ __forceinline__ accumulator_t<T> slopes_direct(const Layout<accumulator_t<T>>& p,
+                                                          const Position<accumulator_t<T>>& at, const T* grad_output,
+                                                          const T* input, int channels) {
   using Acc = accumulator_t<T>;
   Acc sum = 0;
   if (!at.sampled()) return sum;
@@ -134,12 +136,11 @@ __device__ __forceinline__ void add_map(const Layout<Acc>& p, const Job& job, co
   }
 }
 
-/// The mark of one tile and pack.
+/// Index of the first tile of a pack in BackwardPointers::left_over.
 template <class Acc>
-__device__ __forceinline__ std::int64_t mark_of(const Layout<Acc>& p, int image, int group, int pack, int tile_y, int tile_x) {
+__device__ __forceinline__ std::int64_t left_over_index(const Layout<Acc>& p, int image, int group, int pack) {
   const std::int64_t packs = (p.group_channels + kBackwardPack - 1) / kBackwardPack;
-  const std::int64_t plane = (std::int64_t{image} * p.groups + group) * packs + pack;
-  return (plane * p.tile_rows + tile_y) * p.tile_columns + tile_x;
+  return ((std::int64_t{image} * p.groups + group) * packs + pack) * p.by_tiles.divisor;
 }
 
 template <class T, int kThreads>

@@ -25,6 +25,49 @@ __global__ void reduce_map_kernel(const Acc* sums, M* gradient, std::int64_t cou
   }
 }
 
+/// The input's gradient from the windows that the tiles stored, added in the tiles' order. A thread owns one pixel, and
+/// walks over channels; the tiles whose window may hold it are the one that it lies in and those around.
+__global__ void __launch_bounds__(256)
+    add_windows_kernel(const Layout<float> p, const BackwardPointers<float> tensors, int chunk) {
+  const unsigned blocks = unsigned((p.pixels() + 255) / 256), tiles = p.by_tiles.divisor;
+  const std::int64_t pixel = std::int64_t{blockIdx.x % blocks} * 256 + threadIdx.x;
+  unsigned rest = blockIdx.x / blocks;
+  const unsigned chunks = unsigned((p.group_channels + chunk - 1) / chunk);
+  const int first = int(rest % chunks) * chunk;
+  rest /= chunks;
+  const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));
+  if (pixel >= p.pixels()) return;
+
+  const int iy = int(pixel / p.width), ix = int(pixel % p.width);
+  const int4* places = tensors.places + (std::int64_t{image} * p.groups + group) * tiles;
+  int tile[9], element[9];
+  const int tile_y = (iy - p.y.base(0)) / (p.tile_height * p.y.stride),
+            tile_x = (ix - p.x.base(0)) / (p.tile_width * p.x.stride);
+#pragma unroll
+  for (int n = 0; n < 9; ++n) {
+    const int ty = tile_y + n / 3 - 1, tx = tile_x + n % 3 - 1;
+    tile[n] = -1;
+    element[n] = 0;
+    if (ty < 0 || ty >= p.tile_rows || tx < 0 || tx >= p.tile_columns) continue;
+    const int4 place = places[ty * p.tile_columns + tx];
+    const int r = iy - place.x, c = ix - place.y;
+    if (r < 0 || r >= place.z || c < 0 || c >= place.w) continue;
+    tile[n] = ty * p.tile_columns + tx;
+    element[n] = r * place.w + c;
+  }
+  const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
+  for (int channel = first; channel < min(first + chunk, p.group_channels); ++channel) {
+    const float* windows = tensors.windows + (plane + channel) * tiles * p.capacity;
+    const unsigned char* left_over = tensors.left_over + left_over_index(p, image, group, channel / kBackwardPack);
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < 9; ++n) {
+      if (tile[n] >= 0 && !left_over[tile[n]]) sum += windows[std::int64_t{tile[n]} * p.capacity + element[n]];
+    }
+    tensors.grad_input[(plane + channel) * p.pixels() + pixel] = sum;
+  }
+}
+
 /// Adds what the marked tiles contribute, in a fixed order: every thread owns one pixel of a pack of planes, and looks for the
 /// taps whose cells hold it. Without marks, all tiles are done so.
 template <class T>
@@ -46,7 +89,7 @@ __global__ void __launch_bounds__(256) gather_kernel(const Layout<accumulator_t<
   const std::int64_t map_plane = (std::int64_t{p.shared_map ? 0 : image} * p.groups + group) * p.positions();
   const T* grad_output = tensors.grad_output + plane * p.taps() * p.positions();
   const int tiles = p.tile_rows * p.tile_columns, tile_positions = p.tile_height * p.tile_width;
-  const unsigned char* marks = tensors.left_over ? tensors.left_over + mark_of(p, image, group, pack, 0, 0) : nullptr;
+  const unsigned char* marks = tensors.left_over ? tensors.left_over + left_over_index(p, image, group, pack) : nullptr;
 
   Acc sums[kBackwardPack] = {};
   for (int first = 0; first < tiles; first += kThreads) {

@@ -6,12 +6,14 @@ namespace ddu::cuda {
 namespace {
 
 template <class T, int K, int kThreads, int kMinBlocks, int kShare>
-void forward_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int width, int most_channels, Stream stream) {
+void forward_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int width, int most_channels,
+                   Stream stream) {
   using Tile = ForwardTile<T, K, kThreads, kShare>;
-  const Shape shape{kThreads, width, kMinBlocks, kForwardPack, most_channels, Tile::kElementBytes, 2048};
-  Layout<float> p = make_layout<float>(g, types, shape, current_device());
+  const Shape shape{kThreads, width, kMinBlocks, 4, kForwardPack, most_channels, Tile::kElementBytes, 1536};
+  const Layout<float> p = make_layout<float>(g, types, shape, current_device());
   const unsigned blocks = blocks_of(p, g);
-  launch(forward_kernel<T, K, kThreads, kMinBlocks, kShare>, blocks, kThreads, p.capacity * Tile::kElementBytes, stream, p, tensors);
+  launch(forward_kernel<T, K, kThreads, kMinBlocks, kShare>, blocks, kThreads, p.capacity * Tile::kElementBytes, stream, p,
+         tensors);
 }
 
 }  // namespace
@@ -31,7 +33,7 @@ void unfold(const Geometry& g, Types types, const Forward& given, Stream stream)
         return forward_tiled<T, 0, 512, 2, 4>(g, types, tensors, 32, 16, stream);
       }
     }
-    Layout<accumulator_t<T>> p = make_layout<accumulator_t<T>>(g, types, {256, 32, 4, 1, 16, 0, 0}, current_device());
+    const Layout<accumulator_t<T>> p = make_layout<accumulator_t<T>>(g, types, {256, 32, 4, 4, 1, 16, 0, 0}, current_device());
     const unsigned blocks = blocks_of(p, g);
     launch(forward_direct_kernel<T, 256>, blocks, 256, 0, stream, p, tensors);
   });

@@ -78,7 +78,8 @@ struct ForwardTile {
 };
 
 template <class T, int K, int kThreads, int kMinBlocks, int kShare>
-__global__ void __launch_bounds__(kThreads, kMinBlocks) forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
   using Tile = ForwardTile<T, K, kThreads, kShare>;
   extern __shared__ char shared[];
   __shared__ int2 slots[32];

@@ -26,15 +26,22 @@ const Device& current_device();
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+/// A number of blocks, if one launch can have so many.
+inline unsigned grid_size(std::int64_t blocks) {
+  if (blocks > INT_MAX) throw invalid_argument("the tensors are too large for one launch: split the batch");
+  return static_cast<unsigned>(blocks);
+}
+
 /// How a kernel likes its work.
 struct Shape {
   int threads;
-  int width;                // positions of a tile's row, where the output is wide enough
-  int min_blocks;           // that share a multiprocessor
-  int pack;                 // channels of a step
-  int most_channels;        // of a block
+  int width;                  // positions of a tile's row, where the output is wide enough
+  int min_blocks;             // that share a multiprocessor
+  int rounds;                 // blocks for each place on the device, at least, if there are channels to split
+  int pack;                   // channels of a step
+  int most_channels;          // of a block
   std::size_t element_bytes;  // of shared memory for each window element
-  int most_elements;        // of a window
+  int most_elements;          // of a window
 };
 
 /// Whether offsets within a plane fit 32 bits, as the tiled kernels need.
@@ -68,42 +75,38 @@ Layout<Acc> make_layout(const Geometry& g, Types types, const Shape& shape, cons
   p.tile_rows = static_cast<int>(ceil_div(g.h.out_size, p.tile_height));
   p.tile_columns = static_cast<int>(ceil_div(g.w.out_size, p.tile_width));
   p.by_tile_width = Divider(static_cast<unsigned>(p.tile_width));
+  p.by_tile_columns = Divider(static_cast<unsigned>(p.tile_columns));
+  p.by_tiles = Divider(grid_size(std::int64_t{p.tile_rows} * p.tile_columns));
   p.by_groups = Divider(static_cast<unsigned>(p.groups));
 
-  // Many channels a block share the geometry, but the device wants a few blocks for each place that it has.
-  const std::int64_t wanted = 4 * std::int64_t{device.multiprocessors} * shape.min_blocks;
+  // Many channels a block share the geometry, but the device wants its places filled.
+  const std::int64_t wanted = std::int64_t{shape.rounds} * device.multiprocessors * shape.min_blocks;
   const std::int64_t others = std::int64_t{p.tile_rows} * p.tile_columns * g.groups * g.batch;
-  const std::int64_t parts = std::max<std::int64_t>(ceil_div(wanted, others), ceil_div(g.group_channels(), shape.most_channels));
+  const std::int64_t parts =
+      std::max<std::int64_t>(ceil_div(wanted, others), ceil_div(g.group_channels(), shape.most_channels));
   const std::int64_t steps = ceil_div(g.group_channels(), shape.pack);
   p.chunk = static_cast<int>(std::max<std::int64_t>(1, ceil_div(steps, std::min(parts, steps)))) * shape.pack;
   p.by_chunks = Divider(static_cast<unsigned>(ceil_div(g.group_channels(), p.chunk)));
 
-  const std::size_t room = std::min<std::size_t>(device.shared_per_block,
-                                                 static_cast<std::size_t>(device.shared_per_multiprocessor) / shape.min_blocks) -
-                           2048;
+  const std::size_t room =
+      std::min<std::size_t>(device.shared_per_block,
+                            static_cast<std::size_t>(device.shared_per_multiprocessor) / shape.min_blocks) -
+      2048;
   p.capacity = static_cast<int>(
       std::min<std::size_t>(shape.most_elements, shape.element_bytes ? room / shape.element_bytes : 0) / 32 * 32);
   return p;
 }
 
-/// Restricts a layout to every `step`-th tile of each axis. Returns the number of blocks.
+/// One block for each tile, run of channels, group and image.
 template <class Acc>
-unsigned blocks_of(Layout<Acc>& p, const Geometry& g, int first_y = 0, int first_x = 0, int step = 1) {
-  p.first_tile_y = first_y;
-  p.first_tile_x = first_x;
-  p.tile_step = step;
-  const std::int64_t rows = ceil_div(p.tile_rows - first_y, step), columns = ceil_div(p.tile_columns - first_x, step);
-  if (rows <= 0 || columns <= 0) return 0;
-  const std::int64_t blocks = rows * columns * p.by_chunks.divisor * g.groups * g.batch;
-  if (blocks > INT_MAX) throw invalid_argument("the output is too large for one launch: split the batch");
-  p.by_launch_columns = Divider(static_cast<unsigned>(columns));
-  p.by_launch_tiles = Divider(static_cast<unsigned>(rows * columns));
-  return static_cast<unsigned>(blocks);
+unsigned blocks_of(const Layout<Acc>& p, const Geometry& g) {
+  return grid_size(std::int64_t{p.tile_rows} * p.tile_columns * p.by_chunks.divisor * g.groups * g.batch);
 }
 
 /// Launches a kernel, with as much dynamic shared memory as it asks for.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), unsigned blocks, int threads, std::size_t shared, Stream stream, Arguments... arguments) {
+void launch(void (*kernel)(Parameters...), unsigned blocks, int threads, std::size_t shared, Stream stream,
+            Arguments... arguments) {
   if (blocks == 0) return;
   if (shared > 48 * 1024) {
     DDU_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,

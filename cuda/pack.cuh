@@ -82,9 +82,8 @@ struct Fetch {
       const int element = int(threadIdx.x) + n * kThreads;
       if (element < window.elements()) put(element, ahead[n]);
     }
-    share.for_each_further(p, window, [&](int element, int pixel) {
-      put(element, load_pack<T, kPack>(planes, pixel, plane_bytes, valid));
-    });
+    share.for_each_further(
+        p, window, [&](int element, int pixel) { put(element, load_pack<T, kPack>(planes, pixel, plane_bytes, valid)); });
     return poison == 0;
   }
 };

@@ -36,12 +36,11 @@ struct Layout {
   int channels, groups, group_channels;
   bool shared_map;  // one map for all images
   DType map_type;
-  // Positions are cut into tiles; a launch covers every `tile_step`-th tile of each axis, from the first on.
-  int tile_height, tile_width, tile_rows, tile_columns;
-  int first_tile_y = 0, first_tile_x = 0, tile_step = 1;
-  int chunk;     // channels of one block
-  int capacity;  // elements of a window in shared memory
-  Divider by_tile_width, by_launch_columns, by_launch_tiles, by_chunks, by_groups;
+  int tile_height, tile_width;  // positions
+  int tile_rows, tile_columns;  // tiles
+  int chunk;                    // channels of one block
+  int capacity;                 // elements of a window in shared memory
+  Divider by_tile_width, by_tile_columns, by_tiles, by_chunks, by_groups;
 
   __device__ int taps() const { return kernel_h * kernel_w; }
   __device__ std::int64_t pixels() const { return std::int64_t{height} * width; }
@@ -56,8 +55,8 @@ struct Job {
 
   template <class Acc>
   __device__ Job(const Layout<Acc>& p, unsigned tile, unsigned rest) {
-    tile_y = p.first_tile_y + p.tile_step * int(p.by_launch_columns.take(tile));
-    tile_x = p.first_tile_x + p.tile_step * int(tile);
+    tile_y = int(p.by_tile_columns.take(tile));
+    tile_x = int(tile);
     unsigned plane = p.by_chunks.take(rest);
     part = int(rest);
     image = int(p.by_groups.take(plane));
@@ -68,7 +67,7 @@ struct Job {
   template <class Acc>
   __device__ static Job of_block(const Layout<Acc>& p) {
     unsigned tile = blockIdx.x;
-    const unsigned rest = p.by_launch_tiles.take(tile);
+    const unsigned rest = p.by_tiles.take(tile);
     return Job(p, tile, rest);
   }
   template <class Acc>
@@ -148,18 +147,16 @@ struct Window {
   __device__ bool fits(int capacity) const { return std::int64_t{rows} * columns <= capacity && columns < 512; }
   __device__ int elements() const { return rows * columns; }
 
-  /// Whether no tile of the same launch can touch this window, launched as it is with every tile_step-th tile.
-  __device__ bool keeps_to_itself(const Layout<float>& p, const Job& job) const {
-    return apart(p.y, p.kernel_h, first_y, rows, job.tile_y * p.tile_height, p.tile_height, p.tile_step) &&
-           apart(p.x, p.kernel_w, first_x, columns, job.tile_x * p.tile_width, p.tile_width, p.tile_step);
+  /// Whether the window stays within the pixels of its tile and of the tiles around it.
+  __device__ bool near_tile(const Layout<float>& p, const Job& job) const {
+    return near_tile(p.y, first_y, rows, job.tile_y, p.tile_height) &&
+           near_tile(p.x, first_x, columns, job.tile_x, p.tile_width);
   }
 
  private:
-  // A tile may reach half of the way to the next one of its launch.
-  __device__ static bool apart(const Sampler<float>& axis, int kernel, int first, int extent, int position, int count, int step) {
-    const int tile = count * axis.stride, reach = (step - 1) * tile / 2;
-    const int from = axis.base(position);
-    return first >= from - reach && first + extent <= from + tile + reach;
+  __device__ static bool near_tile(const Sampler<float>& axis, int first, int extent, int tile, int positions) {
+    const int from = axis.base(tile * positions), pixels = positions * axis.stride;
+    return first >= from - pixels && first + extent <= from + 2 * pixels;
   }
 
   // Offsets grow with k, and cells grow with the position: the extremes over a tile are at its corners.
