@@ -1,8 +1,13 @@
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  set(DDU_X86 ON)
+endif()
+
 # Compiles cpp/src/cpu/kernels.cpp once per instruction set, each time into a namespace of its own. Which one runs is
 # decided when the library is used (cpp/src/cpu/unfold.cpp), so one build serves every processor.
+# The baseline comes first: of a template that several objects hold, the linker keeps the first, which every processor can run.
 function(ddu_cpu_targets library)
   set(targets baseline)
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  if(DDU_X86)
     list(APPEND targets avx2 avx512)
     target_compile_definitions(${library} PRIVATE DDU_X86_TARGETS)
   endif()

@@ -110,11 +110,6 @@ template <class T>
 void widen(const T* values, accumulator_t<T>* wide, int count) {
   int i = 0;
   if constexpr (std::is_same_v<T, float16>) {
-#if defined(__AVX512F__)
-    for (; i + 16 <= count; i += 16) {
-      _mm512_storeu_ps(wide + i, _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(values + i))));
-    }
-#endif
 #if defined(__F16C__)
     for (; i + 8 <= count; i += 8) {
       _mm256_storeu_ps(wide + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values + i))));
@@ -127,12 +122,6 @@ template <class T>
 void narrow(const accumulator_t<T>* wide, T* values, int count) {
   int i = 0;
   if constexpr (std::is_same_v<T, float16>) {
-#if defined(__AVX512F__)
-    for (; i + 16 <= count; i += 16) {
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(values + i),
-                          _mm512_cvtps_ph(_mm512_loadu_ps(wide + i), _MM_FROUND_TO_NEAREST_INT));
-    }
-#endif
 #if defined(__F16C__)
     for (; i + 8 <= count; i += 8) {
       _mm_storeu_si128(reinterpret_cast<__m128i*>(values + i),

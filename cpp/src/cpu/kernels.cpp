@@ -3,7 +3,10 @@
 
 #include "kernels.h"
 
+#include "lone.h"
+#include "stream.h"
 #include "tile.h"
+#include "window.h"
 
 namespace ddu::cpu::DDU_TARGET {
 namespace {
@@ -21,13 +24,13 @@ struct Tap {
   // a value is not finite.
   bool still_y, still_x;
 
-  Tap(const Tile<Acc>& tile, std::int64_t ky, std::int64_t kx, bool finite)
-      : row(tile.y.offset + ky * tile.count),
-        column(tile.x.offset + kx * tile.count),
-        fy(tile.y.fraction + ky * tile.count),
-        fx(tile.x.fraction + kx * tile.count),
-        offset_y(tile.sample_y.offset(static_cast<int>(ky))),
-        offset_x(tile.sample_x.offset(static_cast<int>(kx))),
+  Tap(const Tile<Acc>& tile, int ky, int kx, bool finite)
+      : row(tile.y.offset + ky * tile.padded),
+        column(tile.x.offset + kx * tile.padded),
+        fy(tile.y.fraction + ky * tile.padded),
+        fx(tile.x.fraction + kx * tile.padded),
+        offset_y(tile.sample_y.offset(ky)),
+        offset_x(tile.sample_x.offset(kx)),
         pitch(tile.x.extent),
         still_y(finite && Tile<Acc>::still(tile.sample_y, ky)),
         still_x(finite && Tile<Acc>::still(tile.sample_x, kx)) {}
@@ -39,8 +42,8 @@ struct Tap {
 template <class Body>
 void for_each_tap(const Geometry& g, Body body) {
   std::int64_t tap = 0;
-  for (std::int64_t ky = 0; ky < g.h.kernel_size; ++ky) {
-    for (std::int64_t kx = 0; kx < g.w.kernel_size; ++kx, ++tap) body(tap, ky, kx);
+  for (int ky = 0; ky < g.h.kernel_size; ++ky) {
+    for (int kx = 0; kx < g.w.kernel_size; ++kx, ++tap) body(tap, ky, kx);
   }
 }
 
@@ -49,65 +52,39 @@ void for_each_tap(const Geometry& g, Body body) {
 template <class Acc, class Body>
 void for_each_pack(const Tile<Acc>& tile, std::int64_t channels, Body body) {
   constexpr int wide = kLanes<Acc>, narrow = std::min(wide, 4);
-  const auto run = [&](auto lanes, std::int64_t first) {
-    const std::int64_t used = std::min<std::int64_t>(std::max<int>(lanes, 1), channels - first);
-    body(lanes, first, static_cast<int>(used));
-    return first + used;
-  };
-  for (std::int64_t first = 0; first < channels;) {
+  for (std::int64_t first = 0, used; first < channels; first += used) {
     const std::int64_t left = channels - first;
-    if (left > narrow && tile.window_fits(kWindow<Pack<Acc, wide>>)) {
-      first = run(std::integral_constant<int, wide>{}, first);
-    } else if (left > 1 && tile.window_fits(kWindow<Pack<Acc, narrow>>)) {
-      first = run(std::integral_constant<int, narrow>{}, first);
-    } else if (tile.window_fits(kWindow<Acc>)) {
-      first = run(std::integral_constant<int, 1>{}, first);
+    const auto run = [&](auto lanes) {
+      used = std::min<std::int64_t>(std::max<int>(lanes, 1), left);
+      body(lanes, first, static_cast<int>(used));
+    };
+    if (left > narrow && Window<Acc, wide>::fits(tile)) {
+      run(std::integral_constant<int, wide>{});
+    } else if (left > 1 && Window<Acc, narrow>::fits(tile)) {
+      run(std::integral_constant<int, narrow>{});
+    } else if (Window<Acc, 1>::fits(tile)) {
+      run(std::integral_constant<int, 1>{});
     } else {
-      first = run(std::integral_constant<int, 0>{}, first);
+      run(std::integral_constant<int, 0>{});
     }
   }
 }
 
-/// One cell worked out on its own: the way of tiles whose window does not fit.
-template <class Acc>
-struct LoneCell {
-  Cell<Acc> y, x;
-  std::int64_t height, width;
-
-  LoneCell(const Tile<Acc>& tile, int n, std::int64_t ky, std::int64_t kx)
-      : height(tile.sample_y.size), width(tile.sample_x.size) {
-    const auto p = tile.position(n);
-    y = tile.sample_y.cell(tile.sample_y.base(p.y), tile.sample_y.offset(static_cast<int>(ky)), tile.rate[n]);
-    x = tile.sample_x.cell(tile.sample_x.base(p.x), tile.sample_x.offset(static_cast<int>(kx)), tile.rate[n]);
-  }
-
-  /// Index of a corner, or -1 outside the image.
-  std::int64_t pixel(int down, int right) const {
-    const std::int64_t iy = y.index + down, ix = x.index + right;
-    return iy >= 0 && iy < height && ix >= 0 && ix < width ? iy * width + ix : -1;
-  }
-  template <class T>
-  Acc corner(const T* plane, int down, int right) const {
-    const std::int64_t p = pixel(down, right);
-    return p < 0 ? Acc(0) : widen(plane[p]);
-  }
-};
-
-/// values[i] of the positions n + i.
-template <class P, class Acc>
-void sample(const Tap<Acc>& tap, int n, int count, const P* window, P* values) {
+/// The values of a tap at a block of positions.
+template <class P, int M, class Acc>
+void sample(const Tap<Acc>& tap, int n, const P* window, P (&values)[M]) {
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   if (tap.still_y && tap.still_x) {
-    for (int i = 0; i < count; ++i) values[i] = window[tap.cell(n + i)];
+    for (int i = 0; i < M; ++i) values[i] = window[tap.cell(n + i)];
   } else if (tap.still_y || tap.still_x) {
     const Acc* fraction = tap.still_y ? fx : fy;
     const std::int32_t next = tap.still_y ? 1 : tap.pitch;
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       const P* cell = window + tap.cell(n + i);
       values[i] = (1 - fraction[i]) * cell[0] + fraction[i] * cell[next];
     }
   } else {
-    for (int i = 0; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       const P* cell = window + tap.cell(n + i);
       values[i] = interpolate(cell[0], cell[1], cell[tap.pitch], cell[tap.pitch + 1], fy[i], fx[i]);
     }
@@ -119,58 +96,57 @@ void forward(const Geometry& g, DType map_type, const Forward& tensors, const Sl
   using Acc = accumulator_t<T>;
   const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), region);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
+  alignas(64) unsigned char memory[kWindowBytes];
+  const bool streams = g.output_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
   for_each_pack(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
-    constexpr int N = lanes;
+    constexpr int N = std::max<int>(lanes, 1);
     const T* input = at<T>(tensors.input, (slice.plane(g) + first) * g.pixels());
     T* output = at<T>(tensors.output, (slice.plane(g) + first) * channel);
-    if constexpr (N == 0) {
-      for_each_tap(g, [&](std::int64_t tap, std::int64_t ky, std::int64_t kx) {
-        tile.for_each_run([&](int n, std::int64_t position, int length) {
-          for (int i = 0; i < length; ++i) {
-            const LoneCell<Acc> cell(tile, n + i, ky, kx);
-            const Acc value = interpolate(cell.corner(input, 0, 0), cell.corner(input, 0, 1), cell.corner(input, 1, 0),
-                                          cell.corner(input, 1, 1), cell.y.fraction, cell.x.fraction);
-            output[tap * column + position + i] = narrow<T>(value + tile.poison[n + i]);
-          }
-        });
-      });
-    } else {
-      using P = Pack<Acc, N>;
-      P window[kWindow<P>];
-      const bool finite = tile.template load<N>(input, used, window);
-      for_each_tap(g, [&](std::int64_t tap, std::int64_t ky, std::int64_t kx) {
+    Stage<Acc, N> stage;
+    Window<Acc, N> window(memory);
+    const bool finite = lanes == 0 || window.load(tile, input, used);
+    for_each_tap(g, [&](std::int64_t tap, int ky, int kx) {
+      if constexpr (lanes == 0) {
+        sample_alone(tile, ky, kx, input, stage.row[0]);
+      } else {
         const Tap<Acc> t(tile, ky, kx, finite);
+        for (int n = 0; n < tile.padded; n += kBlock<N>) {
+          typename Stage<Acc, N>::Block values;
+          sample(t, n, window.pixel, values);
+          stage.put(n, values);
+        }
+      }
+      for (int c = 0; c < used; ++c) {
+        Acc* values = stage.row[c];
+        if (!tile.all_finite) {
+          for (int n = 0; n < tile.count; ++n) values[n] += tile.poison[n];
+        }
         tile.for_each_run([&](int n, std::int64_t position, int length) {
-          for_each_block<N>(length, [&](int start, int, int count) {
-            P values[kBlock<N>];
-            sample(t, n + start, count, window, values);
-            if (!tile.all_finite) {
-              for (int i = 0; i < count; ++i) values[i] += tile.poison[n + start + i];
-            }
-            store_block<N>(values, output + tap * column + position + start, channel, used, count);
-          });
+          T* target = output + c * channel + tap * column + position;
+          streams ? stream(values + n, target, length) : narrow(values + n, target, length);
         });
-      });
-    }
+      }
+    });
   });
+  if (streams) finish_streams();
 }
 
-/// Adds the gradients of the positions n + i onto the corners of their cells.
-template <class P, class Acc>
-void scatter(const Tap<Acc>& tap, int n, int done, int count, const P* grad, P* window) {
+/// Adds the gradients of a block of positions onto the corners of their cells.
+template <class P, int M, class Acc>
+void scatter(const Tap<Acc>& tap, int n, const P (&grad)[M], P* window) {
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   if (tap.still_y && tap.still_x) {
-    for (int i = done; i < count; ++i) window[tap.cell(n + i)] += grad[i];
+    for (int i = 0; i < M; ++i) window[tap.cell(n + i)] += grad[i];
   } else if (tap.still_y || tap.still_x) {
     const Acc* fraction = tap.still_y ? fx : fy;
     const std::int32_t next = tap.still_y ? 1 : tap.pitch;
-    for (int i = done; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       P* cell = window + tap.cell(n + i);
       cell[0] += (1 - fraction[i]) * grad[i];
       cell[next] += fraction[i] * grad[i];
     }
   } else {
-    for (int i = done; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       P* cell = window + tap.cell(n + i);
       const P upper = (1 - fy[i]) * grad[i], lower = fy[i] * grad[i];
       cell[0] += (1 - fx[i]) * upper;
@@ -181,20 +157,20 @@ void scatter(const Tap<Acc>& tap, int n, int done, int count, const P* grad, P* 
   }
 }
 
-/// sums[i] += grad * d(value)/d(rate) of the positions n + i.
-template <class P, class Acc>
-void add_slopes(const Tap<Acc>& tap, int n, int done, int count, const P* grad, const P* window, P* sums) {
+/// sums += grad * d(value)/d(rate) at a block of positions.
+template <class P, int M, class Acc>
+void add_slopes(const Tap<Acc>& tap, int n, const P (&grad)[M], const P* window, P* sums) {
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   if (tap.still_y && tap.still_x) return;  // the tap does not move
   if (tap.still_y || tap.still_x) {
     const Acc offset = tap.still_y ? tap.offset_x : tap.offset_y;
     const std::int32_t next = tap.still_y ? 1 : tap.pitch;
-    for (int i = done; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       const P* cell = window + tap.cell(n + i);
       sums[i] += grad[i] * ((cell[next] - cell[0]) * offset);
     }
   } else {
-    for (int i = done; i < count; ++i) {
+    for (int i = 0; i < M; ++i) {
       const P* cell = window + tap.cell(n + i);
       sums[i] +=
           grad[i] * slope(cell[0], cell[1], cell[tap.pitch], cell[tap.pitch + 1], fy[i], fx[i], tap.offset_y, tap.offset_x);
@@ -202,102 +178,91 @@ void add_slopes(const Tap<Acc>& tap, int n, int done, int count, const P* grad, 
   }
 }
 
-template <class P>
-auto sum_lanes(const P& pack) {
-  if constexpr (sizeof(P) <= sizeof(double)) {
-    return pack;
-  } else {
-    auto sum = pack[0];
-    for (std::size_t c = 1; c < sizeof(P) / sizeof sum; ++c) sum += pack[c];
-    return sum;
-  }
-}
-
 template <class T>
-void backward(const Geometry& g, DType map_type, const Backward& tensors, const Slice& slice, float* sums, void* map_sums) {
+void backward(const Geometry& g, DType map_type, const Backward& tensors, const Slice& slice, const Band& band,
+              const Scratch& scratch) {
   using Acc = accumulator_t<T>;
   const std::int64_t column = g.positions(), channel = g.taps() * column;
+  const std::int64_t pixels = (band.last_row - band.first_row) * g.w.size;
   T* grad_input = tensors.grad_input ? at<T>(tensors.grad_input, slice.plane(g) * g.pixels()) : nullptr;
-  Acc* totals = nullptr;
-  if (grad_input) {
-    if constexpr (sizeof(T) == 2) {
-      totals = sums;
-    } else {
-      totals = grad_input;
-    }
-    std::fill_n(totals, slice.channels * g.pixels(), Acc(0));
+  Sums<Acc> sums{nullptr, g.pixels(), 0, band.first_row, band.last_row, g.w.size};
+  if constexpr (sizeof(T) == 2) {
+    sums.channel_0 = scratch.sums;
+    sums.stride = pixels;
+    sums.origin = band.first_row;
+  } else {
+    sums.channel_0 = grad_input;
   }
+  for (std::int64_t c = 0; grad_input && c < slice.channels; ++c) std::fill_n(sums.row(c, band.first_row), pixels, Acc(0));
   const Tiling tiling(g);
   for (std::int64_t index = 0; index < tiling.count(); ++index) {
     const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), tiling.region(index));
+    const bool to_input = grad_input && tile.reaches(band.first_row, band.last_row);
+    const bool to_map = scratch.map_sums && index >= band.first_tile && index < band.last_tile;
+    if (!to_input && !to_map) continue;
     Acc slopes[Tile<Acc>::kPositions] = {};  // summed over taps and channels
     for_each_pack(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
-      constexpr int N = lanes;
+      constexpr int N = std::max<int>(lanes, 1);
+      using P = Pack<Acc, N>;
+      using Block = typename Stage<Acc, N>::Block;
       const T* input = at<T>(tensors.input, (slice.plane(g) + first) * g.pixels());
       const T* grad_output = at<T>(tensors.grad_output, (slice.plane(g) + first) * channel);
-      Acc* total = grad_input ? totals + first * g.pixels() : nullptr;
-      if constexpr (N == 0) {
-        for_each_tap(g, [&](std::int64_t tap, std::int64_t ky, std::int64_t kx) {
-          const Acc offset_y = tile.sample_y.offset(static_cast<int>(ky)),
-                    offset_x = tile.sample_x.offset(static_cast<int>(kx));
-          tile.for_each_run([&](int n, std::int64_t position, int length) {
-            for (int i = n; i < n + length; ++i) {
-              if (!is_finite(tile.poison[i])) continue;
-              const Acc grad = widen(grad_output[tap * column + position + i - n]);
-              const LoneCell<Acc> cell(tile, i, ky, kx);
-              const Acc fy = cell.y.fraction, fx = cell.x.fraction;
-              if (map_sums) {
-                slopes[i] += grad * slope(cell.corner(input, 0, 0), cell.corner(input, 0, 1), cell.corner(input, 1, 0),
-                                          cell.corner(input, 1, 1), fy, fx, offset_y, offset_x);
-              }
-              for (int corner = 0; total && corner < 4; ++corner) {
-                const int down = corner / 2, right = corner % 2;
-                const std::int64_t p = cell.pixel(down, right);
-                if (p >= 0) total[p] += (right ? fx : 1 - fx) * ((down ? fy : 1 - fy) * grad);
-              }
-            }
-          });
-        });
-      } else {
-        using P = Pack<Acc, N>;
-        P window[kWindow<P>], sums_window[kWindow<P>];
-        P slope_sums[Tile<Acc>::kPositions];
-        bool finite = true;
-        if (map_sums) {
-          finite = tile.template load<N>(input, used, window);
-          std::fill_n(slope_sums, tile.count, P{});
+      Stage<Acc, N> stage{};  // idle lanes and padding are zero
+      Window<Acc, N> values(scratch.windows), grads(static_cast<char*>(scratch.windows) + kWindowBytes);
+      P pack_slopes[Tile<Acc>::kPositions];
+      bool finite = true;
+      if constexpr (lanes != 0) {
+        if (to_input) grads.clear(tile);
+        if (to_map) {
+          finite = values.load(tile, input, used);
+          std::fill_n(pack_slopes, tile.padded, P{});
         }
-        if (total) std::fill_n(sums_window, std::int64_t{tile.y.extent} * tile.x.extent, P{});
-        for_each_tap(g, [&](std::int64_t tap, std::int64_t ky, std::int64_t kx) {
-          const Tap<Acc> moved(tile, ky, kx, finite), t(tile, ky, kx, true);
+      }
+      for_each_tap(g, [&](std::int64_t tap, int ky, int kx) {
+        for (int c = 0; c < used; ++c) {
+          Acc* grad = stage.row[c];
           tile.for_each_run([&](int n, std::int64_t position, int length) {
-            for_each_block<N>(length, [&](int start, int done, int count) {
-              P grad[kBlock<N>];
-              load_block<N>(grad_output + tap * column + position + start, channel, used, count, grad);
-              const int m = n + start;
-              if (!tile.all_finite) {
-                for (int i = 0; i < count; ++i) grad[i] = is_finite(tile.poison[m + i]) ? grad[i] : P{};
-              }
-              if (total) scatter(t, m, done, count, grad, sums_window);
-              if (map_sums) add_slopes(moved, m, done, count, grad, window, slope_sums + m);
-            });
+            const T* source = grad_output + c * channel + tap * column + position;
+            widen(source, grad + n, length);
+            if (tap + 1 < g.taps()) prefetch(source + column, length * static_cast<std::int64_t>(sizeof(T)));
           });
-        });
-        if (total) tile.template add<N>(sums_window, used, total);
-        if (map_sums) {
-          for (int n = 0; n < tile.count; ++n) slopes[n] += sum_lanes(slope_sums[n]);
+          if (!tile.all_finite) {
+            for (int n = 0; n < tile.count; ++n) grad[n] = is_finite(tile.poison[n]) ? grad[n] : Acc(0);
+          }
+        }
+        if constexpr (lanes == 0) {
+          if (to_input) scatter_alone(tile, ky, kx, input, stage.row[0], sums.from(first));
+          if (to_map) add_slopes_alone(tile, ky, kx, input, stage.row[0], slopes);
+        } else {
+          const Tap<Acc> target(tile, ky, kx, true), source(tile, ky, kx, finite);
+          for (int n = 0; n < tile.padded; n += kBlock<N>) {
+            Block grad;
+            stage.get(n, grad);
+            if (to_input) scatter(target, n, grad, grads.pixel);
+            if (to_map) add_slopes(source, n, grad, values.pixel, pack_slopes + n);
+          }
+        }
+      });
+      if constexpr (lanes != 0) {
+        if (to_input) grads.add_to(sums.from(first), tile, used);
+        for (int n = 0; to_map && n < tile.padded; n += kBlock<N>) {
+          Block block;
+          std::copy_n(pack_slopes + n, kBlock<N>, block);
+          add_lanes<Acc, N>(block, slopes + n);
         }
       }
     });
-    if (map_sums) {
+    if (to_map) {
       tile.for_each_run([&](int n, std::int64_t position, int length) {
-        for (int i = 0; i < length; ++i) static_cast<Acc*>(map_sums)[position + i] = slopes[n + i] + tile.poison[n + i];
+        for (int i = 0; i < length; ++i) static_cast<Acc*>(scratch.map_sums)[position + i] = slopes[n + i] + tile.poison[n + i];
       });
     }
   }
   if constexpr (sizeof(T) == 2) {
-    if (grad_input) {
-      for (std::int64_t p = 0; p < slice.channels * g.pixels(); ++p) grad_input[p] = narrow<T>(totals[p]);
+    for (std::int64_t c = 0; grad_input && c < slice.channels; ++c) {
+      T* rows = grad_input + c * g.pixels() + band.first_row * g.w.size;
+      const Acc* sum = sums.row(c, band.first_row);
+      for (std::int64_t p = 0; p < pixels; ++p) rows[p] = narrow<T>(sum[p]);
     }
   }
 }

@@ -12,6 +12,9 @@
 
 namespace ddu::cpu {
 
+/// Bytes from which on an output is taken to fit no cache.
+constexpr std::int64_t kLarge = std::int64_t{4} << 20;
+
 /// A rectangle of output positions.
 struct Region {
   std::int64_t first_row, first_column;
@@ -29,10 +32,11 @@ struct Tiling {
   std::int64_t down, across;   // tiles
 
   explicit Tiling(const Geometry& g) : height(g.h.out_size), width(g.w.out_size) {
-    const std::int64_t positions = std::clamp<std::int64_t>(kEntries / (g.h.kernel_size + g.w.kernel_size), 16, kPositions);
-    columns = positions >= 64 ? 32 : 16;
-    // The last tile of a row takes what is left, if that is too little for a tile of its own.
-    across = std::max<std::int64_t>((width + 15) / columns, 1);
+    const std::int64_t positions =
+        std::clamp<std::int64_t>(kEntries / (g.h.kernel_size + g.w.kernel_size), 16, kPositions) / 16 * 16;
+    columns = positions >= 96 ? 64 : positions >= 48 ? 32 : 8;
+    // The last tile of a row takes what is left, if that is less than half a tile.
+    across = std::max<std::int64_t>((width + columns / 2) / columns, 1);
     const std::int64_t widest = std::max(std::min(columns, width), width - (across - 1) * columns);
     rows = std::max<std::int64_t>(positions / widest, 1);
     down = (height + rows - 1) / rows;
@@ -57,14 +61,29 @@ struct Slice {
   std::int64_t plane(const Geometry& g) const { return image * g.channels + group * g.group_channels() + first_channel; }
 };
 
+/// A share of a slice's backward: some rows of grad_input and some tiles of grad_map.
+struct Band {
+  std::int64_t first_row, last_row;
+  std::int64_t first_tile, last_tile;
+};
+
+/// Memory of one window: a small part of a core's own cache, so that two fit beside what streams through.
+constexpr std::size_t kWindowBytes = 160 * 1024;
+
+struct Scratch {
+  void* windows;   // 2 * kWindowBytes
+  float* sums;     // rows of the band for each channel of the slice, for half inputs
+  void* map_sums;  // the slice's part of grad_map, a value of the accumulation
+                   // type per position; null if not wanted
+};
+
 struct Kernels {
   /// Channels that are worked on together. Cuts between channels lie at multiples of it.
   int lanes;
   /// All taps of a slice at a region of positions.
   void (*forward)(const Geometry&, DType map_type, const Forward&, const Slice&, const Region&);
-  /// All of a slice of at most `lanes` channels: its planes of grad_input, and its part of grad_map in `map_sums`, one value
-  /// per position of the accumulation type. Either may be absent. `sums` holds a float plane per channel for a half input.
-  void (*backward)(const Geometry&, DType map_type, const Backward&, const Slice&, float* sums, void* map_sums);
+  /// Both gradients of a slice of at most `lanes` channels, as far as the band goes.
+  void (*backward)(const Geometry&, DType map_type, const Backward&, const Slice&, const Band&, const Scratch&);
   /// map[0, count) = the sum over `parts` of map_sums, which lie `stride` values apart.
   void (*sum_map)(DType map_type, const void* map_sums, std::int64_t parts, std::int64_t stride, std::int64_t count, void* map);
 };

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstdlib>
+#include <cstring>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -19,14 +21,17 @@ struct Target {
   const Kernels* kernels;
 };
 
+/// The best that the processor can run, or a lesser one that the environment asks for (to test it, or to compare).
 Target detect() {
 #if defined(DDU_X86_TARGETS)
+  const char* wish = std::getenv("DDU_CPU_CAPABILITY");
+  const auto allowed = [wish](const char* name) { return !wish || std::strcmp(wish, name) == 0; };
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx512) return {"avx512", avx512::kernels};
-  if (avx2) return {"avx2", avx2::kernels};
+  if (avx512 && allowed("avx512")) return {"avx512", avx512::kernels};
+  if (avx2 && allowed("avx2")) return {"avx2", avx2::kernels};
 #endif
   return {"baseline", baseline::kernels};
 }
@@ -58,32 +63,47 @@ void expect_whole_write(void* output, std::size_t bytes) {
   constexpr std::uintptr_t page = 4096;
   const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
   const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
-  if (bytes >= (std::size_t{4} << 20)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (bytes >= static_cast<std::size_t>(kLarge)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
-/// How a backward call is cut, and its scratch: what each task sums for the map, then planes per thread for half inputs.
+/// How a backward call is cut into tasks, and its scratch memory. The cut into slices decides the order of sums, so it is the
+/// same for every thread count; the cut into bands is not, and may follow it.
 struct BackwardPlan {
+  Tiling tiling;
   std::int64_t parts;  // slices of a group's channels
+  std::int64_t slices;
+  std::int64_t bands;  // of a slice: as few as keep the threads busy, since neighbours both read the tiles between them
   std::int64_t tasks;
   int threads;
-  std::int64_t map_sums;      // values
-  std::int64_t input_sums;    // values per thread
-  std::size_t map_bytes = 0;  // where the planes start
+  std::size_t map_sums;     // bytes of a slice
+  std::size_t thread_sums;  // bytes of a thread, for half inputs
 
-  BackwardPlan(const Geometry& g, Types types, const Backward& tensors, const Kernels& kernels, int max_threads)
-      : parts(ceil_div(g.group_channels(), kernels.lanes)),
-        tasks(g.batch * g.groups * parts),
-        threads(team_size(tasks, max_threads)),
-        map_sums(tensors.grad_map ? tasks * g.positions() : 0),
-        input_sums(tensors.grad_input && is_half(types.input)
-                       ? std::min<std::int64_t>(kernels.lanes, g.group_channels()) * g.pixels()
-                       : 0) {
-    const std::size_t bytes = static_cast<std::size_t>(map_sums) * (types.input == DType::float64 ? 8 : 4);
-    map_bytes = (bytes + 63) / 64 * 64;
+  BackwardPlan(const Geometry& g, Types types, const Backward& tensors, const Kernels& kernels, int max_threads) : tiling(g) {
+    parts = ceil_div(g.group_channels(), kernels.lanes);
+    slices = g.batch * g.groups * parts;
+    const std::int64_t wanted = slices == 0 || slices >= max_threads ? 1 : ceil_div(2 * std::int64_t{max_threads}, slices);
+    bands = std::clamp<std::int64_t>(wanted, 1, std::min(g.h.size, tiling.down));
+    const bool wanted_at_all = tensors.grad_input || tensors.grad_map;
+    tasks = wanted_at_all ? slices * bands : 0;
+    threads = tasks == 0 ? 0 : team_size(tasks, max_threads);
+    const std::size_t value = types.input == DType::float64 ? sizeof(double) : sizeof(float);
+    map_sums = tensors.grad_map ? static_cast<std::size_t>(g.positions()) * value : 0;
+    const std::int64_t sums = std::min<std::int64_t>(kernels.lanes, g.group_channels()) * ceil_div(g.h.size, bands) * g.w.size;
+    thread_sums = tensors.grad_input && is_half(types.input) ? whole_lines(static_cast<std::size_t>(sums) * sizeof(float)) : 0;
   }
 
-  std::size_t bytes() const { return map_bytes + sizeof(float) * static_cast<std::size_t>(input_sums * threads); }
+  std::size_t thread_bytes() const { return 2 * kWindowBytes + thread_sums; }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(threads) * thread_bytes() + static_cast<std::size_t>(slices) * map_sums;
+  }
+  Band band(const Geometry& g, std::int64_t index) const {
+    const std::int64_t rows = ceil_div(g.h.size, bands), tiles = ceil_div(tiling.count(), bands);
+    return {std::min(index * rows, g.h.size), std::min((index + 1) * rows, g.h.size), index * tiles, (index + 1) * tiles};
+  }
+
+ private:
+  static std::size_t whole_lines(std::size_t bytes) { return (bytes + 63) / 64 * 64; }
 };
 
 #if defined(_OPENMP)
@@ -134,26 +154,27 @@ void unfold_backward(const Geometry& g, Types types, const Backward& tensors, in
   check_types(types);
   const Kernels& kernels = kernels_of(types.input);
   const BackwardPlan plan(g, types, tensors, kernels, threads);
-  const std::size_t value = types.input == DType::float64 ? sizeof(double) : sizeof(float);
-  char* map_sums = static_cast<char*>(tensors.workspace);
-  // Sums of one map plane lie together: by group, image and part, or by image, group and part if the map has all images.
-  parallel_for(plan.tasks, threads, [&](std::int64_t task, int thread) {
-    const std::int64_t part = task % plan.parts, image = task / plan.parts % g.batch, group = task / plan.parts / g.batch;
-    const std::int64_t first = part * kernels.lanes;
+  char* const map_sums = static_cast<char*>(tensors.workspace) + static_cast<std::size_t>(plan.threads) * plan.thread_bytes();
+  // Slices are in the order group, image, part, so that the sums of one map plane lie together, of all images if they share
+  // it.
+  parallel_for(plan.tasks, plan.threads, [&](std::int64_t task, int thread) {
+    const std::int64_t index = task / plan.bands, part = index % plan.parts, first = part * kernels.lanes;
+    const std::int64_t image = index / plan.parts % g.batch, group = index / plan.parts / g.batch;
     const Slice slice{image, group, first, std::min<std::int64_t>(kernels.lanes, g.group_channels() - first)};
-    float* sums = plan.input_sums ? reinterpret_cast<float*>(map_sums + plan.map_bytes) + thread * plan.input_sums : nullptr;
-    kernels.backward(g, types.map, tensors, slice, sums,
-                     plan.map_sums ? map_sums + static_cast<std::size_t>(task * g.positions()) * value : nullptr);
+    char* windows = static_cast<char*>(tensors.workspace) + static_cast<std::size_t>(thread) * plan.thread_bytes();
+    kernels.backward(g, types.map, tensors, slice, plan.band(g, task % plan.bands),
+                     {windows, reinterpret_cast<float*>(windows + 2 * kWindowBytes),
+                      plan.map_sums ? map_sums + static_cast<std::size_t>(index) * plan.map_sums : nullptr});
   });
   if (!tensors.grad_map) return;
   constexpr std::int64_t kRun = 4096;
-  const std::int64_t runs = ceil_div(g.positions(), kRun), summed = g.map_batch == 1 ? g.batch : 1;
+  const std::int64_t runs = ceil_div(g.positions(), kRun), parts = (g.map_batch == 1 ? g.batch : 1) * plan.parts;
   parallel_for(g.map_batch * g.groups * runs, threads, [&](std::int64_t task, int) {
-    const std::int64_t plane = task / runs, first = task % runs * kRun;
-    const std::int64_t image = plane / g.groups, group = plane % g.groups;
-    const std::int64_t source = (group * g.batch + image) * plan.parts * g.positions() + first;
+    const std::int64_t plane = task / runs, first = task % runs * kRun, image = plane / g.groups, group = plane % g.groups;
+    const std::size_t value = plan.map_sums / static_cast<std::size_t>(g.positions());
+    const std::size_t source = static_cast<std::size_t>((group * g.batch + image) * plan.parts) * plan.map_sums;
     const std::int64_t target = plane * g.positions() + first;
-    kernels.sum_map(types.map, map_sums + static_cast<std::size_t>(source) * value, summed * plan.parts, g.positions(),
+    kernels.sum_map(types.map, map_sums + source + static_cast<std::size_t>(first) * value, parts, g.positions(),
                     std::min(kRun, g.positions() - first),
                     static_cast<char*>(tensors.grad_map) + static_cast<std::size_t>(target) * size_of(types.map));
   });

@@ -1,0 +1,70 @@
+#pragma once
+
+// Taps worked out one by one, straight from the image: the way of tiles whose window does not fit, which are those that reach
+// very far. Internal linkage: compiled once per instruction set.
+
+#include <cstdint>
+
+#include "tile.h"
+#include "window.h"
+
+namespace ddu::cpu {
+namespace {
+
+/// The cell of one tap and its corners a b / c d.
+template <class T, class Acc>
+struct LoneCell {
+  Cell<Acc> y, x;
+  Acc a, b, c, d;
+
+  LoneCell(const Tile<Acc>& tile, int n, int ky, int kx, const T* plane) {
+    const Region& r = tile.region;
+    y = tile.sample_y.cell(tile.sample_y.base(static_cast<std::int32_t>(r.first_row + n / r.columns)), tile.sample_y.offset(ky),
+                           tile.rate[n]);
+    x = tile.sample_x.cell(tile.sample_x.base(static_cast<std::int32_t>(r.first_column + n % r.columns)),
+                           tile.sample_x.offset(kx), tile.rate[n]);
+    const auto corner = [&](std::int32_t iy, std::int32_t ix) {
+      const bool inside = iy >= 0 && iy < tile.sample_y.size && ix >= 0 && ix < tile.sample_x.size;
+      return inside ? widen(plane[std::int64_t{iy} * tile.sample_x.size + ix]) : Acc(0);
+    };
+    a = corner(y.index, x.index);
+    b = corner(y.index, x.index + 1);
+    c = corner(y.index + 1, x.index);
+    d = corner(y.index + 1, x.index + 1);
+  }
+};
+
+template <class T, class Acc>
+void sample_alone(const Tile<Acc>& tile, int ky, int kx, const T* plane, Acc* values) {
+  for (int n = 0; n < tile.count; ++n) {
+    const LoneCell<T, Acc> cell(tile, n, ky, kx, plane);
+    values[n] = interpolate(cell.a, cell.b, cell.c, cell.d, cell.y.fraction, cell.x.fraction);
+  }
+}
+
+template <class T, class Acc>
+void add_slopes_alone(const Tile<Acc>& tile, int ky, int kx, const T* plane, const Acc* grad, Acc* slopes) {
+  const Acc offset_y = tile.sample_y.offset(ky), offset_x = tile.sample_x.offset(kx);
+  for (int n = 0; n < tile.count; ++n) {
+    const LoneCell<T, Acc> cell(tile, n, ky, kx, plane);
+    slopes[n] += grad[n] * slope(cell.a, cell.b, cell.c, cell.d, cell.y.fraction, cell.x.fraction, offset_y, offset_x);
+  }
+}
+
+template <class T, class Acc>
+void scatter_alone(const Tile<Acc>& tile, int ky, int kx, const T* plane, const Acc* grad, const Sums<Acc>& sums) {
+  for (int n = 0; n < tile.count; ++n) {
+    const LoneCell<T, Acc> cell(tile, n, ky, kx, plane);
+    const auto add = [&](std::int32_t iy, std::int32_t ix, Acc weight) {
+      if (sums.has(iy) && ix >= 0 && ix < sums.width) sums.row(0, iy)[ix] += weight * grad[n];
+    };
+    const Acc fy = cell.y.fraction, fx = cell.x.fraction;
+    add(cell.y.index, cell.x.index, (1 - fy) * (1 - fx));
+    add(cell.y.index, cell.x.index + 1, (1 - fy) * fx);
+    add(cell.y.index + 1, cell.x.index, fy * (1 - fx));
+    add(cell.y.index + 1, cell.x.index + 1, fy * fx);
+  }
+}
+
+}  // namespace
+}  // namespace ddu::cpu
