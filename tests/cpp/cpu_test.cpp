@@ -1,0 +1,149 @@
+// The CPU kernels against the oracle, for every pair of types and geometries that take every way through the kernels.
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "oracle.h"
+
+namespace {
+
+using oracle::Case;
+using oracle::Problem;
+using oracle::worst_error;
+
+template <class T, class M>
+struct Types {
+  using Input = T;
+  using Map = M;
+};
+
+template <class Pair>
+class Cpu : public testing::Test {};
+using Pairs = testing::Types<Types<ddu::float16, ddu::float16>, Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>,
+                             Types<ddu::bfloat16, float>, Types<float, float>, Types<double, double>>;
+TYPED_TEST_SUITE(Cpu, Pairs);
+
+/// A multiple of 1/256, so that positions are exact in every type: else one that is rounded across a pixel would have a
+/// different slope.
+double between(std::mt19937& random, double low, double high) {
+  return std::round(std::uniform_real_distribution<double>(low, high)(random) * 256) / 256;
+}
+
+template <class T, class M>
+void check(const Case& c, typename Problem<T, M>::Rate rate) {
+  const Problem<T, M> problem(c, rate);
+  const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
+  const auto output = problem.forward();
+  EXPECT_LE(worst_error(output, expected.output), 1);
+  EXPECT_TRUE(output.guarded());
+  const auto grads = problem.backward();
+  EXPECT_LE(worst_error(grads.input, expected.grad_input), 1);
+  EXPECT_LE(worst_error(grads.map, expected.grad_map), 1);
+  EXPECT_TRUE(grads.guarded);
+}
+
+ddu::Options options(std::int64_t kernel_size, std::int64_t padding, std::int64_t groups = 1, std::int64_t stride = 1,
+                     std::int64_t dilation = 1) {
+  return {{kernel_size, kernel_size}, {stride, stride}, {padding, padding}, {dilation, dilation}, groups};
+}
+
+TYPED_TEST(Cpu, Geometries) {
+  const std::vector<Case> cases = {
+      {2, 6, 13, 17, options(3, 1, 3)},
+      {1, 1, 1, 1, options(1, 0)},
+      {1, 2, 1, 1, options(3, 1)},
+      {2, 3, 9, 8, options(2, 0)},
+      {2, 4, 12, 11, options(4, 3, 2, 2)},
+      {1, 5, 15, 21, {{5, 5}, {1, 2}, {2, 1}, {2, 2}, 5}},
+      {1, 2, 14, 10, {{3, 2}, {1, 1}, {1, 1}, {3, 3}, 1}},
+      {3, 4, 10, 9, options(3, 1, 2), true},
+      {1, 2, 20, 24, options(7, 3)},
+      {1, 2, 6, 5, options(3, 9)},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(&c - cases.data());
+    check<typename TypeParam::Input, typename TypeParam::Map>(c, [](auto& random) { return between(random, -3, 3); });
+  }
+}
+
+// Packs of every width, full and with idle lanes, and tiles with and without a rest, in lines of memory whole and not.
+TYPED_TEST(Cpu, ChannelsAndWidths) {
+  for (std::int64_t channels : {1, 2, 3, 4, 5, 8, 9, 16, 17, 20, 35}) {
+    for (std::int64_t width : {7, 33, 111}) {
+      SCOPED_TRACE(channels * 1000 + width);
+      check<typename TypeParam::Input, typename TypeParam::Map>({1, channels, 9, width, options(3, 1)},
+                                                                [](auto& random) { return between(random, 0.5, 3); });
+    }
+  }
+}
+
+// Rates that make windows outgrow one pack width after another, the last of them every width.
+TYPED_TEST(Cpu, WindowsThatDoNotFit) {
+  for (double reach : {14.0, 40.0, 120.0, 400.0}) {
+    SCOPED_TRACE(reach);
+    check<typename TypeParam::Input, typename TypeParam::Map>({1, 18, 230, 250, options(3, 1, 1, 6)},
+                                                              [=](auto& random) { return between(random, -reach, reach); });
+  }
+}
+
+// Kernels whose taps outgrow a tile's buffers.
+TYPED_TEST(Cpu, HugeKernels) {
+  for (const Case& c :
+       {Case{1, 3, 302, 5, {{300, 2}, {1, 1}, {0, 0}, {1, 1}, 1}}, Case{1, 5, 4, 150, {{1, 60}, {1, 1}, {0, 9}, {1, 1}, 1}}}) {
+    check<typename TypeParam::Input, typename TypeParam::Map>(c, [](auto& random) { return between(random, 0.9, 1.1); });
+  }
+}
+
+// Outputs large enough to be streamed past the caches, with rows that start at lines of memory and with others.
+TYPED_TEST(Cpu, LargeOutputs) {
+  for (std::int64_t width : {64, 61}) {
+    check<typename TypeParam::Input, typename TypeParam::Map>({2, 33, 64, width, options(3, 1)},
+                                                              [](auto& random) { return between(random, 0.5, 2); });
+  }
+}
+
+TYPED_TEST(Cpu, RatesNearAndFar) {
+  const std::vector<double> rates = {0, 1, -1, 0.5, 2, 100, -3e4, 6e4, INFINITY, -INFINITY, NAN};
+  const auto one_of = [&](std::size_t count) {
+    return [&rates, count](std::mt19937& random) { return rates[random() % count]; };
+  };
+  for (std::size_t count : {5u, 8u, 11u}) {  // near ones, finite ones, all
+    SCOPED_TRACE(count);
+    check<typename TypeParam::Input, typename TypeParam::Map>({2, 20, 12, 70, options(3, 1)}, one_of(count));
+    check<typename TypeParam::Input, typename TypeParam::Map>({2, 3, 12, 14, options(4, 2, 3)}, one_of(count));
+  }
+}
+
+// The results of a call do not depend on the number of threads, or on which of the gradients are asked for.
+TYPED_TEST(Cpu, ThreadsAndMasks) {
+  using P = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  const std::vector<Case> cases = {
+      {1, 3, 90, 70, options(3, 1)}, {2, 40, 33, 20, options(3, 1)}, {3, 6, 17, 19, options(2, 1, 2), true}};
+  for (const Case& c : cases) {
+    for (double reach : {2.0, 500.0}) {
+      const P problem(c, [=](auto& random) { return between(random, -reach, reach); });
+      const auto output = problem.forward(1);
+      const auto grads = problem.backward(true, true, 1);
+      for (int threads : {2, 3, 5, 16}) {
+        SCOPED_TRACE(threads);
+        EXPECT_TRUE(problem.forward(threads) == output);
+        const auto both = problem.backward(true, true, threads);
+        EXPECT_TRUE(both.guarded);
+        EXPECT_TRUE(both.input == grads.input);
+        EXPECT_TRUE(both.map == grads.map);
+      }
+      const auto only_input = problem.backward(true, false), only_map = problem.backward(false, true);
+      const oracle::Tensor<typename TypeParam::Input> no_input(problem.geometry.input_numel());
+      const oracle::Tensor<typename TypeParam::Map> no_map(problem.geometry.map_numel());
+      EXPECT_TRUE(only_input.input == grads.input);
+      EXPECT_TRUE(only_input.map == no_map);
+      EXPECT_TRUE(only_map.map == grads.map);
+      EXPECT_TRUE(only_map.input == no_input);
+      EXPECT_TRUE(problem.backward(false, false).input == no_input);
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,150 @@
+// make_geometry: its sizes, and the whole text of every message.
+
+#include "ddu/geometry.h"
+
+#include <gtest/gtest.h>
+
+#include <initializer_list>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "ddu/dtype.h"
+#include "ddu/error.h"
+
+namespace {
+
+using Sizes = std::vector<std::int64_t>;
+
+ddu::Geometry make(const Sizes& input, const Sizes& map, const ddu::Options& options = {}) {
+  return ddu::make_geometry({input.data(), static_cast<int>(input.size())}, {map.data(), static_cast<int>(map.size())},
+                            options);
+}
+
+std::string message(const Sizes& input, const Sizes& map, const ddu::Options& options = {}) {
+  try {
+    make(input, map, options);
+  } catch (const ddu::invalid_argument& e) {
+    return e.what();
+  }
+  return "accepted";
+}
+
+ddu::Options options(std::int64_t kernel_size, std::int64_t stride = 1, std::int64_t padding = 0, std::int64_t dilation = 1,
+                     std::int64_t groups = 1) {
+  return {{kernel_size, kernel_size}, {stride, stride}, {padding, padding}, {dilation, dilation}, groups};
+}
+
+TEST(Geometry, SizesFollowUnfold) {
+  const ddu::Options o{{3, 2}, {2, 1}, {1, 0}, {2, 3}, 2};
+  const ddu::Geometry g = make({5, 4, 11, 13}, {5, 2, 5, 10}, o);
+  EXPECT_EQ(g.h.out_size, 5);   // (11 + 2 - 2*2 - 1) / 2 + 1
+  EXPECT_EQ(g.w.out_size, 10);  // 13 - 3 - 1 + 1
+  EXPECT_EQ(g.taps(), 6);
+  EXPECT_EQ(g.positions(), 50);
+  EXPECT_EQ(g.group_channels(), 2);
+  EXPECT_EQ(g.input_numel(), 5 * 4 * 11 * 13);
+  EXPECT_EQ(g.map_numel(), 5 * 2 * 50);
+  EXPECT_EQ(g.output_numel(), 5 * 4 * 6 * 50);
+  EXPECT_EQ(g.map_plane(3, 1), 7 * 50);
+  EXPECT_TRUE(std::is_trivially_copyable_v<ddu::Geometry>);
+}
+
+TEST(Geometry, UnbatchedAndBroadcast) {
+  EXPECT_EQ(make({2, 5, 5}, {1, 5, 5}, options(3, 1, 1)).batch, 1);
+  const ddu::Geometry g = make({7, 2, 5, 5}, {1, 1, 5, 5}, options(3, 1, 1));
+  EXPECT_EQ(g.map_batch, 1);
+  EXPECT_EQ(g.map_plane(6, 0), 0);
+}
+
+TEST(Geometry, EmptyBatchAndChannels) {
+  EXPECT_EQ(make({0, 3, 5, 5}, {0, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
+  EXPECT_EQ(make({0, 3, 5, 5}, {1, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
+  EXPECT_EQ(make({2, 0, 5, 5}, {2, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
+}
+
+TEST(Geometry, OptionsOutOfRange) {
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(0)), "kernel_size must be between 1 and 268435456, got (0, 0)");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(1, 0)), "stride must be between 1 and 268435456, got (0, 0)");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(1, 1, -1)), "padding must be between 0 and 268435456, got (-1, -1)");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(1, 1, 0, 268435457)),
+            "dilation must be between 1 and 268435456, got (268435457, 268435457)");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, {{3, 0}, {1, 1}, {0, 0}, {1, 1}, 1}),
+            "kernel_size must be between 1 and 268435456, got (3, 0)");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(1 << 20, 1, 0, 1 << 20)),
+            "dilation * kernel_size must be at most 268435456, got 1048576 * 1048576");
+}
+
+TEST(Geometry, InputShape) {
+  EXPECT_EQ(message({5, 5}, {5, 5}), "input must have shape [B, C, H, W] or [C, H, W], got [5, 5]");
+  EXPECT_EQ(message({1, 1, 1, 5, 5}, {5, 5}), "input must have shape [B, C, H, W] or [C, H, W], got [1, 1, 1, 5, 5]");
+  EXPECT_EQ(message({-1, 2, 5, 5}, {1, 1, 5, 5}), "input sizes must not be negative, got [-1, 2, 5, 5]");
+  EXPECT_EQ(message({1, -2, 5, 5}, {1, 1, 5, 5}), "input sizes must not be negative, got [1, -2, 5, 5]");
+  EXPECT_EQ(message({1, 2, 0, 5}, {1, 1, 1, 5}), "input height and width must be between 1 and 268435456, got [1, 2, 0, 5]");
+}
+
+TEST(Geometry, Groups) {
+  EXPECT_EQ(message({1, 4, 5, 5}, {1, 3, 5, 5}, options(1, 1, 0, 1, 3)),
+            "groups must be positive and divide the input's 4 channels, got 3");
+  EXPECT_EQ(message({1, 4, 5, 5}, {1, 1, 5, 5}, options(1, 1, 0, 1, 0)),
+            "groups must be positive and divide the input's 4 channels, got 0");
+}
+
+TEST(Geometry, WindowTooLarge) {
+  EXPECT_EQ(message({1, 1, 4, 9}, {1, 1, 3, 3}, {{3, 3}, {1, 1}, {0, 1}, {2, 1}, 1}),
+            "input [1, 1, 4, 9] with padding (0, 1) is smaller than the window of kernel_size (3, 3) and dilation (2, 1): "
+            "no output position fits");
+}
+
+TEST(Geometry, MapShape) {
+  EXPECT_EQ(message({2, 4, 8, 9}, {2, 1, 8, 9}, options(3, 1, 1, 1, 2)),
+            "dilation_map must have shape [2, 2, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=2, got [2, 1, 8, 9]");
+  EXPECT_EQ(message({4, 8, 9}, {1, 1, 8, 9}, options(3, 1, 1)),
+            "dilation_map must have shape [1, 8, 9] for input [4, 8, 9] with groups=1, got [1, 1, 8, 9]");
+  EXPECT_EQ(message({2, 4, 8, 9}, {3, 1, 8, 9}, options(3, 1, 1)),
+            "dilation_map must have shape [2, 1, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=1, got [3, 1, 8, 9]");
+}
+
+TEST(Geometry, MapShapeHintsAtPadding) {
+  EXPECT_EQ(message({1, 4, 8, 9}, {1, 1, 8, 9}, options(5, 1, 0, 2)),
+            "input [1, 4, 8, 9] with padding (0, 0) is smaller than the window of kernel_size (5, 5) and dilation (2, 2): no "
+            "output position fits; this map fits padding=(4, 4)");
+  EXPECT_EQ(message({1, 4, 8, 9}, {1, 1, 8, 9}, options(3)),
+            "dilation_map must have shape [1, 1, 6, 7] for input [1, 4, 8, 9] with groups=1, got [1, 1, 8, 9]; this map fits "
+            "padding=(1, 1)");
+  EXPECT_EQ(message({1, 4, 8, 9}, {1, 1, 8, 8}, options(3)),
+            "dilation_map must have shape [1, 1, 6, 7] for input [1, 4, 8, 9] with groups=1, got [1, 1, 8, 8]");
+}
+
+TEST(Geometry, TooManyElements) {
+  const std::int64_t many = std::int64_t{1} << 40;
+  EXPECT_EQ(message({many, many, 4, 4}, {1, 1, 4, 4}),
+            "input [1099511627776, 1099511627776, 4, 4] gives more than 2^60 elements");
+}
+
+TEST(Geometry, LongShapesAreCut) {
+  const Sizes input(50, 1234567890123456789);
+  const std::string text = message(input, {1, 1, 4, 4});
+  EXPECT_EQ(text.rfind("input must have shape [B, C, H, W] or [C, H, W], got [1234567890123456789, ", 0), 0u) << text;
+}
+
+TEST(Types, MustGoTogether) {
+  using ddu::DType;
+  const auto check = [](DType input, DType map) -> std::string {
+    try {
+      ddu::check_types({input, map});
+    } catch (const ddu::type_error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  for (DType type : {DType::float16, DType::bfloat16, DType::float32, DType::float64}) EXPECT_EQ(check(type, type), "accepted");
+  EXPECT_EQ(check(DType::float16, DType::float32), "accepted");
+  EXPECT_EQ(check(DType::bfloat16, DType::float32), "accepted");
+  EXPECT_EQ(check(DType::float32, DType::float64), "dilation_map must have the input's dtype float32, got float64");
+  EXPECT_EQ(check(DType::float64, DType::float32), "dilation_map must have the input's dtype float64, got float32");
+  EXPECT_EQ(check(DType::float16, DType::bfloat16),
+            "dilation_map must have the input's dtype float16 or float32, got bfloat16");
+}
+
+}  // namespace

@@ -1,0 +1,124 @@
+// Sampler, interpolate and slope: the math that every kernel shares.
+
+#include "sampling.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+
+namespace {
+
+ddu::Axis axis(std::int64_t size, std::int64_t kernel_size, std::int64_t stride = 1, std::int64_t padding = 0,
+               std::int64_t dilation = 1) {
+  return {size, 1, kernel_size, stride, padding, dilation};
+}
+
+template <class Acc>
+class Sampling : public testing::Test {};
+using Accumulators = testing::Types<float, double>;
+TYPED_TEST_SUITE(Sampling, Accumulators);
+
+TYPED_TEST(Sampling, RateOneIsUnfold) {
+  for (std::int64_t kernel_size = 1; kernel_size <= 6; ++kernel_size) {
+    for (std::int64_t dilation = 1; dilation <= 3; ++dilation) {
+      const ddu::Sampler<TypeParam> sampler(axis(1000, kernel_size, 3, 2, dilation));
+      for (int k = 0; k < kernel_size; ++k) {
+        const auto cell = sampler.cell(sampler.base(20), sampler.offset(k), 1);
+        EXPECT_EQ(cell.index, 20 * 3 - 2 + k * dilation);
+        EXPECT_EQ(cell.fraction, 0);
+      }
+    }
+  }
+}
+
+TYPED_TEST(Sampling, PositionsFollowTheFormula) {
+  const ddu::Sampler<TypeParam> sampler(axis(1000, 4, 2, 3, 5));
+  for (int k = 0; k < 4; ++k) {
+    for (double rate : {-2.0, 0.0, 0.25, 1.0, 1.75}) {
+      const double expected = 50 * 2 - 3 + 1.5 * 5 + (k - 1.5) * 5 * rate;
+      const auto cell = sampler.cell(sampler.base(50), sampler.offset(k), static_cast<TypeParam>(rate));
+      EXPECT_EQ(cell.index, std::floor(expected));
+      EXPECT_EQ(cell.fraction, expected - std::floor(expected));
+    }
+  }
+}
+
+TYPED_TEST(Sampling, FractionsAreAsExactFarFromZeroAsNear) {
+  const ddu::Sampler<TypeParam> near(axis(1 << 20, 3)), far(axis(1 << 28, 3));
+  for (TypeParam rate : {TypeParam(0.1), TypeParam(1.3), TypeParam(2.7)}) {
+    const auto a = near.cell(near.base(5), near.offset(2), rate), b = far.cell(far.base((1 << 27) + 1), far.offset(2), rate);
+    EXPECT_EQ(a.fraction, b.fraction);
+    EXPECT_EQ(a.index - 5, b.index - (1 << 27) - 1);
+  }
+}
+
+TYPED_TEST(Sampling, IndicesAreClampedToOutsideThePlane) {
+  const ddu::Sampler<TypeParam> sampler(axis(10, 3, 1, 1));
+  const TypeParam most = std::numeric_limits<TypeParam>::max();
+  for (TypeParam rate : {TypeParam(20), TypeParam(1e9), TypeParam(3e9), most}) {
+    EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(0), rate).index, -2) << rate;
+    EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(2), rate).index, 10) << rate;
+    EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(1), rate).index, 4) << rate;
+    EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(0), -rate).index, 10) << rate;
+  }
+  // The edges themselves: -1 and size - 1 still touch the image.
+  EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(0), 5).index, -1);
+  EXPECT_EQ(sampler.cell(sampler.base(4), sampler.offset(2), 5).index, 9);
+}
+
+TYPED_TEST(Sampling, LargestGeometryDoesNotOverflow) {
+  const std::int64_t extent = std::int64_t{1} << 28;
+  const ddu::Sampler<TypeParam> sampler(axis(extent, 2, extent, extent, extent / 2));
+  const TypeParam most = std::numeric_limits<TypeParam>::max();
+  for (int k = 0; k < 2; ++k) {
+    for (TypeParam rate : {-most, TypeParam(0), most}) {
+      for (std::int32_t position : {0, 2}) {
+        const auto cell = sampler.cell(sampler.base(position), sampler.offset(k), rate);
+        EXPECT_GE(cell.index, -2);
+        EXPECT_LE(cell.index, extent);
+      }
+    }
+  }
+}
+
+TYPED_TEST(Sampling, RatesThatAreNotFiniteStillGiveACell) {
+  const ddu::Sampler<TypeParam> sampler(axis(10, 3, 1, 1));
+  using Limits = std::numeric_limits<TypeParam>;
+  for (TypeParam rate : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()}) {
+    EXPECT_FALSE(ddu::is_finite(rate));
+    for (int k = 0; k < 3; ++k) {
+      const auto cell = sampler.cell(sampler.base(4), sampler.offset(k), rate);
+      EXPECT_GE(cell.index, -2);
+      EXPECT_LE(cell.index, 10);
+    }
+  }
+  EXPECT_TRUE(ddu::is_finite(Limits::max()));
+  EXPECT_TRUE(ddu::is_finite(-Limits::denorm_min()));
+}
+
+TYPED_TEST(Sampling, InterpolationIsExactAtPixels) {
+  using T = TypeParam;
+  const T a = T(0.1), b = T(1e30), c = T(-7.7), d = T(3);
+  EXPECT_EQ(ddu::interpolate(a, b, c, d, T(0), T(0)), a);
+  EXPECT_EQ(ddu::interpolate(T(1), T(2), T(10), T(20), T(0.5), T(0.25)), T(0.5 * 1.25 + 0.5 * 12.5));
+}
+
+TYPED_TEST(Sampling, SlopeIsTheRightHandDerivative) {
+  using T = TypeParam;
+  const T a = 3, b = 5, c = 11, d = -2;
+  // At a pixel, the cell is the one below and to the right.
+  EXPECT_EQ(ddu::slope(a, b, c, d, T(0), T(0), T(1), T(0)), c - a);
+  EXPECT_EQ(ddu::slope(a, b, c, d, T(0), T(0), T(0), T(1)), b - a);
+  // Inside, it is the derivative of interpolate along the tap's way.
+  const double step = 1e-4;
+  for (double fy : {0.2, 0.7}) {
+    for (double fx : {0.1, 0.6}) {
+      const auto value = [&](double t) { return ddu::interpolate<double>(3, 5, 11, -2, fy + t * 1.5, fx - t * 2.5); };
+      const double expected = (value(step) - value(-step)) / (2 * step);
+      EXPECT_NEAR(double(ddu::slope(a, b, c, d, T(fy), T(fx), T(1.5), T(-2.5))), expected, 1e-4);
+    }
+  }
+}
+
+}  // namespace
