@@ -4,6 +4,7 @@
 
 #include "direct.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "ddu/unfold.h"
@@ -70,7 +71,15 @@ struct Tensor {
   ddu::Shape shape() const { return {sizes, dims}; }
 };
 
-void* data(PyObject* tensor) { return PyLong_AsVoidPtr(call(tensor, name_data_ptr).ptr()); }
+/// The address of a tensor's memory, null for one that has none: a wrapper of torch's, or zeros in forward-mode
+/// differentiation.
+void* data(PyObject* tensor) {
+  const py::object address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, name_data_ptr));
+  if (address) return PyLong_AsVoidPtr(address.ptr());
+  if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) throw py::error_already_set();
+  PyErr_Clear();
+  return nullptr;
+}
 
 /// False for what is not an int of 64 bits.
 bool read_integer(PyObject* object, std::int64_t& value) {
@@ -96,7 +105,8 @@ bool read_options(PyObject* const* arguments, ddu::Options& options) {
 
 py::object new_output(const ddu::Geometry& g, bool batched, PyObject* dtype) {
   const std::int64_t columns = g.channels * g.taps(), positions = g.positions();
-  const std::int64_t sizes[] = {g.batch, columns, positions}, strides[] = {columns * positions, positions, 1};
+  const std::int64_t sizes[] = {g.batch, columns, positions},
+                     strides[] = {std::max<std::int64_t>(columns, 1) * positions, positions, 1};
   const int first = batched ? 0 : 1;
   const py::object size_tuple = own(PyTuple_New(3 - first)), stride_tuple = own(PyTuple_New(3 - first));
   for (int i = first; i < 3; ++i) {
@@ -120,7 +130,6 @@ py::object cpu_unfold(PyObject* const* arguments) {
   ddu::check_types(types);
   const ddu::Geometry geometry = ddu::make_geometry(input.shape(), map.shape(), options);
   ddu::Forward tensors{data(arguments[0]), data(arguments[1]), nullptr};
-  // torch has tensors of zeros that own no memory, in forward-mode differentiation.
   if ((!tensors.input && geometry.input_numel() > 0) || (!tensors.dilation_map && geometry.map_numel() > 0)) return py::none();
   py::object output = new_output(geometry, input.dims == 4, torch.dtypes[input.type]);
   tensors.output = data(output.ptr());

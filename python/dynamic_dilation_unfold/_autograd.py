@@ -16,7 +16,7 @@ from torch.autograd import Function, forward_ad
 from . import _C, _kernels
 from ._batching import backward_over_batch, unfold_over_batch
 from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
-from ._ops import backward_op, unfold_op
+from ._ops import apply, backward_op, is_sharded, unfold_op
 from ._options import Options, make_options
 
 
@@ -25,20 +25,32 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         registered: Tensor = unfold_op(input, dilation_map, *options)
         return registered
-    output: Tensor = _apply(Unfold, input, dilation_map, options)
+    _kernels.check_tensors(input, dilation_map)
+    if is_sharded(input, dilation_map):
+        _C.make_geometry(input.shape, dilation_map.shape, *options)
+        options = options._replace(groups=0)  # a shard's map says how many groups it has
+    output: Tensor = apply(Unfold, input, dilation_map, options)
     return output
 
 
-def _apply(function: type[Function], *arguments: Any) -> Any:
-    return function.apply(*arguments)
+def _for_kernels(*tensors: Tensor) -> bool:
+    """Whether the kernels may be called without torch's dispatcher."""
+    return _C.is_plain(*tensors) and not any(map(_kernels.is_wrapper, tensors))
+
+
+def _run(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
+    if _for_kernels(input, dilation_map):
+        return _kernels.unfold(input, dilation_map, options)
+    output: Tensor = unfold_op(input, dilation_map, *options)
+    return output
 
 
 def _backward(ctx: Any, grad: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None, None]:
     input, dilation_map = ctx.saved_tensors
     wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
-    if not torch.is_grad_enabled() and _C.is_plain(grad, input, dilation_map):
+    if not torch.is_grad_enabled() and _for_kernels(grad, input, dilation_map):
         return *_kernels.unfold_backward(grad, input, dilation_map, options, wanted), None
-    first, second = _apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
+    first, second = apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
     return first if wanted[0] else None, second if wanted[1] else None, None
 
 
@@ -50,7 +62,7 @@ class PlainUnfold(Function):
         ctx.save_for_backward(input, dilation_map)
         ctx.options = options
         output = _C.cpu_unfold(input, dilation_map, *options)
-        return _kernels.unfold(input, dilation_map, make_options(*options)) if output is None else output
+        return _run(input, dilation_map, make_options(*options)) if output is None else output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -82,10 +94,7 @@ class Unfold(Function):
 
     @staticmethod
     def forward(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-        if _C.is_plain(input, dilation_map):
-            return _kernels.unfold(input, dilation_map, options)
-        output: Tensor = unfold_op(input, dilation_map, *options)
-        return output
+        return _run(input, dilation_map, options)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Options], output: Tensor) -> None:
@@ -103,7 +112,7 @@ class Unfold(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], input: Tensor, dilation_map: Tensor, options: Options) -> Any:
-        run = lambda *tensors: _apply(Unfold, *tensors, options)  # noqa: E731
+        run = lambda *tensors: apply(Unfold, *tensors, options)  # noqa: E731
         return unfold_over_batch(run, info.batch_size, dims, input, dilation_map)
 
 
@@ -114,7 +123,7 @@ class UnfoldBackward(Function):
     def forward(
         grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, wanted: tuple[bool, bool]
     ) -> tuple[Tensor, Tensor]:
-        if _C.is_plain(grad, input, dilation_map):
+        if _for_kernels(grad, input, dilation_map):
             return filled(_kernels.unfold_backward(grad, input, dilation_map, options, wanted), input)
         grads: tuple[Tensor, Tensor] = backward_op(grad, input, dilation_map, *options, list(wanted))
         return grads
@@ -137,5 +146,5 @@ class UnfoldBackward(Function):
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
         grad, input, dilation_map, options, wanted = arguments
-        run = lambda *tensors: _apply(UnfoldBackward, *tensors, options, wanted)  # noqa: E731
+        run = lambda *tensors: apply(UnfoldBackward, *tensors, options, wanted)  # noqa: E731
         return backward_over_batch(run, info.batch_size, dims, grad, input, dilation_map, wanted)

@@ -19,7 +19,10 @@ def reference_of(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     kernel_size, stride, padding, dilation, groups = options
 
     def forward(input: Tensor, dilation_map: Tensor) -> Tensor:
-        return dynamic_dilation_unfold_reference(input, kernel_size, dilation_map, stride, padding, dilation, groups)
+        own_groups = groups or dilation_map.shape[-3]  # see _ops.py
+        return dynamic_dilation_unfold_reference(
+            input, kernel_size, dilation_map, stride, padding, dilation, own_groups
+        )
 
     return forward
 

@@ -47,6 +47,12 @@ def output_shape(input: Tensor, columns: int, positions: int) -> tuple[int, ...]
     return (columns, positions) if input.dim() == 3 else (input.shape[0], columns, positions)
 
 
+def is_wrapper(tensor: Tensor) -> bool:
+    """Whether a tensor of torch's own type stands for another: vmap batched it, or it outlived a transform."""
+    functorch = torch._C._functorch
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+
+
 def _in_memory(tensor: Tensor) -> Tensor:
     """The tensor with its values laid out as the kernels read them, none of them implied by a flag."""
     if tensor._is_zerotensor():

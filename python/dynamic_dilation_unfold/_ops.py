@@ -6,15 +6,18 @@ plain eager calls take the shorter way of :mod:`._autograd` to the same kernels.
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function, forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from . import _C, _kernels
 from ._batching import backward_over_batch, unfold_over_batch
-from ._derivatives import backward_of, filled, pullback
+from ._derivatives import backward_of, filled, pullback, reference_of
 from ._options import Options, Pair
 
 NAME = "dynamic_dilation_unfold"
@@ -30,7 +33,9 @@ unfold_op = torch.ops.dynamic_dilation_unfold.unfold.default
 backward_op = torch.ops.dynamic_dilation_unfold.unfold_backward.default
 
 
-def _options(dilation_map: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int) -> Options:
+def options_of(
+    dilation_map: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Options:
     """Options of a call of an operator, where groups = 0 means the map's: a shard has some of the groups."""
     groups = groups or dilation_map.shape[-3]
     return Options(_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups)
@@ -46,13 +51,13 @@ def _pair(values: Any) -> Pair:
 
 def _unfold_kernel(input: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
     _kernels.check_tensors(input, dilation_map)
-    return _kernels.unfold(input, dilation_map, _options(dilation_map, *options))
+    return _kernels.unfold(input, dilation_map, options_of(dilation_map, *options))
 
 
 def _backward_kernel(grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     *options, wanted = rest
     _kernels.check_tensors(input, dilation_map)
-    grads = _kernels.unfold_backward(grad, input, dilation_map, _options(dilation_map, *options), wanted)
+    grads = _kernels.unfold_backward(grad, input, dilation_map, options_of(dilation_map, *options), wanted)
     return filled(grads, input)
 
 
@@ -71,7 +76,7 @@ def _validate(input: Tensor, dilation_map: Tensor, options: Options) -> None:
 
 
 def _unfold_fake(input: Tensor, dilation_map: Tensor, *raw: Any) -> Tensor:
-    options = _options(dilation_map, *raw)
+    options = options_of(dilation_map, *raw)
     _validate(input, dilation_map, options)
     columns = input.shape[-3] * options.kernel_size[0] * options.kernel_size[1]
     positions = dilation_map.shape[-2] * dilation_map.shape[-1]
@@ -91,30 +96,98 @@ torch.library.register_fake(f"{NAME}::unfold_backward", _backward_fake, lib=libr
 # --- Derivatives -----------------------------------------------------------------------------------------------------
 
 
-def _unfold_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    input, dilation_map, *ctx.options = inputs
-    ctx.save_for_backward(input, dilation_map)
+def apply(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)
 
 
-def _unfold_grad(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:2])
-    grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, wanted)
-    return (*(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * 5)
+class _Unfold(Function):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, input: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
+        ctx.save_for_backward(input, dilation_map)
+        ctx.options = options
+        output: Tensor = _below_autograd(unfold_op, keyset, input, dilation_map, *options)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[1:3])
+        grads = backward_op(grad, *ctx.saved_tensors, *ctx.options, wanted)
+        return None, *(g if want else None for g, want in zip(grads, wanted, strict=True)), *[None] * 5
 
 
-def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad, input, dilation_map, *ctx.options, ctx.wanted = inputs
-    ctx.save_for_backward(grad, input, dilation_map)
+class _UnfoldBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, keyset: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*arguments[:3])
+        ctx.options = arguments[3:]
+        grads: tuple[Tensor, Tensor] = _below_autograd(backward_op, keyset, *arguments)
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        saved = ctx.saved_tensors
+        return (
+            None,
+            *pullback(_backward_of(saved[2], *ctx.options), saved, ctx.needs_input_grad[1:4], cotangents),
+            *[None] * 6,
+        )
 
 
-def _backward_grad(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    backward = backward_of(_options(saved[2], *ctx.options), ctx.wanted)
-    return (*pullback(backward, saved, ctx.needs_input_grad[:3], cotangents), *[None] * 6)
+def _backward_of(dilation_map: Tensor, *rest: Any) -> Any:
+    *options, wanted = rest
+    return backward_of(options_of(dilation_map, *options), wanted)
 
 
-torch.library.register_autograd(f"{NAME}::unfold", _unfold_grad, setup_context=_unfold_setup, lib=library)
-torch.library.register_autograd(f"{NAME}::unfold_backward", _backward_grad, setup_context=_backward_setup, lib=library)
+def is_sharded(*tensors: Tensor) -> bool:
+    """Whether a DTensor is among them. The first one registers the sharding rules."""
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is None or not any(isinstance(t, module.DTensor) for t in tensors):
+        return False
+    _register_sharding()
+    return True
+
+
+@functools.cache
+def _register_sharding() -> None:
+    from . import _sharding  # not at the top: torch.distributed.tensor takes a second to import
+
+    _sharding.register(unfold_op, backward_op)
+
+
+def _below_autograd(op: Any, keyset: Any, *arguments: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
+
+
+def _in_torch(*tensors: Tensor) -> bool:
+    """Whether to compute in differentiable torch, because torch.func or forward mode asks for derivatives.
+
+    What torch.library.register_autograd makes refuses the one and silently drops the tangents of the other.
+    """
+    if torch._C._are_functorch_transforms_active():
+        return True
+    if forward_ad._current_level < 0 or not torch._C._is_fwd_grad_enabled():
+        return False
+    return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def _unfold_autograd(keyset: Any, input: Tensor, dilation_map: Tensor, *options: Any) -> Any:
+    is_sharded(input, dilation_map)
+    if _in_torch(input, dilation_map):
+        return reference_of(options_of(dilation_map, *options))(input, dilation_map)
+    return apply(_Unfold, keyset, input, dilation_map, *options)
+
+
+def _backward_autograd(keyset: Any, *arguments: Any) -> Any:
+    tensors = arguments[:3]
+    is_sharded(*tensors)
+    if _in_torch(*tensors):
+        return _backward_of(tensors[2], *arguments[3:])(*tensors)
+    return apply(_UnfoldBackward, keyset, *arguments)
+
+
+library.impl("unfold", _unfold_autograd, "Autograd", with_keyset=True)
+library.impl("unfold_backward", _backward_autograd, "Autograd", with_keyset=True)
 
 
 # --- Batching --------------------------------------------------------------------------------------------------------

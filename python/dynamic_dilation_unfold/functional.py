@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import _autograd, _kernels
+from . import _autograd
 from ._C import plain_unfold
 from ._options import make_options
 
@@ -64,10 +64,14 @@ def dynamic_dilation_unfold(
         if output is not None:
             return output
     options = make_options(kernel_size, stride, padding, dilation, groups)
-    _kernels.check_tensors(input, dilation_map)
+    return _autograd.unfold(*_autocast(input, dilation_map), options)
+
+
+def _autocast(input: Tensor, dilation_map: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns feed a matrix product, so they take its dtype; rates lose too much in a half type."""
+    if not (isinstance(input, Tensor) and isinstance(dilation_map, Tensor)) or input.dtype == torch.float64:
+        return input, dilation_map
     kind = input.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
-        # The columns feed a matrix product, so they take its dtype; rates lose too much in a half type.
-        input = input.to(torch.get_autocast_dtype(kind))
-        dilation_map = dilation_map.to(torch.float32)
-    return _autograd.unfold(input, dilation_map, options)
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return input, dilation_map
+    return input.to(torch.get_autocast_dtype(kind)), dilation_map.to(torch.float32)

@@ -1,0 +1,54 @@
+"""Export to ONNX: the operator becomes standard ONNX operators, so that any runtime executes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._derivatives import reference_of
+from ._ops import options_of, unfold_op
+
+
+def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+    """The table for ``torch.export.ExportedProgram.run_decompositions`` that spells the operator in torch's own."""
+
+    def unfold(input: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
+        return reference_of(options_of(dilation_map, *options))(input, dilation_map)
+
+    return {**torch.export.default_decompositions(), unfold_op: unfold}
+
+
+def export(
+    model: torch.nn.Module | torch.export.ExportedProgram,
+    args: tuple[Any, ...] = (),
+    path: str | PathLike[str] | None = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **options: Any,
+) -> Any:
+    """``torch.onnx.export(model, args, path, dynamo=True)`` for a model that uses ``dynamic_dilation_unfold``.
+
+    The positions of the taps, the four gathers and their weights become standard operators (GatherElements, Where,
+    Floor and the like), which take a few copies of the columns as memory.
+
+    Args:
+        model: A module, or what ``torch.export.export`` made of it.
+        args, kwargs: Example arguments of a module.
+        path: Where the model is written; None to only return it.
+        dynamic_shapes: As for ``torch.export.export``.
+        options: Further arguments of ``torch.onnx.export``.
+
+    Returns:
+        The ``torch.onnx.ONNXProgram``.
+    """
+    if not hasattr(torch.export, "default_decompositions"):
+        raise RuntimeError(f"ONNX export needs torch >= 2.6, this is {torch.__version__}")
+    if isinstance(model, torch.nn.Module):
+        model = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
+    spelled_out = model.run_decompositions(decompositions())
+    return torch.onnx.export(spelled_out, (), None if path is None else str(path), dynamo=True, **options)

@@ -1,0 +1,375 @@
+"""What torch does around an eager call: dispatch, modes, profiling, autocast, checkpoints, replicas, and its cost."""
+
+import concurrent.futures
+import timeit
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dynamic_dilation_unfold import DynamicDilationUnfold, _kernels, dynamic_dilation_unfold, reference
+from helpers import CASES, DTYPES, HALVES, Case, Result, assert_close, random_input, random_map, relative_error, run
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+UNFOLD = torch.ops.dynamic_dilation_unfold.unfold.default
+BACKWARD = torch.ops.dynamic_dilation_unfold.unfold_backward.default
+CASE = Case(2, 4, 6, 7, padding=1, groups=2)
+
+
+def example(device: str, case: Case = CASE, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    return random_input(case.shape).to(device, dtype), random_map("fractional", case.map_shape).to(device, dtype)
+
+
+def ours(input: Tensor, rates: Tensor, case: Case = CASE) -> Tensor:
+    return dynamic_dilation_unfold(input, dilation_map=rates, **case.options)
+
+
+def arguments(input: Tensor, rates: Tensor, case: Case = CASE) -> tuple[Any, ...]:
+    return (input, rates, *case.pairs, case.groups)
+
+
+# --- The registered operators ----------------------------------------------------------------------------------------
+
+EMPTY = [Case(0, 4, 5, 6, padding=1), Case(2, 0, 5, 6, padding=1)]
+
+
+def samples(device: str) -> list[tuple[Any, ...]]:
+    """Inputs over dtypes, groups, unbatched, broadcast, empty, strided, and with a gradient for either or both."""
+    found = []
+    for dtype in DTYPES:
+        x, rates = example(device, dtype=dtype)
+        found.append(arguments(x.requires_grad_(), rates.requires_grad_()))
+        if dtype in HALVES:
+            found.append(arguments(x, rates.detach().float()))
+    for case in [*CASES, *EMPTY]:
+        x, rates = example(device, case)
+        found.append(arguments(x.requires_grad_(), rates, case))
+    x, rates = example(device)
+    found.append(arguments(x[0], rates[0].requires_grad_()))
+    found.append(arguments(x, rates[:1].requires_grad_()))
+    strided = x.to(memory_format=torch.channels_last), rates.transpose(2, 3).contiguous().transpose(2, 3)
+    found.append(arguments(*(t.requires_grad_() for t in strided)))
+    found.append(arguments(x[:, ::2].requires_grad_(), rates, Case(2, 2, 6, 7, padding=1, groups=2)))
+    return found
+
+
+def test_opcheck(device):
+    for sample in samples(device):
+        torch.library.opcheck(UNFOLD, sample)
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
+def test_opcheck_backward(wanted, device):
+    for sample in samples(device):
+        grad = torch.randn_like(UNFOLD(*sample)).detach()
+        tensors = [t.detach() for t in sample[:2]]
+        torch.library.opcheck(BACKWARD, (grad, *tensors, *sample[2:], list(wanted)))
+
+
+def test_opcheck_second_derivative(device):
+    x, rates = (t.requires_grad_() for t in example(device, dtype=torch.double))
+    grad = torch.randn(CASE.output_shape, dtype=torch.double, device=device, requires_grad=True)
+    torch.library.opcheck(BACKWARD, (grad, *arguments(x, rates), [True, True]))
+
+
+class Log(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[Any] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators.append(function)
+        return function(*args, **(kwargs or {}))
+
+
+def test_modes_see_one_operator(device):
+    x, rates = (t.requires_grad_() for t in example(device))
+    with Log() as log:
+        output = ours(x, rates)
+    assert log.operators == [UNFOLD]
+    assert torch.equal(output, ours(x, rates))
+    with Log() as log:
+        torch.autograd.grad(output, (x, rates), torch.ones_like(output))
+    assert [f for f in log.operators if f.namespace != "aten"] == [BACKWARD]
+
+
+class Tagged(Tensor):
+    """A subclass that notes the functions called with it."""
+
+    calls: list[Any] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.calls.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_subclasses_see_the_operator(device):
+    x, rates = example(device)
+    Tagged.calls.clear()
+    output = ours(x.as_subclass(Tagged), rates)
+    assert type(output) is Tagged
+    assert UNFOLD in Tagged.calls
+    assert torch.equal(output.as_subclass(Tensor), ours(x, rates))
+
+
+def test_function_modes_see_the_operator(device):
+    class Mode(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            called.append(function)
+            return function(*args, **(kwargs or {}))
+
+    called: list[Any] = []
+    with Mode():
+        ours(*example(device))
+    assert UNFOLD in called
+
+
+@pytest.mark.parametrize("case", [*CASES, *EMPTY], ids=str)
+def test_fake_and_meta(case, device):
+    x, rates = example(device, case)
+    expected = ours(x, rates, case)
+    with FakeTensorMode() as mode:
+        fakes = [mode.from_tensor(t).requires_grad_() for t in (x, rates)]
+        output = ours(*fakes, case)
+        grads = torch.autograd.grad(output, fakes, torch.empty_like(output))
+    assert (output.shape, output.stride(), output.dtype, output.device) == (
+        expected.shape,
+        expected.stride(),
+        expected.dtype,
+        expected.device,
+    )
+    assert [g.shape for g in grads] == [x.shape, rates.shape]
+    on_meta = ours(x.to("meta"), rates.to("meta"), case)
+    assert on_meta.is_meta
+    assert on_meta.shape == expected.shape
+
+
+def test_fakes_are_validated(device):
+    x, rates = example(device)
+    mode = FakeTensorMode()
+    fakes = mode.from_tensor(x), mode.from_tensor(rates[..., 1:])
+    with mode, pytest.raises(ValueError, match="dilation_map must have shape"):
+        ours(*fakes)
+    with pytest.raises(TypeError, match="dilation_map must have the input's dtype"):
+        ours(x.to("meta"), rates.to("meta").double())
+
+
+def test_profiler_names_the_operator(device):
+    x, rates = (t.requires_grad_() for t in example(device))
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        ours(x, rates).sum().backward()
+    names = {event.key for event in profile.key_averages()}
+    assert {"dynamic_dilation_unfold::unfold", "dynamic_dilation_unfold::unfold_backward"} <= names
+
+
+@pytest.mark.parametrize(("wanted", "per_sample"), [("input", 8 + 8), ("map", 8 + 22), ("both", 8 + 8 + 22)])
+def test_flops(wanted, per_sample, device):
+    case = CASES[2]
+    x, rates = example(device, case)
+    x.requires_grad_(wanted != "map")
+    rates.requires_grad_(wanted != "input")
+    with FlopCounterMode(display=False) as counter:
+        output = ours(x, rates, case)
+        assert counter.get_total_flops() == 8 * output.numel()
+        output.sum().backward()
+    assert counter.get_total_flops() == per_sample * output.numel()
+
+
+# --- Devices, modes of execution, numbers ----------------------------------------------------------------------------
+
+
+def test_devices_without_kernels_run_the_reference(device, monkeypatch):
+    """Every device takes this path but those listed; the operators must then not touch the kernels."""
+    monkeypatch.setattr(_kernels, "DEVICES", set())
+    monkeypatch.setattr(_kernels, "_in_memory", None)
+    x, rates = example(device)
+    output = UNFOLD(*arguments(x, rates))
+    expected = run(reference, x, rates, torch.ones_like(output), CASE.options)
+    assert torch.equal(output, expected.output)
+    for wanted in [(True, True), (True, False), (False, True)]:
+        grads = BACKWARD(torch.ones_like(output), *arguments(x, rates), list(wanted))
+        for grad, want, other in zip(grads, wanted, expected[1:], strict=True):
+            assert torch.equal(grad, other) if want else grad.numel() == 0
+
+
+@pytest.mark.parametrize("wanted", ["input", "map", "both"])
+def test_only_what_is_needed(wanted, device, monkeypatch):
+    asked = []
+    original = _kernels.unfold_backward
+    monkeypatch.setattr(_kernels, "unfold_backward", lambda *a: asked.append(tuple(map(bool, a[-1]))) or original(*a))
+    expected = (wanted != "map", wanted != "input")
+    for function in (ours, lambda x, m: UNFOLD(*arguments(x, m))):
+        x, rates = (t.requires_grad_(want) for t, want in zip(example(device), expected, strict=True))
+        function(x, rates).sum().backward()
+        assert (x.grad is not None, rates.grad is not None) == expected
+    assert asked == [expected, expected]
+
+
+@pytest.mark.parametrize("half", HALVES, ids=str)
+@pytest.mark.parametrize("rate_type", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("input_type", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_autocast(input_type, rate_type, half, device):
+    x, rates = (
+        random_input(CASE.shape).to(device, input_type),
+        random_map("fractional", CASE.map_shape).to(device, rate_type),
+    )
+    grad = random_input(CASE.output_shape, seed=3).to(device, half)
+    with torch.autocast(device, half):
+        actual = run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
+    assert [t.dtype for t in actual] == [half, input_type, rate_type]
+    expected = run(dynamic_dilation_unfold, x.to(half), rates.float(), grad, CASE.options)
+    assert_same(actual, [expected.output, expected.grad_input.to(input_type), expected.grad_map.to(rate_type)])
+
+
+def test_autocast_leaves_doubles_alone(device):
+    x, rates = example(device, dtype=torch.double)
+    with torch.autocast(device, torch.bfloat16):
+        assert torch.equal(ours(x, rates), ours(*example(device, dtype=torch.double)))
+        assert ours(x, rates).dtype == torch.double
+
+
+def test_autocast_module(device):
+    """A map made by a convolution under autocast is in half precision, beside an input that is not."""
+    x = random_input(CASE.shape).to(device)
+    rate = nn.Conv2d(4, 2, 3, padding=1).to(device)
+    unfold = DynamicDilationUnfold(3, padding=1, groups=2)
+    with torch.autocast(device, torch.bfloat16):
+        rates = rate(x)
+        output = unfold(x, rates)
+    assert rates.dtype == output.dtype == torch.bfloat16
+    assert torch.equal(output, ours(x.bfloat16(), rates.float()))
+    output.sum().backward()
+    assert rate.weight.grad is not None
+    assert rate.weight.grad.dtype == torch.float32
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    for one, other in zip(actual, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_deterministic_algorithms(device, deterministic):
+    case = Case(2, 8, 33, 35, padding=1)
+    x, rates = random_input(case.shape).to(device), random_map("mixed", case.map_shape).to(device)
+    grad = random_input(case.output_shape, seed=2).to(device)
+    first = run(dynamic_dilation_unfold, x, rates, grad, case.options)
+    for _ in range(5):
+        assert_same(run(dynamic_dilation_unfold, x, rates, grad, case.options), first)
+    assert_close(first, run(reference, x.double(), rates.double(), grad.double(), case.options), 1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoint(reentrant, device):
+    grad = random_input(CASE.output_shape, seed=3).to(device)
+    x, rates = (t.requires_grad_() for t in example(device))
+    output = checkpoint(ours, x, rates, use_reentrant=reentrant)
+    output.backward(grad)
+    expected = run(dynamic_dilation_unfold, *example(device), grad, CASE.options)
+    assert_same((output, x.grad, rates.grad), expected)
+
+
+def test_saved_tensor_hooks(device):
+    """What is kept for backward goes through save_for_backward: hooks that offload see it, and changes are noticed."""
+    x, rates = (t.requires_grad_() for t in example(device))
+    packed: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t.data_ptr()) or t.clone(), lambda t: t):
+        output = ours(x, rates)
+    assert packed == [x.data_ptr(), rates.data_ptr()]
+    other = ours(x, rates)
+    assert_same(
+        torch.autograd.grad(output.sum(), (x, rates)), torch.autograd.grad(other.sum(), (x, rates), retain_graph=True)
+    )
+    with torch.no_grad():
+        rates.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        other.sum().backward()
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Conv2d(4, 2, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1, groups=2)
+        self.head = nn.Linear(36, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.head(self.unfold(input, 1 + self.rate(input).tanh()).transpose(1, 2))
+
+
+def test_replicas_in_threads(device):
+    """As nn.DataParallel does: replicas run in threads, and their gradients add up."""
+    torch.manual_seed(0)
+    model, x = Model().double().to(device), random_input((4, 4, 6, 7)).double().to(device)
+    model(x).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        outputs = list(pool.map(model, x.chunk(2)))
+    torch.cat(outputs).square().sum().backward()
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
+        assert relative_error(parameter.grad, grad) <= 1e-12
+
+
+@pytest.mark.cuda
+def test_data_parallel():
+    if torch.cuda.device_count() == 0:
+        pytest.skip("torch finds no CUDA device")
+    torch.manual_seed(0)
+    model, x = Model().double().cuda(), random_input((4, 4, 6, 7)).double().cuda()
+    model(x).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    nn.DataParallel(model)(x).square().sum().backward()
+    for parameter, grad in zip(model.parameters(), expected, strict=True):
+        assert relative_error(parameter.grad, grad) <= 1e-12
+
+
+def test_inference_mode(device):
+    x, rates = example(device)
+    with torch.inference_mode():
+        output = ours(x, rates)
+    assert output.is_inference()
+    assert torch.equal(output, ours(x, rates))
+
+
+def test_vectors_of_results_are_comparable(device):
+    """The registered operator and the short way of plain calls give the same bits."""
+    for case in CASES:
+        x, rates = example(device, case)
+        grad = random_input(case.output_shape, seed=2).to(device)
+        short = run(dynamic_dilation_unfold, x, rates, grad, case.options)
+        long = run(
+            lambda input, dilation_map, case=case, **_: UNFOLD(*arguments(input, dilation_map, case)),
+            x,
+            rates,
+            grad,
+            {},
+        )
+        assert isinstance(long, Result)
+        assert_same(long, short)
+
+
+# --- Cost of a call --------------------------------------------------------------------------------------------------
+
+
+def test_call_overhead():
+    """On a tiny tensor with gradients recorded, a call costs no more than F.unfold's in the same run."""
+    x = random_input((1, 2, 4, 4)).requires_grad_()
+    rates = torch.ones(1, 1, 4, 4, requires_grad=True)
+
+    def best(function) -> float:
+        return min(timeit.repeat(function, number=200, repeat=5))
+
+    # Minima over many short runs, taken in turns: other work on the machine only ever adds time.
+    times = [
+        (best(lambda: dynamic_dilation_unfold(x, 3, rates, padding=1)), best(lambda: F.unfold(x, 3, padding=1)))
+        for _ in range(60)
+    ]
+    own, theirs = (min(column) for column in zip(*times, strict=True))
+    assert own <= 1.15 * theirs
