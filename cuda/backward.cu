@@ -19,6 +19,9 @@ struct Plan {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+/// Beyond these taps of a window, so many can meet in a pixel that integer sums would lose float32's precision.
+constexpr std::int64_t kMostTaps = 81;
+
 /// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
 int window_elements(const Geometry& g) {
   const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
@@ -30,7 +33,7 @@ template <class Acc>
 Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deterministic) {
   Plan plan{};
   plan.deterministic = deterministic;
-  plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input);
+  plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input) && g.taps() <= kMostTaps;
   const bool both = given.grad_input && given.grad_map;
   const bool three = g.h.kernel_size == 3 && g.w.kernel_size == 3;
   const std::size_t element =

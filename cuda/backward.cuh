@@ -5,7 +5,7 @@
 // A block scatters its tile's gradients into a window of accumulators in shared memory, two channels at a time, and then adds
 // the window onto the input's gradient. The accumulators are integers: shared memory adds integers natively, floats only by
 // a compare-and-swap loop, and integer sums do not depend on their order. Their scale is chosen for each tile and channel from
-// the largest gradient and from how many taps can meet in one pixel, so that no sum overflows; a tile whose gradients are not
+// the largest gradient and from how much weight can meet in one pixel, so that no sum overflows; a tile whose gradients are not
 // finite, or span too wide a range for one scale, is scattered in floating point instead.
 
 #include "direct.cuh"
@@ -26,7 +26,7 @@ struct Scales {
     return grad;
   }
 
-  /// `largest` is this thread's largest |gradient| of each channel, as bits; `bound` is how many taps meet in a pixel at most.
+  /// `largest` is this thread's largest |gradient| of each channel, as bits; `bound` is the largest sum of weights in a pixel.
   template <int kThreads>
   __device__ static Scales of_block(const int (&largest)[kBackwardPack], float bound, int* slots) {
     constexpr int kWarps = kThreads / 32;
@@ -140,28 +140,40 @@ struct BackwardTile {
     });
   }
 
-  /// Also leaves the sums zero. A pixel takes part in the cells of four pixels.
-  __device__ __forceinline__ float most_taps_in_a_pixel(const Cells<K>& cells, int2* slots) const {
+  /// The largest sum of weights that any pixel gets from the tile: the gradients' sums are at most so many times the largest
+  /// gradient. Leaves the sums zero.
+  __device__ __forceinline__ float most_weight_of_a_pixel(const Cells<K>& cells, int2* slots) const {
+    constexpr float one = 1 << 14;  // up to 2^17 taps may meet
     for (int i = threadIdx.x; i < kBackwardPack * p.capacity; i += kThreads) sums[i] = 0;
     __syncthreads();
     if (at.sampled()) {
+      const auto add = [&](int element, float fy, float fx, bool still_y, bool still_x) {
+        Values unit{};
+        unit.value[0] = one;
+        scatter(element, fy, fx, still_y, still_x, unit);
+      };
       if constexpr (K != 0) {
 #pragma unroll
-        for (int i = 0; i < K * K; ++i) atomicAdd(sums + cells.row[i / K] + cells.column[i % K], 1);
+        for (int i = 0; i < K * K; ++i) {
+          const int ky = i / K, kx = i % K;
+          add(cells.row[ky] + cells.column[kx], cells.fy[ky], cells.fx[kx], 2 * ky == K - 1, 2 * kx == K - 1);
+        }
       } else {
-        for_each_tap([&](int, int element, float, float, float, float) { atomicAdd(sums + element, 1); });
+        for_each_tap([&](int, int element, float fy, float fx, float step_y, float step_x) {
+          add(element, fy, fx, step_y == 0, step_x == 0);
+        });
       }
     }
     __syncthreads();
     int most = 0;
     for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
-      const int r = small_quotient(i, window.columns), c = i - r * window.columns;
-      const int iy = window.first_y + r, ix = window.first_x + c;
-      // Taps far outside all pile up in cells that hold no pixel; their sums may overflow, nobody reads them.
-      if (iy >= -1 && iy < p.height && ix >= -1 && ix < p.width) most = max(most, sums[i]);
+      // Taps far outside all pile up where there is no pixel; their sums may overflow, nobody reads them.
+      if (Share<1, kThreads>::locate(p, window, i) >= 0) most = max(most, sums[i]);
       sums[i] = 0;
     }
-    return 4.f * float(-block_min<kThreads>(-most, 0, slots).x);
+    // Each weight was rounded by half a unit at most, and a pixel gets one corner at most of each tap and position.
+    const float rounding = 0.5f * float(p.taps()) * float(kThreads);
+    return (float(-block_min<kThreads>(-most, 0, slots).x) * (1 + 1e-6f) + rounding) * (1 / one);
   }
 
   /// Calls body(channel of the pack, element, pixel, sum) for this thread's sums, and leaves them zero.
@@ -231,24 +243,25 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const bool sampled = at.sampled();
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
   const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
+  // Gradients stay in their own type until they are used: widening them at once would wait for them.
   const auto load = [&](const T* base, int tap, int valid) {
-    Grads g;
+    Pack<T, kPack> g;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
       const int column = j * (K ? kTaps : p.taps()) + tap;
       const char* source = reinterpret_cast<const char*>(base + at.index) + std::uint64_t(column_bytes) * unsigned(column);
-      g.value[j] = sampled && j < valid ? widen(__ldcs(reinterpret_cast<const T*>(source))) : 0.f;
+      g.value[j] = sampled && j < valid ? __ldcs(reinterpret_cast<const T*>(source)) : T(0.f);
     }
     return g;
   };
 
-  Grads grad[K ? kTaps : 1];
+  Pack<T, kPack> grad[K ? kTaps : 1];
   Fetch<T, kPack, kShare, kThreads> fetch;
   if (kMap) fetch.load(share, planes, plane_bytes, job.channels);
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) grad[i] = load(columns, i, job.channels);
 
-  const float bound = kInput ? tile.most_taps_in_a_pixel(cells, slots) : 0;
+  const float bound = kInput ? tile.most_weight_of_a_pixel(cells, slots) : 0;
   float sum_y = 0, sum_x = 0;
   for (int left = job.channels; left > 0; left -= kPack) {
     bool finite = true;
@@ -261,9 +274,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         for (int j = 0; j < kPack; ++j) largest[j] = max(largest[j], __float_as_int(fabsf(g.value[j])));
       };
 #pragma unroll
-      for (int i = 0; i < kTaps; ++i) note(grad[i]);
+      for (int i = 0; i < kTaps; ++i) note(Grads::of(grad[i]));
       if constexpr (K == 0) {
-        for (int tap = 0; tap < p.taps(); ++tap) note(load(columns, tap, left));
+        for (int tap = 0; tap < p.taps(); ++tap) note(Grads::of(load(columns, tap, left)));
       }
       scales = Scales::of_block<kThreads>(largest, bound, largest_slots);
       if (!scales.exact) {
@@ -272,7 +285,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         } else {
           scatter_direct(p, at, columns, grad_input, min(left, kPack));
         }
-        scales.up[0] = scales.up[1] = 0;
+        scales = Scales{};  // the integer sums stay zero
       }
     }
     const T* next = columns + kPack * p.taps() * p.positions();
@@ -284,12 +297,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         for (int i = 0; i < kTaps; ++i) {
           const int ky = i / (K ? K : 1), kx = i % (K ? K : 1);
           tile.tap(cells.row[ky] + cells.column[kx], cells.fy[ky], cells.fx[kx], ky - 0.5f * (K - 1), kx - 0.5f * (K - 1), true,
-                   grad[i], scales, sum_y, sum_x);
+                   Grads::of(grad[i]), scales, sum_y, sum_x);
           grad[i] = load(next, i, left - kPack);  // takes the registers of the tap that is done
         }
       }
     } else {
-      tile.rolled([&](int tap) { return load(columns, tap, left); }, finite, scales, sum_y, sum_x);
+      tile.rolled([&](int tap) { return Grads::of(load(columns, tap, left)); }, finite, scales, sum_y, sum_x);
 #pragma unroll
       for (int i = 0; i < kTaps; ++i) grad[i] = load(next, i, left - kPack);
     }

@@ -47,12 +47,12 @@ struct Layout {
   __device__ std::int64_t positions() const { return std::int64_t{out_height} * out_width; }
 };
 
-/// Which part of the work a block does: a tile of one image, and a run of channels of one group. Tiles run fastest, so
-/// that neighbours in time are neighbours in memory.
+/// Which part of the work a block does: a tile of one image, and a run of channels of one group.
 struct Job {
   int tile_y, tile_x, image, group, part;
   int channel, channels;  // first of the run, within the image; and how many
 
+  /// `rest` counts parts, then groups, then images.
   template <class Acc>
   __device__ Job(const Layout<Acc>& p, unsigned tile, unsigned rest) {
     tile_y = int(p.by_tile_columns.take(tile));
@@ -64,11 +64,25 @@ struct Job {
     channel = group * p.group_channels + part * p.chunk;
     channels = min(p.chunk, p.group_channels - part * p.chunk);
   }
+  /// One block for each: tiles run fastest, so that neighbours in time are neighbours in memory.
   template <class Acc>
   __device__ static Job of_block(const Layout<Acc>& p) {
     unsigned tile = blockIdx.x;
     const unsigned rest = p.by_tiles.take(tile);
     return Job(p, tile, rest);
+  }
+  /// An even share of everything for each block: it takes the tiles one after the other, and of the first and the last maybe
+  /// not all channels. Starts with step `from` and moves it to the next tile; a step is a chunk of a tile's channels.
+  template <class Acc>
+  __device__ static Job of_share(const Layout<Acc>& p, unsigned& from, unsigned to) {
+    unsigned step = from;
+    unsigned tile = p.by_chunks.take(step);
+    const unsigned plane = p.by_tiles.take(tile);
+    const unsigned steps = min(to - from, p.by_chunks.divisor - step);
+    from += steps;
+    Job job(p, tile, plane * p.by_chunks.divisor + step);
+    job.channels = min(int(steps) * p.chunk, p.group_channels - job.part * p.chunk);
+    return job;
   }
   template <class Acc>
   __device__ std::int64_t plane(const Layout<Acc>& p) const {
