@@ -16,9 +16,7 @@ struct Types {
   DType map;
 };
 
-constexpr std::size_t size_of(DType type) {
-  return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
-}
+constexpr std::size_t size_of(DType type) { return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2; }
 
 constexpr bool is_half(DType type) { return size_of(type) == 2; }
 
