@@ -147,7 +147,9 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
         launch(add_windows_kernel, grid_size(planes * ceil_div(g.group_channels(), chunk)), 256, 0, stream, p, sums, chunk);
       }
     }
-    launch(gather_kernel<T>, grid_size(planes * ceil_div(g.group_channels(), kBackwardPack)), 256, 0, stream, p, tensors);
+    const unsigned blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(g.pixels(), 256), plan.left_over ? 8 : 1024));
+    launch(gather_kernel<T>, grid_size(blocks * ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch), 256, 0,
+           stream, p, tensors, blocks);
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {

@@ -5,7 +5,7 @@
 // A block scatters its tile's gradients into a window of accumulators in shared memory, two channels at a time, and then adds
 // the window onto the input's gradient. The accumulators are integers: shared memory adds integers natively, floats only by
 // a compare-and-swap loop, and integer sums do not depend on their order. Their scale is chosen for each tile and channel from
-// the largest gradient and from how much weight can meet in one pixel, so that no sum overflows; a tile whose gradients are not
+// the largest gradient and from how many taps can meet in one pixel, so that no sum overflows; a tile whose gradients are not
 // finite, or span too wide a range for one scale, is scattered in floating point instead.
 
 #include "direct.cuh"
@@ -26,7 +26,7 @@ struct Scales {
     return grad;
   }
 
-  /// `largest` is this thread's largest |gradient| of each channel, as bits; `bound` is the largest sum of weights in a pixel.
+  /// `largest` is this thread's largest |gradient| of each channel, as bits; `bound` is how many taps can meet in a pixel.
   template <int kThreads>
   __device__ static Scales of_block(const int (&largest)[kBackwardPack], float bound, int* slots) {
     constexpr int kWarps = kThreads / 32;
@@ -140,40 +140,28 @@ struct BackwardTile {
     });
   }
 
-  /// The largest sum of weights that any pixel gets from the tile: the gradients' sums are at most so many times the largest
-  /// gradient. Leaves the sums zero.
-  __device__ __forceinline__ float most_weight_of_a_pixel(const Cells<K>& cells, int2* slots) const {
-    constexpr float one = 1 << 14;  // up to 2^17 taps may meet
+  /// How many taps can put weight on one pixel: those of its own cell and of the three beside it. Leaves the sums zero.
+  __device__ __forceinline__ float most_taps_in_a_pixel(const Cells<K>& cells, int2* slots) const {
     for (int i = threadIdx.x; i < kBackwardPack * p.capacity; i += kThreads) sums[i] = 0;
     __syncthreads();
     if (at.sampled()) {
-      const auto add = [&](int element, float fy, float fx, bool still_y, bool still_x) {
-        Values unit{};
-        unit.value[0] = one;
-        scatter(element, fy, fx, still_y, still_x, unit);
-      };
       if constexpr (K != 0) {
 #pragma unroll
-        for (int i = 0; i < K * K; ++i) {
-          const int ky = i / K, kx = i % K;
-          add(cells.row[ky] + cells.column[kx], cells.fy[ky], cells.fx[kx], 2 * ky == K - 1, 2 * kx == K - 1);
-        }
+        for (int i = 0; i < K * K; ++i) atomicAdd(sums + cells.row[i / K] + cells.column[i % K], 1);
       } else {
-        for_each_tap([&](int, int element, float fy, float fx, float step_y, float step_x) {
-          add(element, fy, fx, step_y == 0, step_x == 0);
-        });
+        for_each_tap([&](int, int element, float, float, float, float) { atomicAdd(sums + element, 1); });
       }
     }
     __syncthreads();
     int most = 0;
     for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
-      // Taps far outside all pile up where there is no pixel; their sums may overflow, nobody reads them.
-      if (Share<1, kThreads>::locate(p, window, i) >= 0) most = max(most, sums[i]);
+      const int r = small_quotient(i, window.columns), c = i - r * window.columns;
+      const int iy = window.first_y + r, ix = window.first_x + c;
+      // Taps far outside all pile up in cells that hold no pixel; their sums may overflow, nobody reads them.
+      if (iy >= -1 && iy < p.height && ix >= -1 && ix < p.width) most = max(most, sums[i]);
       sums[i] = 0;
     }
-    // Each weight was rounded by half a unit at most, and a pixel gets one corner at most of each tap and position.
-    const float rounding = 0.5f * float(p.taps()) * float(kThreads);
-    return (float(-block_min<kThreads>(-most, 0, slots).x) * (1 + 1e-6f) + rounding) * (1 / one);
+    return 4.f * float(-block_min<kThreads>(-most, 0, slots).x);
   }
 
   /// Calls body(channel of the pack, element, pixel, sum) for this thread's sums, and leaves them zero.
@@ -261,7 +249,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) grad[i] = load(columns, i, job.channels);
 
-  const float bound = kInput ? tile.most_weight_of_a_pixel(cells, slots) : 0;
+  const float bound = kInput ? tile.most_taps_in_a_pixel(cells, slots) : 0;
   float sum_y = 0, sum_x = 0;
   for (int left = job.channels; left > 0; left -= kPack) {
     bool finite = true;

@@ -40,99 +40,106 @@ __global__ void __launch_bounds__(256)
 
   const int iy = int(pixel / p.width), ix = int(pixel % p.width);
   const int4* places = tensors.places + (std::int64_t{image} * p.groups + group) * tiles;
-  int tile[9], element[9];
+  std::int64_t at[9];  // within the windows of a plane; -1 for a tile whose window does not hold the pixel
   const int tile_y = (iy - p.y.base(0)) / (p.tile_height * p.y.stride),
             tile_x = (ix - p.x.base(0)) / (p.tile_width * p.x.stride);
 #pragma unroll
   for (int n = 0; n < 9; ++n) {
     const int ty = tile_y + n / 3 - 1, tx = tile_x + n % 3 - 1;
-    tile[n] = -1;
-    element[n] = 0;
+    at[n] = -1;
     if (ty < 0 || ty >= p.tile_rows || tx < 0 || tx >= p.tile_columns) continue;
     const int4 place = places[ty * p.tile_columns + tx];
     const int r = iy - place.x, c = ix - place.y;
     if (r < 0 || r >= place.z || c < 0 || c >= place.w) continue;
-    tile[n] = ty * p.tile_columns + tx;
-    element[n] = r * place.w + c;
+    at[n] = std::int64_t{ty * p.tile_columns + tx} * p.capacity + r * place.w + c;
   }
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
-  for (int channel = first; channel < min(first + chunk, p.group_channels); ++channel) {
-    const float* windows = tensors.windows + (plane + channel) * tiles * p.capacity;
-    const unsigned char* left_over = tensors.left_over + left_over_index(p, image, group, channel / kBackwardPack);
+  const std::int64_t stored = std::int64_t{tiles} * p.capacity;
+  const float* windows = tensors.windows + (plane + first) * stored;
+  float* target = tensors.grad_input + (plane + first) * p.pixels() + pixel;
+#pragma unroll 4
+  for (int left = min(chunk, p.group_channels - first); left > 0; --left, windows += stored, target += p.pixels()) {
     float sum = 0;
 #pragma unroll
-    for (int n = 0; n < 9; ++n) {
-      if (tile[n] >= 0 && !left_over[tile[n]]) sum += windows[std::int64_t{tile[n]} * p.capacity + element[n]];
-    }
-    tensors.grad_input[(plane + channel) * p.pixels() + pixel] = sum;
+    for (int n = 0; n < 9; ++n) sum += at[n] < 0 ? 0.f : windows[at[n]];
+    *target = sum;
   }
 }
 
 /// Adds what the marked tiles contribute, in a fixed order: every thread owns one pixel of a pack of planes, and looks for the
 /// taps whose cells hold it. Without marks, all tiles are done so.
+///
+/// `blocks` blocks share a pack's pixels. Where there are marks there are few, so most blocks only look for them and end.
 template <class T>
-__global__ void __launch_bounds__(256) gather_kernel(const Layout<accumulator_t<T>> p, const BackwardPointers<T> tensors) {
+__global__ void __launch_bounds__(256)
+    gather_kernel(const Layout<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
   using Acc = accumulator_t<T>;
   constexpr int kThreads = 256;
   __shared__ Acc rates[kThreads];
   const int packs = (p.group_channels + kBackwardPack - 1) / kBackwardPack;
-  const unsigned blocks = unsigned((p.pixels() + kThreads - 1) / kThreads);
-  const std::int64_t pixel = std::int64_t{blockIdx.x % blocks} * kThreads + threadIdx.x;
   unsigned rest = blockIdx.x / blocks;
   const int pack = int(rest % unsigned(packs));
   rest /= unsigned(packs);
   const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));
   const int channels = min(kBackwardPack, p.group_channels - pack * kBackwardPack);
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels + pack * kBackwardPack;
-  const int iy = int(pixel / p.width), ix = int(pixel % p.width);
-  const bool active = pixel < p.pixels();
   const std::int64_t map_plane = (std::int64_t{p.shared_map ? 0 : image} * p.groups + group) * p.positions();
   const T* grad_output = tensors.grad_output + plane * p.taps() * p.positions();
   const int tiles = p.tile_rows * p.tile_columns, tile_positions = p.tile_height * p.tile_width;
   const unsigned char* marks = tensors.left_over ? tensors.left_over + left_over_index(p, image, group, pack) : nullptr;
 
-  Acc sums[kBackwardPack] = {};
-  for (int first = 0; first < tiles; first += kThreads) {
-    const int mine = first + int(threadIdx.x);
-    if (marks && !__syncthreads_or(mine < tiles && marks[mine])) continue;
-    for (int tile = first; tile < min(first + kThreads, tiles); ++tile) {
-      if (marks && !marks[tile]) continue;
-      const int tile_y = tile / p.tile_columns * p.tile_height, tile_x = tile % p.tile_columns * p.tile_width;
-      for (int start = 0; start < tile_positions; start += kThreads) {
-        const int slot = start + int(threadIdx.x);
-        const int slot_y = tile_y + slot / p.tile_width, slot_x = tile_x + slot % p.tile_width;
-        const bool exists = slot < tile_positions && slot_y < p.out_height && slot_x < p.out_width;
-        const std::int64_t at = map_plane + std::int64_t{slot_y} * p.out_width + slot_x;
-        __syncthreads();
-        rates[threadIdx.x] = exists ? load_rate<Acc>(tensors.map, p.map_type, at) : Acc(NAN);
-        __syncthreads();
-        for (int n = 0; n < kThreads; ++n) {
-          const Acc rate = rates[n];
-          if (!is_finite(rate)) continue;  // no position, or one whose rate lets no gradient through
-          const int oy = tile_y + (start + n) / p.tile_width, ox = tile_x + (start + n) % p.tile_width;
-          for (int ky = 0; ky < p.kernel_h; ++ky) {
-            const Cell<Acc> y = p.y.cell(p.y.base(oy), p.y.offset(ky), rate);
-            if (unsigned(iy - y.index) > 1u) continue;
-            for (int kx = 0; kx < p.kernel_w; ++kx) {
-              const Cell<Acc> x = p.x.cell(p.x.base(ox), p.x.offset(kx), rate);
-              if (unsigned(ix - x.index) > 1u || !active) continue;
-              const Acc weight = (iy > y.index ? y.fraction : 1 - y.fraction) * (ix > x.index ? x.fraction : 1 - x.fraction);
-              const std::int64_t column = std::int64_t{ky} * p.kernel_w + kx;
-              const T* grad = grad_output + column * p.positions() + std::int64_t{oy} * p.out_width + ox;
+  bool marked = marks == nullptr;
+  for (int tile = threadIdx.x; !marked && tile < tiles; tile += kThreads) marked = marks[tile];
+  if (!__syncthreads_or(marked)) return;
+
+  for (std::int64_t start_pixel = std::int64_t{blockIdx.x % blocks} * kThreads; start_pixel < p.pixels();
+       start_pixel += std::int64_t{blocks} * kThreads) {
+    const std::int64_t pixel = start_pixel + threadIdx.x;
+    const int iy = int(pixel / p.width), ix = int(pixel % p.width);
+    const bool active = pixel < p.pixels();
+    Acc sums[kBackwardPack] = {};
+    for (int first = 0; first < tiles; first += kThreads) {
+      const int mine = first + int(threadIdx.x);
+      if (marks && !__syncthreads_or(mine < tiles && marks[mine])) continue;
+      for (int tile = first; tile < min(first + kThreads, tiles); ++tile) {
+        if (marks && !marks[tile]) continue;
+        const int tile_y = tile / p.tile_columns * p.tile_height, tile_x = tile % p.tile_columns * p.tile_width;
+        for (int start = 0; start < tile_positions; start += kThreads) {
+          const int slot = start + int(threadIdx.x);
+          const int slot_y = tile_y + slot / p.tile_width, slot_x = tile_x + slot % p.tile_width;
+          const bool exists = slot < tile_positions && slot_y < p.out_height && slot_x < p.out_width;
+          const std::int64_t at = map_plane + std::int64_t{slot_y} * p.out_width + slot_x;
+          __syncthreads();
+          rates[threadIdx.x] = exists ? load_rate<Acc>(tensors.map, p.map_type, at) : Acc(NAN);
+          __syncthreads();
+          for (int n = 0; n < kThreads; ++n) {
+            const Acc rate = rates[n];
+            if (!is_finite(rate)) continue;  // no position, or one whose rate lets no gradient through
+            const int oy = tile_y + (start + n) / p.tile_width, ox = tile_x + (start + n) % p.tile_width;
+            for (int ky = 0; ky < p.kernel_h; ++ky) {
+              const Cell<Acc> y = p.y.cell(p.y.base(oy), p.y.offset(ky), rate);
+              if (unsigned(iy - y.index) > 1u) continue;
+              for (int kx = 0; kx < p.kernel_w; ++kx) {
+                const Cell<Acc> x = p.x.cell(p.x.base(ox), p.x.offset(kx), rate);
+                if (unsigned(ix - x.index) > 1u || !active) continue;
+                const Acc weight = (iy > y.index ? y.fraction : 1 - y.fraction) * (ix > x.index ? x.fraction : 1 - x.fraction);
+                const std::int64_t column = std::int64_t{ky} * p.kernel_w + kx;
+                const T* grad = grad_output + column * p.positions() + std::int64_t{oy} * p.out_width + ox;
 #pragma unroll
-              for (int j = 0; j < kBackwardPack; ++j) {
-                if (j < channels) sums[j] += weight * widen(grad[std::int64_t{j} * p.taps() * p.positions()]);
+                for (int j = 0; j < kBackwardPack; ++j) {
+                  if (j < channels) sums[j] += weight * widen(grad[std::int64_t{j} * p.taps() * p.positions()]);
+                }
               }
             }
           }
         }
       }
     }
-  }
-  if (!active) return;
+    if (!active) continue;
 #pragma unroll
-  for (int j = 0; j < kBackwardPack; ++j) {
-    if (j < channels) tensors.grad_input[(plane + j) * p.pixels() + pixel] += sums[j];
+    for (int j = 0; j < kBackwardPack; ++j) {
+      if (j < channels) tensors.grad_input[(plane + j) * p.pixels() + pixel] += sums[j];
+    }
   }
 }
 

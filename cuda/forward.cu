@@ -6,15 +6,13 @@ namespace ddu::cuda {
 namespace {
 
 template <class T, int K, int kThreads, int kMinBlocks, int kShare>
-void forward_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int width, Stream stream) {
+void forward_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int width, int most_channels,
+                   Stream stream) {
   using Tile = ForwardTile<T, K, kThreads, kShare>;
-  const Device& device = current_device();
-  const Shape shape{kThreads, width, kMinBlocks, 1, kForwardPack, kForwardPack, Tile::kElementBytes, 1536};
-  const Layout<float> p = make_layout<float>(g, types, shape, device);
-  const unsigned steps = blocks_of(p, g);
-  const unsigned blocks = std::min(steps, static_cast<unsigned>(device.multiprocessors * kMinBlocks));
-  launch(forward_kernel<T, K, kThreads, kMinBlocks, kShare>, blocks, kThreads, p.capacity * Tile::kElementBytes, stream, p,
-         tensors, steps);
+  const Shape shape{kThreads, width, kMinBlocks, 4, kForwardPack, most_channels, Tile::kElementBytes, 1536};
+  const Layout<float> p = make_layout<float>(g, types, shape, current_device());
+  launch(forward_kernel<T, K, kThreads, kMinBlocks, kShare>, blocks_of(p, g), kThreads, p.capacity * Tile::kElementBytes,
+         stream, p, tensors);
 }
 
 }  // namespace
@@ -29,9 +27,9 @@ void unfold(const Geometry& g, Types types, const Forward& given, Stream stream)
       if (fits_tiles(g, types.input)) {
         if (g.h.kernel_size == 3 && g.w.kernel_size == 3) {
           constexpr bool wide = sizeof(T) == 4;
-          return forward_tiled<T, 3, 256, 3, 4>(g, types, tensors, wide ? 64 : 32, stream);
+          return forward_tiled<T, 3, 256, 3, 4>(g, types, tensors, wide ? 64 : 32, wide ? 8 : 32, stream);
         }
-        return forward_tiled<T, 0, 512, 2, 4>(g, types, tensors, 32, stream);
+        return forward_tiled<T, 0, 512, 2, 4>(g, types, tensors, 32, 16, stream);
       }
     }
     const Layout<accumulator_t<T>> p = make_layout<accumulator_t<T>>(g, types, {256, 32, 4, 4, 1, 16, 0, 0}, current_device());

@@ -77,10 +77,15 @@ struct ForwardTile {
   }
 };
 
-template <class T, int K, int kThreads, int kShare>
-__device__ __forceinline__ void forward_job(const Layout<float>& p, const ForwardPointers<T>& tensors, const Job& job,
-                                            int2* slots, Pack<T, kForwardPack>* windows) {
+template <class T, int K, int kThreads, int kMinBlocks, int kShare>
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
   using Tile = ForwardTile<T, K, kThreads, kShare>;
+  extern __shared__ char shared[];
+  __shared__ int2 slots[32];
+  auto* windows = reinterpret_cast<typename Tile::Element*>(shared);
+
+  const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
   const Window window = Window::of_tile<kThreads>(p, job, at, slots);
   if (!window.fits(p.capacity)) return forward_direct(p, job, at, tensors);
@@ -113,20 +118,6 @@ __device__ __forceinline__ void forward_job(const Layout<float>& p, const Forwar
       finite = fetch.store(p, window, share, planes, plane_bytes, left - kForwardPack, windows + buffer) && finite_rate;
       tile.out += std::uint64_t(tile.column_bytes) * unsigned(kForwardPack * p.taps());
     }
-  }
-}
-
-template <class T, int K, int kThreads, int kMinBlocks, int kShare>
-__global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors, unsigned steps) {
-  extern __shared__ char shared[];
-  __shared__ int2 slots[32];
-  unsigned from = unsigned(std::uint64_t{steps} * blockIdx.x / gridDim.x);
-  const unsigned to = unsigned(std::uint64_t{steps} * (blockIdx.x + 1) / gridDim.x);
-  while (from < to) {
-    const Job job = Job::of_share(p, from, to);
-    forward_job<T, K, kThreads, kShare>(p, tensors, job, slots, reinterpret_cast<Pack<T, kForwardPack>*>(shared));
-    __syncthreads();
   }
 }
 

@@ -71,19 +71,6 @@ struct Job {
     const unsigned rest = p.by_tiles.take(tile);
     return Job(p, tile, rest);
   }
-  /// An even share of everything for each block: it takes the tiles one after the other, and of the first and the last maybe
-  /// not all channels. Starts with step `from` and moves it to the next tile; a step is a chunk of a tile's channels.
-  template <class Acc>
-  __device__ static Job of_share(const Layout<Acc>& p, unsigned& from, unsigned to) {
-    unsigned step = from;
-    unsigned tile = p.by_chunks.take(step);
-    const unsigned plane = p.by_tiles.take(tile);
-    const unsigned steps = min(to - from, p.by_chunks.divisor - step);
-    from += steps;
-    Job job(p, tile, plane * p.by_chunks.divisor + step);
-    job.channels = min(int(steps) * p.chunk, p.group_channels - job.part * p.chunk);
-    return job;
-  }
   template <class Acc>
   __device__ std::int64_t plane(const Layout<Acc>& p) const {
     return std::int64_t{image} * p.channels + channel;
