@@ -20,6 +20,7 @@ struct Torch {
   PyObject* empty_strided;    // (sizes, strides, dtype) -> tensor on the CPU
   PyObject* get_num_threads;
   PyObject* is_grad_enabled;
+  PyObject* is_autocast_enabled;
   PyObject* forward_ad;  // the module, whose _current_level is -1 where no forward-mode differentiation is going on
   PyObject* watchers;    // tuple of functions: while one of them returns something true, calls are not plain
   PyObject* record;      // (input, dilation_map, options) -> output with its backward
@@ -156,9 +157,10 @@ bool is_plain(PyObject* const* tensors, Py_ssize_t count) {
   return true;
 }
 
-/// The output of a plain call on the CPU, None for any other.
+/// The output of a plain call on the CPU without autocast, None for any other.
 py::object plain_unfold(PyObject* const* arguments) {
   if (!is_plain(arguments, 2) || get(arguments[0], name_is_cpu).ptr() != Py_True) return py::none();
+  if (call(torch.is_autocast_enabled).ptr() == Py_True) return py::none();
   const bool differentiable =
       get(arguments[0], name_requires_grad).ptr() == Py_True || get(arguments[1], name_requires_grad).ptr() == Py_True;
   if (!differentiable || call(torch.is_grad_enabled).ptr() != Py_True) return cpu_unfold(arguments);
@@ -202,12 +204,14 @@ PyMethodDef methods[] = {method("cpu_unfold", &with_call_arguments<cpu_unfold>),
                          {nullptr, nullptr, 0, nullptr}};
 
 void attach(const py::tuple& tensor_types, const py::tuple& dtypes, py::object empty_strided, py::object get_num_threads,
-            py::object is_grad_enabled, py::object forward_ad, py::tuple watchers, py::object record) {
+            py::object is_grad_enabled, py::object is_autocast_enabled, py::object forward_ad, py::tuple watchers,
+            py::object record) {
   for (std::size_t i = 0; i < 2; ++i) torch.tensor_types[i] = py::object(tensor_types[i]).release().ptr();
   for (std::size_t i = 0; i < 4; ++i) torch.dtypes[i] = py::object(dtypes[i]).release().ptr();
   torch.empty_strided = empty_strided.release().ptr();
   torch.get_num_threads = get_num_threads.release().ptr();
   torch.is_grad_enabled = is_grad_enabled.release().ptr();
+  torch.is_autocast_enabled = is_autocast_enabled.release().ptr();
   torch.forward_ad = forward_ad.release().ptr();
   torch.watchers = watchers.release().ptr();
   torch.record = record.release().ptr();

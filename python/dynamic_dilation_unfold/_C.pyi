@@ -35,6 +35,7 @@ def attach(
     empty_strided: Callable[..., Tensor],
     get_num_threads: Callable[[], int],
     is_grad_enabled: Callable[[], bool],
+    is_autocast_enabled: Callable[[], bool],
     forward_ad: ModuleType,
     watchers: tuple[Callable[[], object], ...],
     record: Callable[[Tensor, Tensor, tuple[object, ...]], Tensor],
@@ -51,7 +52,7 @@ def plain_unfold(
     groups: object,
     /,
 ) -> Tensor | None:
-    """The output of a plain call on the CPU, with its backward; None for any other."""
+    """The output of a plain call on the CPU without autocast, with its backward; None for any other."""
 
 def cpu_unfold(
     input: Tensor,

@@ -1,12 +1,13 @@
 """The operator in eager mode, with every derivative and transform.
 
 A plain call goes to the kernels, through :class:`PlainUnfold` if it is differentiated, which costs least. Under
-transforms of ``torch.func``, forward-mode differentiation, modes, profilers, autocast or with tensor subclasses it goes
-through :class:`Unfold` and :class:`UnfoldBackward`, which know them all. Compilers get the registered operator.
+transforms of ``torch.func``, forward-mode differentiation, modes, profilers or with tensor subclasses it goes through
+:class:`Unfold` and :class:`UnfoldBackward`, which know them all. Compilers get the registered operator.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ._options import Options, make_options
 
 
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-    """A call that is not plain."""
+    """The operator as its caller's surroundings want it."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         registered: Tensor = unfold_op(input, dilation_map, *options)
         return registered
@@ -29,6 +30,10 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     if is_sharded(input, dilation_map):
         _C.make_geometry(input.shape, dilation_map.shape, *options)
         options = options._replace(groups=0)  # a shard's map says how many groups it has
+    if _C.is_plain(input, dilation_map):
+        if torch.is_grad_enabled() and (input.requires_grad or dilation_map.requires_grad):
+            return _record(input, dilation_map, options)
+        return _run(input, dilation_map, options)
     output: Tensor = apply(Unfold, input, dilation_map, options)
     return output
 
@@ -55,37 +60,41 @@ def _backward(ctx: Any, grad: Tensor, options: Options) -> tuple[Tensor | None, 
 
 
 class PlainUnfold(Function):
-    """``unfold`` of plain tensors on the CPU, with its options as the user gave them."""
+    """``unfold`` of plain tensors. Its options may be as the user gave them."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(input, dilation_map)
         ctx.options = options
         output = _C.cpu_unfold(input, dilation_map, *options)
-        return _run(input, dilation_map, make_options(*options)) if output is None else output
+        if output is None:
+            _kernels.check_tensors(input, dilation_map)
+            output = _run(input, dilation_map, make_options(*options))
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         return _backward(ctx, grad, make_options(*ctx.options))
 
 
+# Function.apply of Python first looks for transforms, of which there are none here.
+_record: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
 _C.attach(
     (Tensor, torch.nn.Parameter),
     tuple(_kernels.DTYPES),
     _kernels.empty_strided,
     torch.get_num_threads,
     torch.is_grad_enabled,
+    torch._C._is_any_autocast_enabled,
     forward_ad,
     (
         torch._C._are_functorch_transforms_active,
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
-        torch._C._is_any_autocast_enabled,
         torch._C._autograd._profiler_enabled,
         torch._C._get_tracing_state,
     ),
-    # Function.apply of Python first looks for transforms, of which there are none here.
-    super(Function, PlainUnfold).apply,
+    _record,
 )
 
 
