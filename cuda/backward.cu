@@ -153,8 +153,8 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {
-      launch(narrow_kernel<T>, grid_for(g.input_numel()), 256, 0, stream, static_cast<const float*>(tensors.grad_input),
-             static_cast<T*>(given.grad_input), g.input_numel());
+      launch(narrow_kernel<T>, grid_for(ceil_div(g.input_numel(), 4)), 256, 0, stream,
+             static_cast<const float*>(tensors.grad_input), static_cast<T*>(given.grad_input), g.input_numel());
     }
   }
   if (plan.map_sums) {

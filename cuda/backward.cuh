@@ -231,9 +231,19 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const bool sampled = at.sampled();
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
   const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
-  // Gradients stay in their own type until they are used: widening them at once would wait for them.
+  // Gradients stay in their own type until they are used: widening them at once would wait for them. (Not a Pack: its
+  // alignment would tie registers together.)
+  struct Held {
+    T value[kPack];
+  };
+  const auto wide = [](const Held& held) {
+    Grads g;
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) g.value[j] = widen(held.value[j]);
+    return g;
+  };
   const auto load = [&](const T* base, int tap, int valid) {
-    Pack<T, kPack> g;
+    Held g;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) {
       const int column = j * (K ? kTaps : p.taps()) + tap;
@@ -243,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     return g;
   };
 
-  Pack<T, kPack> grad[K ? kTaps : 1];
+  Held grad[K ? kTaps : 1];
   Fetch<T, kPack, kShare, kThreads> fetch;
   if (kMap) fetch.load(share, planes, plane_bytes, job.channels);
 #pragma unroll
@@ -262,9 +272,9 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         for (int j = 0; j < kPack; ++j) largest[j] = max(largest[j], __float_as_int(fabsf(g.value[j])));
       };
 #pragma unroll
-      for (int i = 0; i < kTaps; ++i) note(Grads::of(grad[i]));
+      for (int i = 0; i < kTaps; ++i) note(wide(grad[i]));
       if constexpr (K == 0) {
-        for (int tap = 0; tap < p.taps(); ++tap) note(Grads::of(load(columns, tap, left)));
+        for (int tap = 0; tap < p.taps(); ++tap) note(wide(load(columns, tap, left)));
       }
       scales = Scales::of_block<kThreads>(largest, bound, largest_slots);
       if (!scales.exact) {
@@ -285,12 +295,12 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         for (int i = 0; i < kTaps; ++i) {
           const int ky = i / (K ? K : 1), kx = i % (K ? K : 1);
           tile.tap(cells.row[ky] + cells.column[kx], cells.fy[ky], cells.fx[kx], ky - 0.5f * (K - 1), kx - 0.5f * (K - 1), true,
-                   Grads::of(grad[i]), scales, sum_y, sum_x);
+                   wide(grad[i]), scales, sum_y, sum_x);
           grad[i] = load(next, i, left - kPack);  // takes the registers of the tap that is done
         }
       }
     } else {
-      tile.rolled([&](int tap) { return Grads::of(load(columns, tap, left)); }, finite, scales, sum_y, sum_x);
+      tile.rolled([&](int tap) { return wide(load(columns, tap, left)); }, finite, scales, sum_y, sum_x);
 #pragma unroll
       for (int i = 0; i < kTaps; ++i) grad[i] = load(next, i, left - kPack);
     }

@@ -3,14 +3,20 @@
 // What follows the backward kernels: sums to the gradients' types, and the rest of a deterministic backward.
 
 #include "direct.cuh"
+#include "pack.cuh"
 
 namespace ddu::cuda {
 
 template <class T>
 __global__ void narrow_kernel(const float* sums, T* gradient, std::int64_t count) {
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    gradient[i] = narrow<T>(sums[i]);
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x * 4;
+  for (std::int64_t i = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4; i < count; i += step) {
+    if (i + 4 <= count) {  // both start on the boundaries that allocators keep, so four lie aligned
+      const float4 v = *reinterpret_cast<const float4*>(sums + i);
+      *reinterpret_cast<Pack<T, 4>*>(gradient + i) = {narrow<T>(v.x), narrow<T>(v.y), narrow<T>(v.z), narrow<T>(v.w)};
+    } else {
+      for (std::int64_t j = i; j < count; ++j) gradient[j] = narrow<T>(sums[j]);
+    }
   }
 }
 
@@ -40,7 +46,7 @@ __global__ void __launch_bounds__(256)
 
   const int iy = int(pixel / p.width), ix = int(pixel % p.width);
   const int4* places = tensors.places + (std::int64_t{image} * p.groups + group) * tiles;
-  std::int64_t at[9];  // within the windows of a plane; -1 for a tile whose window does not hold the pixel
+  int at[9];  // within the windows of a plane; -1 for a tile whose window does not hold the pixel
   const int tile_y = (iy - p.y.base(0)) / (p.tile_height * p.y.stride),
             tile_x = (ix - p.x.base(0)) / (p.tile_width * p.x.stride);
 #pragma unroll
@@ -51,7 +57,7 @@ __global__ void __launch_bounds__(256)
     const int4 place = places[ty * p.tile_columns + tx];
     const int r = iy - place.x, c = ix - place.y;
     if (r < 0 || r >= place.z || c < 0 || c >= place.w) continue;
-    at[n] = std::int64_t{ty * p.tile_columns + tx} * p.capacity + r * place.w + c;
+    at[n] = (ty * p.tile_columns + tx) * p.capacity + r * place.w + c;
   }
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
   const std::int64_t stored = std::int64_t{tiles} * p.capacity;
@@ -61,7 +67,10 @@ __global__ void __launch_bounds__(256)
   for (int left = min(chunk, p.group_channels - first); left > 0; --left, windows += stored, target += p.pixels()) {
     float sum = 0;
 #pragma unroll
-    for (int n = 0; n < 9; ++n) sum += at[n] < 0 ? 0.f : windows[at[n]];
+    for (int n = 0; n < 9; ++n) {
+      const float value = windows[max(at[n], 0)];  // always loaded, so that the loads do not wait for each other
+      sum += at[n] < 0 ? 0.f : value;
+    }
     *target = sum;
   }
 }

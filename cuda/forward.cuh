@@ -1,6 +1,6 @@
 #pragma once
 
-// Forward: every thread owns one output position, and the block walks over its channels, four at a time, from a window in
+// Forward: every thread owns one output position, and the block walks over its channels, kPack at a time, from a window in
 // shared memory that is filled one step ahead.
 
 #include "direct.cuh"
@@ -8,13 +8,11 @@
 
 namespace ddu::cuda {
 
-constexpr int kForwardPack = 4;
-
 /// One block's forward: kThreads positions.
-template <class T, int K, int kThreads, int kShare>
+template <class T, int K, int kPack, int kThreads, int kShare>
 struct ForwardTile {
-  using Element = Pack<T, kForwardPack>;
-  using Values = Floats<kForwardPack>;
+  using Element = Pack<T, kPack>;
+  using Values = Floats<kPack>;
   static constexpr std::size_t kElementBytes = 2 * sizeof(Element);  // two windows: one read, one filled
 
   const Layout<float>& p;
@@ -25,7 +23,7 @@ struct ForwardTile {
 
   __device__ __forceinline__ void put(int tap, int taps, int valid, const Values& v) const {
 #pragma unroll
-    for (int j = 0; j < kForwardPack; ++j) {
+    for (int j = 0; j < kPack; ++j) {
       if (j < valid) stream_out(out + std::uint64_t(column_bytes) * unsigned(j * taps + tap), narrow<T>(v.value[j]));
     }
   }
@@ -40,16 +38,23 @@ struct ForwardTile {
     return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
   }
 
-  /// All taps, with cells from registers.
+  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row.
   __device__ __forceinline__ void unrolled(const Element* w, const Cells<K>& cells, int valid) const {
-    constexpr int middle = K % 2 ? K / 2 : -1;
+    if constexpr (K <= 3) {
 #pragma unroll
-    for (int ky = 0; ky < K; ++ky) {
-#pragma unroll
-      for (int kx = 0; kx < K; ++kx) {
-        const Element* cell = w + (cells.row[ky] + cells.column[kx]);
-        put(ky * K + kx, K * K, valid, sample(cell, cells.fy[ky], cells.fx[kx], ky == middle, kx == middle));
+      for (int ky = 0; ky < K; ++ky) tap_row(w + cells.row[ky], cells, ky, cells.fy[ky], valid);
+    } else {
+#pragma unroll 1
+      for (int ky = 0; ky < K; ++ky) {
+        const Cell<float> y = p.y.cell(at.base_y, p.y.offset(ky), at.rate);
+        tap_row(w + (y.index - window.first_y) * window.columns, cells, ky, y.fraction, valid);
       }
+    }
+  }
+  __device__ __forceinline__ void tap_row(const Element* row, const Cells<K>& cells, int ky, float fy, int valid) const {
+#pragma unroll
+    for (int kx = 0; kx < K; ++kx) {
+      put(ky * K + kx, K * K, valid, sample(row + cells.column[kx], fy, cells.fx[kx], 2 * ky == K - 1, 2 * kx == K - 1));
     }
   }
 
@@ -70,17 +75,17 @@ struct ForwardTile {
         const bool still_y = finite && offset_y == 0, still_x = finite && offset_x == 0;
         Values v = sample(w + (at.sampled() ? element : 0), y.fraction, x.fraction, still_y, still_x);
 #pragma unroll
-        for (int j = 0; j < kForwardPack; ++j) v.value[j] += poison;
+        for (int j = 0; j < kPack; ++j) v.value[j] += poison;
         put(tap, p.taps(), valid, v);
       }
     }
   }
 };
 
-template <class T, int K, int kThreads, int kMinBlocks, int kShare>
+template <class T, int K, int kPack, int kThreads, int kMinBlocks, int kShare>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
-  using Tile = ForwardTile<T, K, kThreads, kShare>;
+  using Tile = ForwardTile<T, K, kPack, kThreads, kShare>;
   extern __shared__ char shared[];
   __shared__ int2 slots[32];
   auto* windows = reinterpret_cast<typename Tile::Element*>(shared);
@@ -93,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const Share<kShare, kThreads> share(p, window);
   const T* planes = tensors.input + job.plane(p) * p.pixels();
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
-  Fetch<T, kForwardPack, kShare, kThreads> fetch;
+  Fetch<T, kPack, kShare, kThreads> fetch;
   fetch.load(share, planes, plane_bytes, job.channels);
 
   const Cells<K> cells(p, at, window);
@@ -102,10 +107,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const bool finite_rate = is_finite(at.rate);
   bool finite = fetch.store(p, window, share, planes, plane_bytes, job.channels, windows) && finite_rate;
   int buffer = 0;
-  for (int left = job.channels; left > 0; left -= kForwardPack) {
+  for (int left = job.channels; left > 0; left -= kPack) {
     const bool all_finite = !__syncthreads_or(!finite);
-    planes += kForwardPack * p.pixels();
-    if (left > kForwardPack) fetch.load(share, planes, plane_bytes, left - kForwardPack);
+    planes += kPack * p.pixels();
+    if (left > kPack) fetch.load(share, planes, plane_bytes, left - kPack);
     if (at.active) {
       if (K != 0 && all_finite) {
         tile.unrolled(windows + buffer, cells, left);
@@ -113,10 +118,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         tile.rolled(windows + buffer, all_finite, left);
       }
     }
-    if (left > kForwardPack) {
+    if (left > kPack) {
       buffer = p.capacity - buffer;
-      finite = fetch.store(p, window, share, planes, plane_bytes, left - kForwardPack, windows + buffer) && finite_rate;
-      tile.out += std::uint64_t(tile.column_bytes) * unsigned(kForwardPack * p.taps());
+      finite = fetch.store(p, window, share, planes, plane_bytes, left - kPack, windows + buffer) && finite_rate;
+      tile.out += std::uint64_t(tile.column_bytes) * unsigned(kPack * p.taps());
     }
   }
 }
