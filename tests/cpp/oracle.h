@@ -14,6 +14,10 @@
 #include "ddu/unfold.h"
 #include "half.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace oracle {
 
 /// A tensor with guards around it, filled with a pattern that is NaN in every type until it is written.
@@ -25,6 +29,10 @@ class Tensor {
     const auto address = reinterpret_cast<std::uintptr_t>(memory_.data()) + kGuard;
     first_ = (address + kAlignment - 1) / kAlignment * kAlignment - reinterpret_cast<std::uintptr_t>(memory_.data());
     std::memset(memory_.data(), kPattern, memory_.size());
+#if defined(__SANITIZE_ADDRESS__)  // reading the guards is an error too
+    ASAN_POISON_MEMORY_REGION(memory_.data(), first_);
+    ASAN_POISON_MEMORY_REGION(memory_.data() + first_ + size_ * sizeof(T), memory_.size() - first_ - size_ * sizeof(T));
+#endif
   }
   std::size_t size() const { return size_; }
   T* data() { return reinterpret_cast<T*>(memory_.data() + first_); }
@@ -35,6 +43,9 @@ class Tensor {
 
   /// Whether nothing was written around the tensor.
   bool guarded() const {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(memory_.data(), memory_.size());
+#endif
     for (std::size_t i = 0; i < memory_.size(); ++i) {
       const bool inside = i >= first_ && i < first_ + size_ * sizeof(T);
       if (!inside && memory_[i] != kPattern) return false;

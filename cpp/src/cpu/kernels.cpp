@@ -96,34 +96,34 @@ void forward(const Geometry& g, DType map_type, const Forward& tensors, const Sl
   using Acc = accumulator_t<T>;
   const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), region);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
-  alignas(64) unsigned char memory[kWindowBytes];
   const bool streams = g.output_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
+  alignas(64) unsigned char memory[kWindowBytes];
   for_each_pack(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
     constexpr int N = std::max<int>(lanes, 1);
     const T* input = at<T>(tensors.input, (slice.plane(g) + first) * g.pixels());
     T* output = at<T>(tensors.output, (slice.plane(g) + first) * channel);
-    Stage<Acc, N> stage;
+    Stage<Acc, N> values;
     Window<Acc, N> window(memory);
     const bool finite = lanes == 0 || window.load(tile, input, used);
-    for_each_tap(g, [&](std::int64_t tap, int ky, int kx) {
+    for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
       if constexpr (lanes == 0) {
-        sample_alone(tile, ky, kx, input, stage.row[0]);
+        sample_alone(tile, ky, kx, input, values.row[0]);
       } else {
-        const Tap<Acc> t(tile, ky, kx, finite);
+        const Tap<Acc> tap(tile, ky, kx, finite);
         for (int n = 0; n < tile.padded; n += kBlock<N>) {
-          typename Stage<Acc, N>::Block values;
-          sample(t, n, window.pixel, values);
-          stage.put(n, values);
+          typename Stage<Acc, N>::Block block;
+          sample(tap, n, window.pixel, block);
+          values.put(n, block);
         }
       }
       for (int c = 0; c < used; ++c) {
-        Acc* values = stage.row[c];
+        Acc* row = values.row[c];
         if (!tile.all_finite) {
-          for (int n = 0; n < tile.count; ++n) values[n] += tile.poison[n];
+          for (int n = 0; n < tile.count; ++n) row[n] += tile.poison[n];
         }
         tile.for_each_run([&](int n, std::int64_t position, int length) {
-          T* target = output + c * channel + tap * column + position;
-          streams ? stream(values + n, target, length) : narrow(values + n, target, length);
+          T* target = output + c * channel + index * column + position;
+          streams ? stream(row + n, target, length) : narrow(row + n, target, length);
         });
       }
     });
@@ -178,15 +178,74 @@ void add_slopes(const Tap<Acc>& tap, int n, const P (&grad)[M], const P* window,
   }
 }
 
+/// Reads the gradients of one tap of a tile, zero where the rate is not finite, and asks for those of the next tap.
+template <int N, class T, class Acc>
+void load_grads(const Tile<Acc>& tile, const T* grad_output, std::int64_t tap, int used, Stage<Acc, N>& grads) {
+  const Geometry& g = tile.geometry;
+  const std::int64_t column = g.positions(), channel = g.taps() * column;
+  for (int c = 0; c < used; ++c) {
+    Acc* row = grads.row[c];
+    tile.for_each_run([&](int n, std::int64_t position, int length) {
+      const T* source = grad_output + c * channel + tap * column + position;
+      widen(source, row + n, length);
+      if (tap + 1 < g.taps()) prefetch(source + column, length * static_cast<std::int64_t>(sizeof(T)));
+    });
+    if (!tile.all_finite) {
+      for (int n = 0; n < tile.count; ++n) row[n] = is_finite(tile.poison[n]) ? row[n] : Acc(0);
+    }
+  }
+}
+
+/// Adds the gradients of one tile and up to N channels to `sums` and, per position, to `slopes`. Either may be null.
+template <int N, class T, class Acc>
+void backward_pack(const Tile<Acc>& tile, const T* input, const T* grad_output, int used, const Sums<Acc>* sums, Acc* slopes,
+                   void* memory) {
+  using P = Pack<Acc, N>;
+  using Block = typename Stage<Acc, N>::Block;
+  Stage<Acc, N> grads{};  // idle lanes and padding are zero
+  Window<Acc, N> values(memory), grad_sums(static_cast<char*>(memory) + kWindowBytes);
+  P slope_sums[Tile<Acc>::kPositions];
+  if (sums) grad_sums.clear(tile);
+  if (slopes) std::fill_n(slope_sums, tile.padded, P{});
+  const bool finite = !slopes || values.load(tile, input, used);
+  for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
+    load_grads(tile, grad_output, index, used, grads);
+    const Tap<Acc> target(tile, ky, kx, true), source(tile, ky, kx, finite);
+    for (int n = 0; n < tile.padded; n += kBlock<N>) {
+      Block grad;
+      grads.get(n, grad);
+      if (sums) scatter(target, n, grad, grad_sums.pixel);
+      if (slopes) add_slopes(source, n, grad, values.pixel, slope_sums + n);
+    }
+  });
+  if (sums) grad_sums.add_to(*sums, tile, used);
+  for (int n = 0; slopes && n < tile.padded; n += kBlock<N>) {
+    Block block;
+    std::copy_n(slope_sums + n, kBlock<N>, block);
+    add_lanes<Acc, N>(block, slopes + n);
+  }
+}
+
+/// The same for one channel of a tile whose window does not fit.
+template <class T, class Acc>
+void backward_alone(const Tile<Acc>& tile, const T* input, const T* grad_output, const Sums<Acc>* sums, Acc* slopes) {
+  Stage<Acc, 1> grads;
+  for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
+    load_grads(tile, grad_output, index, 1, grads);
+    if (sums) scatter_alone(tile, ky, kx, input, grads.row[0], *sums);
+    if (slopes) add_slopes_alone(tile, ky, kx, input, grads.row[0], slopes);
+  });
+}
+
 template <class T>
 void backward(const Geometry& g, DType map_type, const Backward& tensors, const Slice& slice, const Band& band,
               const Scratch& scratch) {
   using Acc = accumulator_t<T>;
-  const std::int64_t column = g.positions(), channel = g.taps() * column;
+  constexpr bool kApart = sizeof(T) < sizeof(Acc);  // sums are rounded at the end
   const std::int64_t pixels = (band.last_row - band.first_row) * g.w.size;
   T* grad_input = tensors.grad_input ? at<T>(tensors.grad_input, slice.plane(g) * g.pixels()) : nullptr;
   Sums<Acc> sums{nullptr, g.pixels(), 0, band.first_row, band.last_row, g.w.size};
-  if constexpr (sizeof(T) == 2) {
+  if constexpr (kApart) {
     sums.channel_0 = scratch.sums;
     sums.stride = pixels;
     sums.origin = band.first_row;
@@ -194,6 +253,7 @@ void backward(const Geometry& g, DType map_type, const Backward& tensors, const 
     sums.channel_0 = grad_input;
   }
   for (std::int64_t c = 0; grad_input && c < slice.channels; ++c) std::fill_n(sums.row(c, band.first_row), pixels, Acc(0));
+
   const Tiling tiling(g);
   for (std::int64_t index = 0; index < tiling.count(); ++index) {
     const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), tiling.region(index));
@@ -202,63 +262,25 @@ void backward(const Geometry& g, DType map_type, const Backward& tensors, const 
     if (!to_input && !to_map) continue;
     Acc slopes[Tile<Acc>::kPositions] = {};  // summed over taps and channels
     for_each_pack(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
-      constexpr int N = std::max<int>(lanes, 1);
-      using P = Pack<Acc, N>;
-      using Block = typename Stage<Acc, N>::Block;
       const T* input = at<T>(tensors.input, (slice.plane(g) + first) * g.pixels());
-      const T* grad_output = at<T>(tensors.grad_output, (slice.plane(g) + first) * channel);
-      Stage<Acc, N> stage{};  // idle lanes and padding are zero
-      Window<Acc, N> values(scratch.windows), grads(static_cast<char*>(scratch.windows) + kWindowBytes);
-      P pack_slopes[Tile<Acc>::kPositions];
-      bool finite = true;
-      if constexpr (lanes != 0) {
-        if (to_input) grads.clear(tile);
-        if (to_map) {
-          finite = values.load(tile, input, used);
-          std::fill_n(pack_slopes, tile.padded, P{});
-        }
-      }
-      for_each_tap(g, [&](std::int64_t tap, int ky, int kx) {
-        for (int c = 0; c < used; ++c) {
-          Acc* grad = stage.row[c];
-          tile.for_each_run([&](int n, std::int64_t position, int length) {
-            const T* source = grad_output + c * channel + tap * column + position;
-            widen(source, grad + n, length);
-            if (tap + 1 < g.taps()) prefetch(source + column, length * static_cast<std::int64_t>(sizeof(T)));
-          });
-          if (!tile.all_finite) {
-            for (int n = 0; n < tile.count; ++n) grad[n] = is_finite(tile.poison[n]) ? grad[n] : Acc(0);
-          }
-        }
-        if constexpr (lanes == 0) {
-          if (to_input) scatter_alone(tile, ky, kx, input, stage.row[0], sums.from(first));
-          if (to_map) add_slopes_alone(tile, ky, kx, input, stage.row[0], slopes);
-        } else {
-          const Tap<Acc> target(tile, ky, kx, true), source(tile, ky, kx, finite);
-          for (int n = 0; n < tile.padded; n += kBlock<N>) {
-            Block grad;
-            stage.get(n, grad);
-            if (to_input) scatter(target, n, grad, grads.pixel);
-            if (to_map) add_slopes(source, n, grad, values.pixel, pack_slopes + n);
-          }
-        }
-      });
-      if constexpr (lanes != 0) {
-        if (to_input) grads.add_to(sums.from(first), tile, used);
-        for (int n = 0; to_map && n < tile.padded; n += kBlock<N>) {
-          Block block;
-          std::copy_n(pack_slopes + n, kBlock<N>, block);
-          add_lanes<Acc, N>(block, slopes + n);
-        }
+      const T* grad_output = at<T>(tensors.grad_output, (slice.plane(g) + first) * g.taps() * g.positions());
+      const Sums<Acc> pack_sums = sums.from(first);
+      const Sums<Acc>* input_sums = to_input ? &pack_sums : nullptr;
+      if constexpr (lanes == 0) {
+        backward_alone(tile, input, grad_output, input_sums, to_map ? slopes : nullptr);
+      } else {
+        backward_pack<lanes>(tile, input, grad_output, used, input_sums, to_map ? slopes : nullptr, scratch.windows);
       }
     });
     if (to_map) {
       tile.for_each_run([&](int n, std::int64_t position, int length) {
-        for (int i = 0; i < length; ++i) static_cast<Acc*>(scratch.map_sums)[position + i] = slopes[n + i] + tile.poison[n + i];
+        Acc* map_sums = at<Acc>(scratch.map_sums, position);
+        for (int i = 0; i < length; ++i) map_sums[i] = slopes[n + i] + tile.poison[n + i];
       });
     }
   }
-  if constexpr (sizeof(T) == 2) {
+
+  if constexpr (kApart) {
     for (std::int64_t c = 0; grad_input && c < slice.channels; ++c) {
       T* rows = grad_input + c * g.pixels() + band.first_row * g.w.size;
       const Acc* sum = sums.row(c, band.first_row);
