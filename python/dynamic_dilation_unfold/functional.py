@@ -13,6 +13,9 @@ from ._options import make_options
 
 is_compiling = torch.compiler.is_compiling
 
+# torch.is_autocast_enabled raises for the others. Asked here, because compilers cannot.
+_AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(kind)}
+
 
 def dynamic_dilation_unfold(
     input: Tensor,
@@ -72,6 +75,6 @@ def _autocast(input: Tensor, dilation_map: Tensor) -> tuple[Tensor, Tensor]:
     if not (isinstance(input, Tensor) and isinstance(dilation_map, Tensor)) or input.dtype == torch.float64:
         return input, dilation_map
     kind = input.device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
         return input, dilation_map
     return input.to(torch.get_autocast_dtype(kind)), dilation_map.to(torch.float32)
