@@ -1,0 +1,27 @@
+"""Runs every CUDA kernel once, on small tensors, for compute-sanitizer to watch. Not collected by pytest."""
+
+import itertools
+
+import torch
+from dynamic_dilation_unfold import dynamic_dilation_unfold
+from helpers import DTYPES, Case, random_input, random_map, run
+
+CASES = [
+    Case(1, 5, 20, 37, padding=1),
+    Case(2, 2, 9, 33, padding=1, groups=2),  # one channel a group
+    Case(1, 3, 18, 20, kernel_size=5, padding=2),
+    Case(1, 2, 18, 20, kernel_size=7, padding=3),
+    Case(1, 3, 15, 17, kernel_size=(2, 3), stride=2),
+]
+
+for case, kind, dtype, ordered in itertools.product(CASES, ["fractional", "mixed"], DTYPES, [False, True]):
+    torch.use_deterministic_algorithms(ordered)
+    made = random_input(case.shape), random_map(kind, case.map_shape), random_input(case.output_shape, seed=2)
+    x, rates, grad = (t.to("cuda", dtype) for t in made)
+    run(dynamic_dilation_unfold, x, rates, grad, case.options)
+    for wanted in (x, rates):
+        leaf = wanted.clone().requires_grad_()
+        pair = (leaf, rates) if wanted is x else (x, leaf)
+        dynamic_dilation_unfold(pair[0], dilation_map=pair[1], **case.options).backward(grad)
+torch.cuda.synchronize()
+print(f"{2 * 4 * 2 * len(CASES)} calls")

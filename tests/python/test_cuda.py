@@ -1,0 +1,212 @@
+"""What only CUDA has: streams, graphs, devices, memory, determinism and the sizes that fill a card."""
+
+import itertools
+
+import pytest
+import torch
+from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
+from helpers import TOLERANCE, Case, assert_close, assert_same_bits, random_input, random_map, relative_error, run
+
+pytestmark = pytest.mark.cuda
+
+TOLERANCE = TOLERANCE | {torch.float16: 5e-4, torch.bfloat16: 4e-3}  # a rounding to the type
+
+CASE = Case(2, 12, 40, 72, padding=1, groups=2)
+CASES = [CASE, Case(1, 3, 33, 70, kernel_size=5, padding=2), Case(2, 4, 30, 31, kernel_size=2, stride=2)]
+
+
+def tensors(case, kind="fractional", dtype=torch.float32, device="cuda"):
+    made = random_input(case.shape), random_map(kind, case.map_shape), random_input(case.output_shape, seed=2)
+    return [t.to(device, dtype) for t in made]
+
+
+def sleep():
+    """Keeps the current stream busy for some milliseconds: work on another stream that should wait, then shows."""
+    torch.cuda._sleep(20_000_000)
+
+
+# --- Streams, graphs, devices ----------------------------------------------------------------------------------------
+
+
+def test_work_goes_to_the_current_stream():
+    x, rates, grad = tensors(CASE)
+    expected = run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        sleep()
+        late = x.clone()  # there only when the stream gets so far
+        actual = run(dynamic_dilation_unfold, late, rates, grad, CASE.options)
+    stream.synchronize()
+    assert_close(actual, expected, TOLERANCE[torch.float32])
+
+
+def test_streams_side_by_side():
+    made = [tensors(case) for case in CASES]
+    expected = [run(dynamic_dilation_unfold, *m, case.options) for m, case in zip(made, CASES, strict=True)]
+    streams = [torch.cuda.Stream() for _ in CASES]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(5):
+        for stream, m, case in zip(streams, made, CASES, strict=True):
+            with torch.cuda.stream(stream):
+                results.append(run(dynamic_dilation_unfold, *m, case.options))
+    torch.cuda.synchronize()
+    for actual, other in zip(results, itertools.cycle(expected), strict=False):
+        assert_close(actual, other, TOLERANCE[torch.float32])
+
+
+def test_nothing_waits_for_the_device():
+    x, rates, grad = tensors(CASE)
+    run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sleep()
+        run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
+        assert not torch.cuda.current_stream().query(), "the call returned before its work was done"
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_graph_replays_forward_and_backward(case, dtype):
+    x, rates, grad = tensors(case, dtype=dtype)
+    x.requires_grad_()
+    rates.requires_grad_()
+
+    def step():
+        output = dynamic_dilation_unfold(x, dilation_map=rates, **case.options)
+        return output.detach(), *torch.autograd.grad(output, (x, rates), grad)
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        x.copy_(random_input(case.shape, seed=7))
+        rates.copy_(random_map("eighths", case.map_shape, seed=8))
+    graph.replay()
+    for one, other in zip(captured, step(), strict=True):
+        assert relative_error(one, other) <= TOLERANCE[dtype]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+def test_tensors_of_another_device():
+    expected = run(dynamic_dilation_unfold, *tensors(CASE), CASE.options)
+    assert torch.cuda.current_device() == 0
+    actual = run(dynamic_dilation_unfold, *tensors(CASE, device="cuda:1"), CASE.options)
+    assert torch.cuda.current_device() == 0
+    assert all(t.device.index == 1 for t in actual)
+    assert_close(actual, expected, TOLERANCE[torch.float32])
+    x, rates, _ = tensors(CASE)
+    with pytest.raises(RuntimeError, match=r"one device.*cuda:0.*cuda:1"):
+        dynamic_dilation_unfold(x, dilation_map=rates.to("cuda:1"), **CASE.options)
+
+
+# --- Determinism -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fractional", "zero", "mixed", "huge"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_deterministic_gradients_repeat(case, kind, deterministic):
+    made = tensors(case, kind)
+    first = run(dynamic_dilation_unfold, *made, case.options)
+    for _ in range(100):
+        assert_same_bits(run(dynamic_dilation_unfold, *made, case.options), first)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+@pytest.mark.parametrize("kind", ["fractional", "far", "mixed"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_deterministic_gradients_are_right(case, kind, dtype, deterministic):
+    made = tensors(case, kind, dtype)
+    expected = run(reference, *(t.double().cpu() for t in made), case.options)
+    assert_close(run(dynamic_dilation_unfold, *made, case.options), expected, TOLERANCE[dtype])
+
+
+def test_deterministic_gradients_of_any_range(deterministic):
+    """Tiles whose gradients have no common scale, or are not finite, are gathered."""
+    x, rates, grad = tensors(CASE)
+    grad *= torch.logspace(-12, 12, grad.shape[-1], device="cuda")
+    expected = run(reference, *(t.double().cpu() for t in (x, rates, grad)), CASE.options)
+    actual = run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
+    assert_close(actual, expected, TOLERANCE[torch.float32])
+    grad[0, 0, 5 * 72 + 20] = torch.inf
+    assert int((~run(dynamic_dilation_unfold, x, rates, grad, CASE.options).grad_input.isfinite()).sum()) in (2, 4)
+
+
+# --- Memory and size -------------------------------------------------------------------------------------------------
+
+
+def peak(function):
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    kept = function()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, kept
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_memory(dtype):
+    case = Case(2, 64, 96, 96, padding=1)
+    x, rates, grad = (t.requires_grad_() for t in tensors(case, dtype=dtype))
+    size = {t: t.numel() * t.element_size() for t in (x, rates, grad)}
+    slack = 1 << 16  # the allocator rounds up
+
+    used, output = peak(lambda: dynamic_dilation_unfold(x, dilation_map=rates, **case.options))
+    assert used <= size[grad] + slack, "forward: the output alone"
+    used, _ = peak(lambda: torch.autograd.grad(output, (x, rates), grad.detach()))
+    allowed = size[x] + size[rates]
+    if dtype.itemsize == 2:
+        allowed += 4 * x.numel() + 4 * rates.numel()  # sums in float32
+    assert used <= allowed + slack, "backward: the gradients, and sums in float32 for half types"
+
+
+LARGE = [
+    pytest.param((1, 256, 1024, 1024), torch.float32, id="float32"),
+    pytest.param((1, 260, 1024, 1024), torch.float16, id="float16"),
+]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), LARGE)
+def test_outputs_beyond_32_bits(shape, dtype):
+    """More than 2^31 elements: what lies far out is as right as what lies near."""
+    batch, channels, height, width = shape
+    needed = 3 * batch * channels * 9 * height * width * dtype.itemsize
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"needs {needed >> 30} GiB of free device memory")
+    generator = torch.Generator("cuda").manual_seed(0)
+    x = torch.randn(shape, device="cuda", generator=generator).to(dtype).requires_grad_()
+    rates = (0.5 + torch.rand(batch, 1, height, width, device="cuda", generator=generator)).to(dtype).requires_grad_()
+    output = dynamic_dilation_unfold(x, 3, rates, padding=1)
+    assert output.numel() > 2**31
+    grad = torch.zeros_like(output)
+    planes = [0, channels // 2, channels - 1]
+    for plane in planes:
+        grad[:, plane * 9 : plane * 9 + 9] = torch.randn(batch, 9, height * width, device="cuda", generator=generator)
+    grad_input, grad_map = torch.autograd.grad(output, (x, rates), grad)
+    chosen = x.detach()[:, planes].double().requires_grad_()
+    exact_rates = rates.detach().double().requires_grad_()
+    expected = reference(chosen, 3, exact_rates, padding=1)
+    columns = [plane * 9 + tap for plane in planes for tap in range(9)]
+    assert relative_error(output[:, columns], expected) <= TOLERANCE[dtype]
+    exact = torch.autograd.grad(expected, (chosen, exact_rates), grad[:, columns].double())
+    assert relative_error(grad_input[:, planes], exact[0]) <= TOLERANCE[dtype]
+    assert relative_error(grad_map, exact[1]) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rate", [7.0, 40.0, 1e4])
+def test_one_enormous_rate_is_slower_and_right(rate):
+    x, rates, grad = tensors(CASE)
+    rates[0, 0, 20, 35] = rate
+    expected = run(reference, *(t.double().cpu() for t in (x, rates, grad)), CASE.options)
+    assert_close(run(dynamic_dilation_unfold, x, rates, grad, CASE.options), expected, TOLERANCE[torch.float32])
