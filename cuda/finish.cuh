@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(256)
 
   const int iy = int(pixel / p.width), ix = int(pixel % p.width);
   const int4* places = tensors.places + (std::int64_t{image} * p.groups + group) * tiles;
-  int at[9];  // within the windows of a plane; -1 for a tile whose window does not hold the pixel
+  std::int64_t at[9], some = -1;  // within the windows of a plane; -1 for a tile whose window does not hold the pixel
   const int tile_y = (iy - p.y.base(0)) / (p.tile_height * p.y.stride),
             tile_x = (ix - p.x.base(0)) / (p.tile_width * p.x.stride);
 #pragma unroll
@@ -57,18 +57,22 @@ __global__ void __launch_bounds__(256)
     const int4 place = places[ty * p.tile_columns + tx];
     const int r = iy - place.x, c = ix - place.y;
     if (r < 0 || r >= place.z || c < 0 || c >= place.w) continue;
-    at[n] = (ty * p.tile_columns + tx) * p.capacity + r * place.w + c;
+    at[n] = some = std::int64_t{ty * p.tile_columns + tx} * p.capacity + r * place.w + c;
   }
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
   const std::int64_t stored = std::int64_t{tiles} * p.capacity;
   const float* windows = tensors.windows + (plane + first) * stored;
   float* target = tensors.grad_input + (plane + first) * p.pixels() + pixel;
+  if (some < 0) {  // no tile reaches the pixel
+    for (int left = min(chunk, p.group_channels - first); left > 0; --left, target += p.pixels()) *target = 0;
+    return;
+  }
 #pragma unroll 4
   for (int left = min(chunk, p.group_channels - first); left > 0; --left, windows += stored, target += p.pixels()) {
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < 9; ++n) {
-      const float value = windows[max(at[n], 0)];  // always loaded, so that the loads do not wait for each other
+      const float value = windows[at[n] < 0 ? some : at[n]];  // always loaded, so that the loads do not wait in turn
       sum += at[n] < 0 ? 0.f : value;
     }
     *target = sum;

@@ -92,8 +92,13 @@ struct Fetch {
 template <class T>
 __device__ __forceinline__ void stream_out(void* address, T value) {
 #if __CUDA_ARCH__ >= 800
+#if __CUDA_ARCH__ == 900
   // What createpolicy.fractional.L2::evict_first gives for the fraction 1.0; as a constant it costs no register.
   constexpr std::uint64_t policy = 0x12F0000000000000;
+#else
+  std::uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+#endif
   if constexpr (sizeof(T) == 4) {
     asm volatile("st.global.L2::cache_hint.f32 [%0], %1, %2;" ::"l"(address), "f"(value), "l"(policy) : "memory");
   } else {
