@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdio>
 
+#include "ddu/error.h"
 #include "ddu/unfold.h"
 #include "tile.cuh"
 

@@ -1,5 +1,6 @@
 // The CUDA entry points of a build without CUDA: they say so.
 
+#include "ddu/error.h"
 #include "ddu/unfold.h"
 
 namespace ddu::cuda {

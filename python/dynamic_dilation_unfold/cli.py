@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from . import __version__, bench, demo
+from . import __version__, bench, cmake_prefix_path, demo
 
 # A command is a module with add_arguments(parser) and run(args) -> exit status; its docstring is its help.
 _COMMANDS = {"demo": demo, "bench": bench}
+
+
+class _Print(argparse.Action):
+    """Prints its constant and exits. The action "version" would wrap it to the terminal's width."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(self.const)
+        parser.exit()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,6 +27,12 @@ def parser() -> argparse.ArgumentParser:
         description="torch.nn.functional.unfold whose dilation is a map.",
     )
     root.add_argument("--version", action="version", version=__version__)
+    for option, folder, holds in (
+        ("--cmakedir", "lib/cmake/DynamicDilationUnfold", "CMake package (-DDynamicDilationUnfold_DIR=...)"),
+        ("--includedir", "include", "C and C++ headers"),
+    ):
+        path = str(Path(cmake_prefix_path, folder))
+        root.add_argument(option, action=_Print, nargs=0, const=path, help=f"print the folder of the {holds} and exit")
     commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in _COMMANDS.items():
         text = module.__doc__ or ""

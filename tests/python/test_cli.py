@@ -45,6 +45,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "file"), [("--cmakedir", "DynamicDilationUnfoldConfig.cmake"), ("--includedir", "ddu/unfold.h")]
+)
+def test_folders_for_cmake(option: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(option) == 0
+    assert Path(capsys.readouterr().out.removesuffix("\n"), file).is_file()
+
+
 @pytest.mark.parametrize("arguments", [(), ("nothing",), ("demo", "--nothing"), ("bench", "--workload", "nothing")])
 def test_wrong_arguments(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(*arguments) == 2

@@ -3,13 +3,14 @@
 #include <cstddef>
 
 #include "ddu/dtype.h"
-#include "ddu/error.h"
 #include "ddu/geometry.h"
 
 // Unfold with a dilation map:
 //
 //   y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b,g,oy,ox]       x alike,  g = c / (C/G)
 //   output[b, (c*kH + ky)*kW + kx, oy*Wo + ox] = bilinear(input[b,c], y, x)
+//
+// Errors are thrown as the types of ddu/error.h, which this header leaves out: it costs its users no more than <cstdint>.
 //
 // All tensors are contiguous in the layouts of Geometry and do not overlap. Outputs are overwritten. Nothing here
 // allocates: scratch memory is the caller's. Any thread may call; a call is safe beside any other that writes elsewhere.

@@ -1,0 +1,132 @@
+#ifndef DDU_DDU_C_H
+#define DDU_DDU_C_H
+
+/* libddu for C, and for every language that can call C. What the operator computes is in ddu/unfold.h.
+ *
+ * Functions return a status; on any but DDU_OK, ddu_last_error() has the text, and outputs are as they were or in part
+ * written. Nothing is thrown. Any thread may call; a call is safe beside any other that writes elsewhere.
+ * No object outlives a call: tensors, options and geometries are the caller's.
+ *
+ * Tensors are contiguous and do not overlap:
+ *   input, grad_input           [batch, channels, h.size, w.size]
+ *   dilation_map, grad_map      [map_batch, groups, h.out_size, w.out_size]
+ *   output, grad_output         [batch, channels * h.kernel_size * w.kernel_size, h.out_size * w.out_size]
+ */
+
+#include <stddef.h> /* NOLINT(modernize-deprecated-headers): this header is for C too */
+#include <stdint.h> /* NOLINT(modernize-deprecated-headers) */
+
+#include "ddu/export.h"
+
+#ifdef __cplusplus
+extern "C" {
+#define DDU_NOEXCEPT noexcept
+#else
+#define DDU_NOEXCEPT
+#endif
+
+/* NOLINTBEGIN(modernize-use-using): C has no other way */
+
+typedef int32_t ddu_status;
+enum {
+  DDU_OK = 0,
+  DDU_INVALID_ARGUMENT = 1, /* a size, an option or a pointer that the caller must change */
+  DDU_TYPE_ERROR = 2,       /* element types that do not go together */
+  DDU_CUDA_ERROR = 3,       /* a CUDA call failed, or this build cannot serve the device */
+  DDU_INTERNAL_ERROR = 4    /* anything else: no memory or threads to be had */
+};
+
+typedef int32_t ddu_dtype;
+enum { DDU_FLOAT16 = 0, DDU_BFLOAT16 = 1, DDU_FLOAT32 = 2, DDU_FLOAT64 = 3 };
+
+/* The dilation map has the input's type, or float32 beside a half input. */
+typedef struct ddu_types {
+  ddu_dtype input;
+  ddu_dtype map;
+} ddu_types;
+
+typedef struct ddu_axis {
+  int64_t size;     /* of the input, in pixels */
+  int64_t out_size; /* of the output, in positions */
+  int64_t kernel_size;
+  int64_t stride;
+  int64_t padding;
+  int64_t dilation; /* base dilation, which the map multiplies */
+} ddu_axis;
+
+/* Made by ddu_make_geometry, and by nothing else: the other functions trust it. */
+typedef struct ddu_geometry {
+  int64_t batch;
+  int64_t channels;
+  int64_t groups;
+  int64_t map_batch; /* batch, or 1 and broadcast */
+  ddu_axis h;
+  ddu_axis w;
+} ddu_geometry;
+
+/* Pairs are (height, width). Start from DDU_OPTIONS_INIT. */
+typedef struct ddu_options {
+  int64_t kernel_size[2];
+  int64_t stride[2];
+  int64_t padding[2];
+  int64_t dilation[2];
+  int64_t groups;
+} ddu_options;
+#define DDU_OPTIONS_INIT {{1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}
+
+typedef struct ddu_forward {
+  const void* input;
+  const void* dilation_map;
+  void* output; /* overwritten */
+} ddu_forward;
+
+/* A null grad_input or grad_map is not computed; the others are overwritten. */
+typedef struct ddu_backward {
+  const void* grad_output;
+  const void* input;
+  const void* dilation_map;
+  void* grad_input;
+  void* grad_map;
+  void* workspace; /* of ddu_*_workspace_bytes, aligned to 64; may be null where that is 0 */
+} ddu_backward;
+
+/* Text of this thread's latest failure; valid until its next one. "" before the first. */
+DDU_API const char* ddu_last_error(void) DDU_NOEXCEPT;
+
+/* The build. */
+DDU_API const char* ddu_version(void) DDU_NOEXCEPT;            /* "0.1.0" */
+DDU_API const char* ddu_cpu_capability(void) DDU_NOEXCEPT;     /* "avx512", "avx2" or "baseline" */
+DDU_API int ddu_cpu_has_openmp(void) DDU_NOEXCEPT;             /* whether the CPU kernels are parallel */
+DDU_API int ddu_cuda_toolkit_version(void) DDU_NOEXCEPT;       /* 1000 * major + 10 * minor; 0 for a build without CUDA */
+DDU_API const char* ddu_cuda_architectures(void) DDU_NOEXCEPT; /* "75-real;90-virtual"; "" without CUDA */
+
+/* Validates a call and works out its sizes. input is [B, C, H, W] with a map [B or 1, groups, Ho, Wo], or [C, H, W] with a
+ * map [groups, Ho, Wo]; the rule for Ho and Wo is torch.nn.functional.unfold's. */
+DDU_API ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims, const int64_t* map_sizes, int map_dims,
+                                     const ddu_options* options, ddu_geometry* geometry) DDU_NOEXCEPT;
+
+/* On the CPU, in host memory, with `threads` OpenMP threads. Results do not depend on their number. */
+DDU_API ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors,
+                                  int threads) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                           int threads) DDU_NOEXCEPT;
+/* Scratch bytes of ddu_cpu_unfold_backward with the same arguments (tensors->workspace is not read). */
+DDU_API ddu_status ddu_cpu_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                           int threads, size_t* bytes) DDU_NOEXCEPT;
+
+/* On the current CUDA device, in its memory. Work is queued on `stream`, a cudaStream_t; nothing synchronises. With
+ * `deterministic` not 0, gradients are identical to the bit from run to run. */
+DDU_API ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors,
+                                   void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                            int deterministic, void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                            int deterministic, size_t* bytes) DDU_NOEXCEPT;
+
+/* NOLINTEND(modernize-use-using) */
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,165 @@
+// The C API: the C++ one without exceptions.
+
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <type_traits>
+
+#include "ddu/ddu_c.h"
+#include "ddu/error.h"
+#include "ddu/unfold.h"
+#include "ddu/version.h"
+
+namespace ddu {
+
+const char* version() { return DDU_VERSION; }
+
+namespace {
+
+thread_local char last_error[1024];
+
+ddu_status failed(ddu_status status, const char* message) noexcept {
+  std::snprintf(last_error, sizeof last_error, "%s", message);
+  return status;
+}
+
+template <class Body>
+ddu_status guarded(Body body) noexcept {
+  try {
+    body();
+    return DDU_OK;
+  } catch (const invalid_argument& e) {
+    return failed(DDU_INVALID_ARGUMENT, e.what());
+  } catch (const type_error& e) {
+    return failed(DDU_TYPE_ERROR, e.what());
+  } catch (const cuda_error& e) {
+    return failed(DDU_CUDA_ERROR, e.what());
+  } catch (const std::exception& e) {
+    return failed(DDU_INTERNAL_ERROR, e.what());
+  } catch (...) {
+    return failed(DDU_INTERNAL_ERROR, "unknown exception");
+  }
+}
+
+template <class Target, class Source>
+Target same_bytes(const Source& source) {
+  static_assert(sizeof(Target) == sizeof(Source) && std::is_trivially_copyable_v<Target>, "the C struct mirrors the C++ one");
+  Target target;
+  std::memcpy(static_cast<void*>(&target), &source, sizeof target);
+  return target;
+}
+
+template <class Target, class Source>
+Target required(const char* name, const Source* source) {
+  if (source) return same_bytes<Target>(*source);
+  char text[64];
+  std::snprintf(text, sizeof text, "%s must not be null", name);
+  throw invalid_argument(text);
+}
+
+Types types_of(ddu_types types) {
+  const ddu_dtype given[] = {types.input, types.map};
+  for (const ddu_dtype type : given) {
+    if (type >= DDU_FLOAT16 && type <= DDU_FLOAT64) continue;
+    char text[64];
+    std::snprintf(text, sizeof text, "a dtype must be between 0 and 3, got %d", static_cast<int>(type));
+    throw type_error(text);
+  }
+  const Types checked{static_cast<DType>(types.input), static_cast<DType>(types.map)};
+  check_types(checked);
+  return checked;
+}
+
+void expect(bool fine, const char* message) {
+  if (!fine) throw invalid_argument(message);
+}
+
+void expect_pointers(const Geometry& g, const Forward& tensors) {
+  if (g.output_numel() == 0) return;
+  expect(tensors.input && tensors.dilation_map && tensors.output, "input, dilation_map and output must not be null");
+}
+
+void expect_pointers(const Geometry& g, const Backward& tensors, std::size_t workspace) {
+  if (g.output_numel() == 0) return;
+  expect(tensors.grad_output && tensors.input && tensors.dilation_map, "grad_output, input and dilation_map must not be null");
+  expect(tensors.workspace || workspace == 0, "workspace must not be null");
+}
+
+}  // namespace
+}  // namespace ddu
+
+const char* ddu_last_error() noexcept { return ddu::last_error; }
+const char* ddu_version() noexcept { return ddu::version(); }
+const char* ddu_cpu_capability() noexcept { return ddu::cpu::capability(); }
+int ddu_cpu_has_openmp() noexcept { return ddu::cpu::has_openmp(); }
+int ddu_cuda_toolkit_version() noexcept { return ddu::cuda::toolkit_version(); }
+const char* ddu_cuda_architectures() noexcept { return ddu::cuda::architectures(); }
+
+ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims, const int64_t* map_sizes, int map_dims,
+                             const ddu_options* options, ddu_geometry* geometry) noexcept {
+  return ddu::guarded([&] {
+    ddu::expect(input_sizes || input_dims == 0, "input_sizes must not be null");
+    ddu::expect(map_sizes || map_dims == 0, "map_sizes must not be null");
+    ddu::expect(geometry, "geometry must not be null");
+    *geometry = ddu::same_bytes<ddu_geometry>(
+        ddu::make_geometry({input_sizes, input_dims}, {map_sizes, map_dims}, ddu::required<ddu::Options>("options", options)));
+  });
+}
+
+ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors, int threads) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Forward>("tensors", tensors);
+    ddu::expect_pointers(g, t);
+    ddu::cpu::unfold(g, ddu::types_of(types), t, threads);
+  });
+}
+
+ddu_status ddu_cpu_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors, int threads,
+                                   size_t* bytes) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    ddu::expect(bytes, "bytes must not be null");
+    *bytes = ddu::cpu::workspace_bytes(g, ddu::types_of(types), t, threads);
+  });
+}
+
+ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                   int threads) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cpu::workspace_bytes(g, ddu::types_of(types), t, threads));
+    ddu::cpu::unfold_backward(g, ddu::types_of(types), t, threads);
+  });
+}
+
+ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors, void* stream) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Forward>("tensors", tensors);
+    ddu::expect_pointers(g, t);
+    ddu::cuda::unfold(g, ddu::types_of(types), t, static_cast<ddu::cuda::Stream>(stream));
+  });
+}
+
+ddu_status ddu_cuda_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                    int deterministic, size_t* bytes) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    ddu::expect(bytes, "bytes must not be null");
+    *bytes = ddu::cuda::workspace_bytes(g, ddu::types_of(types), t, deterministic != 0);
+  });
+}
+
+ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+                                    int deterministic, void* stream) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cuda::workspace_bytes(g, ddu::types_of(types), t, deterministic != 0));
+    ddu::cuda::unfold_backward(g, ddu::types_of(types), t, deterministic != 0, static_cast<ddu::cuda::Stream>(stream));
+  });
+}
