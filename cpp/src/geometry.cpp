@@ -19,9 +19,10 @@ constexpr std::int64_t kMaxExtent = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 
 #if defined(__GNUC__)
-__attribute__((format(printf, 1, 2)))
+[[gnu::format(printf, 1, 2)]]
 #endif
-[[noreturn]] void fail(const char* format, ...) {
+[[noreturn]] void
+fail(const char* format, ...) {
   char text[1024];
   va_list arguments;
   va_start(arguments, format);
