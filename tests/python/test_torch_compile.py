@@ -1,11 +1,13 @@
 """Compilers and exporters. Values against eager mode's."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import onnx as exporter
 from helpers import CASES, Case, random_input, random_map, relative_error, run
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -144,7 +146,6 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.skipif(TORCH < (2, 6), reason=f"torch {torch.__version__} does not compile all of torch.func")
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_compiled_transforms(name, device):
     x, rates = example(SHAPES[0], device)
@@ -204,8 +205,6 @@ def test_onnx(from_program, tmp_path):
     onnx = pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    from dynamic_dilation_unfold import onnx as exporter
-
     torch.manual_seed(0)
     model = Model().eval()
     path = tmp_path / "model.onnx"
@@ -221,6 +220,26 @@ def test_onnx(from_program, tmp_path):
     name = session.get_inputs()[0].name
     program = lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])  # noqa: E731
     assert_equal_results(program, model, "cpu", 1e-6)
+
+
+def test_onnx_says_what_it_needs(monkeypatch):
+    monkeypatch.delattr(torch.export, "default_decompositions", raising=False)
+    with pytest.raises(RuntimeError, match=r"ONNX export needs torch >= 2.6, this is "):
+        exporter.export(Model(), example(SHAPES[0], "cpu")[:1])
+
+
+def documented_code() -> list[str]:
+    text = (Path(__file__).parents[2] / "docs" / "torch.md").read_text("utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.skipif(TORCH < (2, 6), reason=f"torch {torch.__version__} does not export programs to ONNX")
+def test_documented_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert documented_code()
+    for code in documented_code():
+        exec(code, {})
+    assert (tmp_path / "unfold.onnx").exists()
 
 
 def test_jit_trace(model, device, tmp_path: Path):
