@@ -18,11 +18,7 @@ static_assert(std::is_trivially_copyable_v<Geometry>, "Geometry is a kernel para
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 
-#if defined(__GNUC__)
-[[gnu::format(printf, 1, 2)]]
-#endif
-[[noreturn]] void
-fail(const char* format, ...) {
+[[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
   char text[1024];
   va_list arguments;
   va_start(arguments, format);
