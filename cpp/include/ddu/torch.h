@@ -1,0 +1,281 @@
+#pragma once
+
+// The operator for LibTorch, compiled by the application against its own Torch (>= 2.4). Link DynamicDilationUnfold::torch,
+// which also sets DDU_TORCH_CUDA where that Torch has CUDA: without it, CUDA tensors are refused.
+//
+//   at::Tensor columns = ddu::torch_unfold(input, {3, 3}, dilation_map, {.padding = {1, 1}});        // C++20
+//
+// ddu/torch_library.h registers the operators for exported programs.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/ScalarType.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/nn/cloneable.h>
+#include <torch/nn/pimpl.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ddu/error.h"
+#include "ddu/unfold.h"
+
+#if defined(DDU_TORCH_CUDA)
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace ddu {
+
+using Pair = std::array<std::int64_t, 2>;  ///< (height, width)
+
+struct TorchOptions {
+  Pair stride{1, 1};
+  Pair padding{0, 0};
+  Pair dilation{1, 1};
+  std::int64_t groups = 1;
+};
+
+namespace torch_detail {
+
+/// Which of two gradients are asked for: of the input, and of the map.
+using Wanted = std::array<bool, 2>;
+using Gradients = std::pair<at::Tensor, at::Tensor>;
+
+inline Options options_of(Pair kernel_size, const TorchOptions& given) {
+  Options options;
+  for (std::size_t i = 0; i < 2; ++i) {
+    options.kernel_size[i] = kernel_size[i];
+    options.stride[i] = given.stride[i];
+    options.padding[i] = given.padding[i];
+    options.dilation[i] = given.dilation[i];
+  }
+  options.groups = given.groups;
+  return options;
+}
+
+inline std::optional<DType> dtype_of(const at::Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case at::kHalf:
+      return DType::float16;
+    case at::kBFloat16:
+      return DType::bfloat16;
+    case at::kFloat:
+      return DType::float32;
+    case at::kDouble:
+      return DType::float64;
+    default:
+      return std::nullopt;
+  }
+}
+
+/// As Python prints it: "torch.int64".
+inline std::string dtype_name(const at::Tensor& tensor) {
+  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
+}
+
+/// Throws, with Python's messages, for what no kernel takes.
+inline Types check_tensors(const at::Tensor& input, const at::Tensor& dilation_map) {
+  if (!input.defined()) throw type_error("input must be a defined tensor");
+  if (!dilation_map.defined()) throw type_error("dilation_map must be a defined tensor");
+  const auto input_type = dtype_of(input), map_type = dtype_of(dilation_map);
+  if (!input_type || !map_type) {
+    throw type_error(("input and dilation_map must be float16, bfloat16, float32 or float64, got input " + dtype_name(input) +
+                      " and dilation_map " + dtype_name(dilation_map))
+                         .c_str());
+  }
+  const Types types{*input_type, *map_type};
+  check_types(types);
+  if (input.device() != dilation_map.device()) {
+    throw error(("input and dilation_map must be on one device, got input on " + input.device().str() +
+                 " and dilation_map on " + dilation_map.device().str())
+                    .c_str());
+  }
+  return types;
+}
+
+inline Geometry geometry_of(const at::Tensor& input, const at::Tensor& dilation_map, const Options& options) {
+  return make_geometry({input.sizes().data(), static_cast<int>(input.dim())},
+                       {dilation_map.sizes().data(), static_cast<int>(dilation_map.dim())}, options);
+}
+
+/// The tensor with its values laid out as the kernels read them, none of them implied by a flag.
+inline at::Tensor in_memory(const at::Tensor& tensor) {
+  if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
+  return tensor.resolve_neg().contiguous();
+}
+
+/// Calls on_cpu(threads), or on_cuda(stream) with the tensor's device as the current one.
+template <class OnCpu, class OnCuda>
+void on_device_of(const at::Tensor& tensor, OnCpu on_cpu, [[maybe_unused]] OnCuda on_cuda) {
+  if (tensor.is_cpu()) {
+    on_cpu(at::get_num_threads());
+    return;
+  }
+  if (tensor.is_cuda()) {
+#if defined(DDU_TORCH_CUDA)
+    const c10::cuda::CUDAGuard guard(tensor.device());
+    on_cuda(c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream());
+    return;
+#else
+    throw cuda_error("ddu/torch.h was compiled without DDU_TORCH_CUDA, which CUDA tensors need");
+#endif
+  }
+  throw error(("there are kernels for cpu and cuda, got tensors on " + tensor.device().str()).c_str());
+}
+
+inline at::Tensor scratch(std::size_t bytes, const at::Tensor& like) {
+  return at::empty({static_cast<std::int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options) {
+  const Types types = check_tensors(given_input, given_map);
+  const Geometry geometry = geometry_of(given_input, given_map, options);
+  const at::Tensor input = in_memory(given_input), map = in_memory(given_map);
+  const std::int64_t columns = geometry.channels * geometry.taps();
+  at::Tensor output = input.dim() == 3 ? at::empty({columns, geometry.positions()}, input.options())
+                                       : at::empty({geometry.batch, columns, geometry.positions()}, input.options());
+  const Forward tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr()};
+  on_device_of(
+      input, [&](int threads) { cpu::unfold(geometry, types, tensors, threads); },
+      [&](cuda::Stream stream) { cuda::unfold(geometry, types, tensors, stream); });
+  return output;
+}
+
+/// Gradients of the input and of the map; undefined for one that is not wanted.
+inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor& given_input, const at::Tensor& given_map,
+                                 const Options& options, Wanted wanted) {
+  const Types types = check_tensors(given_input, given_map);
+  const Geometry geometry = geometry_of(given_input, given_map, options);
+  const at::Tensor grad = in_memory(given_grad), input = in_memory(given_input), map = in_memory(given_map);
+  Gradients grads;
+  if (wanted[0]) grads.first = at::empty(input.sizes(), input.options());
+  if (wanted[1]) grads.second = at::empty(map.sizes(), map.options());
+  Backward tensors{grad.const_data_ptr(),
+                   input.const_data_ptr(),
+                   map.const_data_ptr(),
+                   wanted[0] ? grads.first.mutable_data_ptr() : nullptr,
+                   wanted[1] ? grads.second.mutable_data_ptr() : nullptr,
+                   nullptr};
+  on_device_of(
+      input,
+      [&](int threads) {
+        const at::Tensor workspace = scratch(cpu::workspace_bytes(geometry, types, tensors, threads), input);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cpu::unfold_backward(geometry, types, tensors, threads);
+      },
+      [&](cuda::Stream stream) {
+        const bool deterministic = at::globalContext().deterministicAlgorithms();
+        const at::Tensor workspace = scratch(cuda::workspace_bytes(geometry, types, tensors, deterministic), input);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cuda::unfold_backward(geometry, types, tensors, deterministic, stream);
+      });
+  return grads;
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// An operator cannot return undefined tensors: a gradient that is not wanted is an empty one.
+inline Gradients filled(Gradients grads, const at::Tensor& like) {
+  if (!grads.first.defined()) grads.first = at::zeros({0}, like.options());
+  if (!grads.second.defined()) grads.second = at::zeros({0}, like.options());
+  return grads;
+}
+
+inline std::vector<std::int64_t> packed(const Options& o) {
+  return {o.kernel_size[0], o.kernel_size[1], o.stride[0],   o.stride[1], o.padding[0],
+          o.padding[1],     o.dilation[0],    o.dilation[1], o.groups};
+}
+
+inline Options unpacked(const std::vector<std::int64_t>& v) {
+  return {{v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}, v[8]};
+}
+
+struct UnfoldBackward : torch::autograd::Function<UnfoldBackward> {
+  static variable_list forward(AutogradContext*, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& map,
+                               const Options& options, Wanted wanted) {
+    auto [grad_input, grad_map] = filled(unfold_backward(grad, input, map, options, wanted), input);
+    return {std::move(grad_input), std::move(grad_map)};
+  }
+
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    throw error("ddu::torch_unfold is differentiable once: second derivatives are there in Python");
+  }
+};
+
+struct Unfold : torch::autograd::Function<Unfold> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& map, const Options& options) {
+    ctx->save_for_backward({input, map});
+    ctx->saved_data["options"] = packed(options);
+    return unfold(input, map, options);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Options options = unpacked(ctx->saved_data.at("options").toIntVector());
+    const Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
+    const variable_list grads = UnfoldBackward::apply(grad_outputs[0], saved[0], saved[1], options, wanted);
+    return {wanted[0] ? grads[0] : at::Tensor(), wanted[1] ? grads[1] : at::Tensor(), at::Tensor()};
+  }
+};
+
+/// Under autocast the columns take its type, since they feed a matrix product; rates lose too much in a half type.
+inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const at::Tensor& map) {
+  if (!input.defined() || !map.defined() || input.scalar_type() == at::kDouble) return {input, map};
+  const at::DeviceType device = input.device().type();
+  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return {input, map};
+  return {input.to(at::autocast::get_autocast_dtype(device)), map.to(at::kFloat)};
+}
+
+}  // namespace torch_detail
+
+/// torch.nn.functional.unfold whose dilation is a map; differentiable once in both tensors. See ddu/unfold.h for the formula.
+///
+/// input         [B, C, H, W] or [C, H, W]: float16, bfloat16, float32 or float64, on the CPU or a CUDA device, any strides
+/// dilation_map  [B or 1, groups, Ho, Wo] or [groups, Ho, Wo]: of the input's type, or float32 beside a half input
+/// returns       [B, C*kH*kW, Ho*Wo] or [C*kH*kW, Ho*Wo]
+///
+/// Runs on at::get_num_threads() threads, or on the current stream of the tensors' device. Throws ddu::invalid_argument,
+/// ddu::type_error or ddu::error with the messages that Python's ValueError, TypeError and RuntimeError have.
+inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const at::Tensor& dilation_map,
+                               const TorchOptions& options = {}) {
+  const auto [x, map] = torch_detail::autocast(input, dilation_map);
+  torch_detail::check_tensors(x, map);
+  return torch_detail::Unfold::apply(x, map, torch_detail::options_of(kernel_size, options));
+}
+
+namespace nn {
+
+/// torch_unfold with its options fixed. It has no parameters and no state.
+class DynamicDilationUnfoldImpl : public torch::nn::Cloneable<DynamicDilationUnfoldImpl> {
+ public:
+  explicit DynamicDilationUnfoldImpl(Pair kernel_size, const TorchOptions& options = {})
+      : kernel_size(kernel_size), options(options) {}
+
+  void reset() override {}
+
+  void pretty_print(std::ostream& stream) const override {
+    const auto pair = [](Pair p) { return "(" + std::to_string(p[0]) + ", " + std::to_string(p[1]) + ")"; };
+    stream << "DynamicDilationUnfold(kernel_size=" << pair(kernel_size) << ", stride=" << pair(options.stride)
+           << ", padding=" << pair(options.padding) << ", dilation=" << pair(options.dilation) << ", groups=" << options.groups
+           << ")";
+  }
+
+  at::Tensor forward(const at::Tensor& input, const at::Tensor& dilation_map) const {
+    return torch_unfold(input, kernel_size, dilation_map, options);
+  }
+
+  Pair kernel_size;
+  TorchOptions options;
+};
+TORCH_MODULE(DynamicDilationUnfold);
+
+}  // namespace nn
+}  // namespace ddu

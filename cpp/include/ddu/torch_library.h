@@ -1,0 +1,86 @@
+#pragma once
+
+// Opt-in: the operators of Python's namespace and schema, so that programs exported from Python (AOTInductor packages) run in
+// a process without Python.
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "ddu/torch.h"
+
+namespace ddu {
+namespace torch_detail {
+
+using Ints = at::IntArrayRef;
+
+inline Pair pair_of(const char* name, Ints values) {
+  if (values.size() == 2) return {values[0], values[1]};
+  if (values.size() == 1) return {values[0], values[0]};
+  throw type_error((std::string(name) + " must be a pair of ints, got " + std::to_string(values.size())).c_str());
+}
+
+/// groups = 0 means the map's: a shard of a tensor has some of the groups.
+inline Options options_of(const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                          std::int64_t groups) {
+  return options_of(pair_of("kernel_size", kernel_size),
+                    {pair_of("stride", stride), pair_of("padding", padding), pair_of("dilation", dilation),
+                     groups == 0 && map.dim() >= 3 ? map.size(-3) : groups});
+}
+
+inline at::Tensor unfold_kernel(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
+                                Ints dilation, std::int64_t groups) {
+  return unfold(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
+}
+
+inline at::Tensor unfold_autograd(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
+                                  Ints dilation, std::int64_t groups) {
+  return Unfold::apply(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
+}
+
+inline std::tuple<at::Tensor, at::Tensor> backward_autograd(const at::Tensor& grad, const at::Tensor& input,
+                                                            const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
+                                                            Ints dilation, std::int64_t groups, Wanted wanted) {
+  const auto grads =
+      UnfoldBackward::apply(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted);
+  return {grads[0], grads[1]};
+}
+
+inline std::tuple<at::Tensor, at::Tensor> backward_kernel(const at::Tensor& grad, const at::Tensor& input,
+                                                          const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
+                                                          Ints dilation, std::int64_t groups, Wanted wanted) {
+  return filled(unfold_backward(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted),
+                input);
+}
+
+}  // namespace torch_detail
+
+/// Registers dynamic_dilation_unfold::unfold and ::unfold_backward until the process ends. Does nothing where they are there
+/// already: another call, or Python's package in the same process.
+inline void register_torch_operators() {
+  const auto define = [] {
+    torch::Library library(torch::Library::DEF, "dynamic_dilation_unfold", std::nullopt, __FILE__, __LINE__);
+    const std::string options = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups";
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    library.def(("unfold(Tensor input, Tensor dilation_map, " + options + ") -> Tensor").c_str(), tags);
+    library.def(
+        ("unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, " + options + ", bool[2] wanted) -> (Tensor, Tensor)")
+            .c_str(),
+        tags);
+    using c10::DispatchKey;
+    library.impl("unfold", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::unfold_kernel));
+    library.impl("unfold", torch::dispatch(DispatchKey::Autograd, &torch_detail::unfold_autograd));
+    library.impl("unfold_backward", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::backward_kernel));
+    library.impl("unfold_backward", torch::dispatch(DispatchKey::Autograd, &torch_detail::backward_autograd));
+    return library;
+  };
+  if (c10::Dispatcher::singleton().findSchema({"dynamic_dilation_unfold::unfold", ""})) return;
+  static const torch::Library library = define();
+}
+
+}  // namespace ddu

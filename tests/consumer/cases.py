@@ -1,0 +1,150 @@
+"""Writes what torch_app is to reproduce: calls with Python's results and errors, schemas, and an exported program.
+
+python cases.py DIRECTORY
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import torch
+import torch._inductor
+from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold
+
+OPTIONS = ("kernel_size", "stride", "padding", "dilation")
+KINDS = {ValueError: "invalid_argument", TypeError: "type_error", RuntimeError: "error"}
+
+
+def tensors(options, dtype, map_dtype, batched, map_batch, layout):
+    channels, height, width = 4 * options["groups"], 13, 17
+    size = [
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, p, d, k, s in zip(
+            (height, width), *(options[name] for name in ("padding", "dilation", "kernel_size", "stride")), strict=True
+        )
+    ]
+    x = torch.randn(3, channels, height, width).to(dtype)
+    rates = (3 * torch.rand(map_batch, options["groups"], *size) - 0.5).to(map_dtype)
+    rates[:, :, 0] = 1
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    if layout == "sliced":
+        x = torch.stack([x, x], -1)[..., 1]
+    return (x, rates) if batched else (x[0], rates[0])
+
+
+def value_cases():
+    geometries = [
+        {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1},
+        {"kernel_size": [2, 5], "stride": [2, 1], "padding": [0, 3], "dilation": [2, 1], "groups": 2},
+        {"kernel_size": [7, 1], "stride": [1, 3], "padding": [3, 0], "dilation": [1, 2], "groups": 4},
+    ]
+    dtypes = [(t, t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
+    dtypes += [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
+    forms = [(True, 3, "contiguous"), (True, 1, "channels_last"), (False, 3, "sliced")]
+    for options, (dtype, map_dtype), form in itertools.product(geometries, dtypes, forms):
+        x, rates = tensors(options, dtype, map_dtype, *form)
+        x.requires_grad_()
+        rates.requires_grad_()
+        columns = dynamic_dilation_unfold(x, dilation_map=rates, **options)
+        grad = torch.randn(columns.shape).to(dtype)
+        columns.backward(grad)
+        yield {
+            **options,
+            "input": x.detach(),
+            "map": rates.detach(),
+            "grad": grad,
+            "columns": columns.detach(),
+            "grad_input": x.grad,
+            "grad_map": rates.grad,
+        }
+
+
+def error_cases():
+    x, rates = torch.ones(2, 4, 6, 7), torch.ones(2, 1, 6, 7)
+    base = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
+    for input, dilation_map, options in [
+        (x, rates, {"stride": [0, 1]}),
+        (x, rates, {"groups": 3}),
+        (x, rates, {"padding": [0, 0]}),
+        (x, rates, {"kernel_size": [9, 3]}),
+        (x[0, 0], rates, {}),
+        (x, rates[0], {}),
+        (x, rates.double(), {}),
+        (x.half(), rates.bfloat16(), {}),
+        (x.long(), rates, {}),
+        (x, rates.to(torch.complex64), {}),
+        (x, rates.bool(), {}),
+        (x, rates.to("meta"), {}),
+    ]:
+        call = {**base, **options}
+        try:
+            dynamic_dilation_unfold(input, dilation_map=dilation_map, **call)
+        except tuple(KINDS) as e:
+            meta = dilation_map.is_meta  # a file of tensors has none of that device
+            yield {
+                **call,
+                "input": input,
+                "map": torch.ones(dilation_map.shape) if meta else dilation_map,
+                "meta": meta,
+                "kind": KINDS[type(e)],
+                "message": str(e),
+            }
+        else:
+            sys.exit(f"no error for {call}")
+
+
+def autocast_case():
+    x, rates = torch.randn(1, 2, 8, 8), torch.rand(1, 1, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return {"input": x, "map": rates, "columns": dynamic_dilation_unfold(x, 3, rates, padding=1)}
+
+
+class Model(torch.nn.Module):
+    """A map from the content, the unfold over it, and a product with the columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.rates = torch.nn.Conv2d(3, 1, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1)
+        self.mix = torch.nn.Linear(27, 5)
+
+    def forward(self, x):
+        return self.mix(self.unfold(x, self.rates(x).sigmoid() * 3).transpose(1, 2))
+
+
+def export(directory):
+    model = Model().eval()
+    example = torch.randn(2, 3, 24, 20)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
+        )
+        torch._inductor.aoti_compile_and_package(program, package_path=str(directory / "model.pt2"))
+        runs = []
+        for batch in (1, 2, 5):
+            x = torch.randn(batch, 3, 24, 20)
+            package = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
+            runs.append({"input": x, "output": package(x), "eager": model(x)})
+    return runs
+
+
+def main():
+    directory = Path(sys.argv[1])
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    operators = torch.ops.dynamic_dilation_unfold
+    cases = {
+        "values": list(value_cases()),
+        "errors": list(error_cases()),
+        "autocast": autocast_case(),
+        "schemas": [str(operators.unfold.default._schema), str(operators.unfold_backward.default._schema)],
+        "module": repr(DynamicDilationUnfold((3, 5), 2, (1, 2), 1, 4)),
+        "program": export(directory),
+    }
+    torch.save(cases, directory / "cases.pt")
+    print(f"{len(cases['values'])} calls, {len(cases['errors'])} errors, {len(cases['program'])} runs of a program")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+// LibTorch: reproduces, to the bit, what Python wrote (cases.py), and runs its exported program.   torch_app DIRECTORY
+
+#include <ddu/torch.h>
+#include <ddu/torch_library.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/csrc/jit/serialization/pickle.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace {
+
+int checks = 0, failures = 0;
+
+void expect(bool fine, const std::string& what) {
+  ++checks;
+  if (fine) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+bool same(const at::Tensor& a, const at::Tensor& b) {
+  return a.defined() && b.defined() && a.scalar_type() == b.scalar_type() && at::equal(a, b);
+}
+
+class Case {
+ public:
+  explicit Case(const c10::IValue& value) : fields_(value.toGenericDict()) {}
+  c10::IValue operator[](const char* name) const { return fields_.at(std::string(name)); }
+  at::Tensor tensor(const char* name) const { return (*this)[name].toTensor(); }
+  std::string text(const char* name) const { return (*this)[name].toStringRef(); }
+  bool has(const char* name) const { return fields_.contains(std::string(name)); }
+  ddu::Pair pair(const char* name) const {
+    const c10::List<c10::IValue> values = (*this)[name].toList();
+    return {values.get(0).toInt(), values.get(1).toInt()};
+  }
+  std::vector<Case> list(const char* name) const {
+    std::vector<Case> cases;
+    for (const c10::IValue& value : (*this)[name].toListRef()) cases.emplace_back(value);
+    return cases;
+  }
+  ddu::TorchOptions options() const { return {pair("stride"), pair("padding"), pair("dilation"), (*this)["groups"].toInt()}; }
+
+ private:
+  c10::Dict<c10::IValue, c10::IValue> fields_;
+};
+
+Case read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return Case(torch::jit::pickle_load({std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()}));
+}
+
+const auto unfold_op = [] { return c10::Dispatcher::singleton().findSchemaOrThrow("dynamic_dilation_unfold::unfold", ""); };
+
+at::Tensor call_operator(const at::Tensor& input, const at::Tensor& map, const Case& options) {
+  using Ints = at::IntArrayRef;
+  const auto op = unfold_op()
+                      .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
+                                        c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt)>();
+  const auto ints = [&](const char* name) { return options.pair(name); };
+  const auto k = ints("kernel_size"), s = ints("stride"), p = ints("padding"), d = ints("dilation");
+  return op.call(input, map, c10::fromIntArrayRefSlow(Ints(k)), c10::fromIntArrayRefSlow(Ints(s)),
+                 c10::fromIntArrayRefSlow(Ints(p)), c10::fromIntArrayRefSlow(Ints(d)), options["groups"].toInt());
+}
+
+template <class Call>
+void check_values(const Case& given, const std::string& name, Call call) {
+  for (const bool first : {true, false}) {
+    for (const bool second : {true, false}) {
+      const auto x = given.tensor("input").detach().clone(at::MemoryFormat::Preserve).requires_grad_(first);
+      const auto map = given.tensor("map").detach().clone().requires_grad_(second);
+      const at::Tensor columns = call(x, map);
+      expect(same(columns, given.tensor("columns")), name + ": columns");
+      expect(columns.requires_grad() == (first || second), name + ": requires_grad");
+      if (!columns.requires_grad()) continue;
+      columns.backward(given.tensor("grad"));
+      expect(first ? same(x.grad(), given.tensor("grad_input")) : !x.grad().defined(), name + ": gradient of the input");
+      expect(second ? same(map.grad(), given.tensor("grad_map")) : !map.grad().defined(), name + ": gradient of the map");
+    }
+  }
+}
+
+void test_values(const Case& cases) {
+  int number = 0;
+  for (const Case& given : cases.list("values")) {
+    const std::string name = "call " + std::to_string(number++);
+    const auto function = [&](const at::Tensor& x, const at::Tensor& map) {
+      return ddu::torch_unfold(x, given.pair("kernel_size"), map, given.options());
+    };
+    const auto module = [&](const at::Tensor& x, const at::Tensor& map) {
+      return ddu::nn::DynamicDilationUnfold(given.pair("kernel_size"), given.options())(x, map);
+    };
+    check_values(given, name, function);
+    check_values(given, name + " of the module", module);
+    check_values(given, name + " of the operator",
+                 [&](const at::Tensor& x, const at::Tensor& map) { return call_operator(x, map, given); });
+  }
+  expect(number > 50, "there are calls to compare");
+}
+
+void test_errors(const Case& cases) {
+  for (const Case& given : cases.list("errors")) {
+    const at::Tensor stored = given.tensor("map");
+    const at::Tensor map = given["meta"].toBool() ? stored.to(at::kMeta) : stored;
+    std::string kind = "none", message;
+    try {
+      ddu::torch_unfold(given.tensor("input"), given.pair("kernel_size"), map, given.options());
+    } catch (const ddu::invalid_argument& e) {
+      kind = "invalid_argument", message = e.what();
+    } catch (const ddu::type_error& e) {
+      kind = "type_error", message = e.what();
+    } catch (const ddu::error& e) {
+      kind = "error", message = e.what();
+    }
+    expect(kind == given.text("kind"), "an " + kind + " where Python has " + given.text("kind"));
+    expect(message == given.text("message"), "'" + message + "' where Python says '" + given.text("message") + "'");
+  }
+}
+
+/// What a call throws, "" for nothing.
+template <class Call>
+std::string thrown_by(Call call) {
+  try {
+    call();
+  } catch (const std::exception& e) {
+    return e.what();
+  }
+  return "";
+}
+
+void test_rest(const Case& cases) {
+  const auto x = at::rand({1, 2, 8, 8}).requires_grad_(), map = at::rand({1, 1, 8, 8}).requires_grad_();
+  const auto on_meta = thrown_by([&] { ddu::torch_unfold(x.to(at::kMeta), {3, 3}, map.to(at::kMeta), {{1, 1}, {1, 1}}); });
+  expect(on_meta == "there are kernels for cpu and cuda, got tensors on meta", on_meta);
+  expect(thrown_by([&] { ddu::torch_unfold({}, {3, 3}, map); }) == "input must be a defined tensor", "undefined input");
+
+  // Second derivatives are refused, not silently zero.
+  const auto columns = ddu::torch_unfold(x, {3, 3}, map, {{1, 1}, {1, 1}});
+  const auto grads = torch::autograd::grad({columns.square().sum()}, {x, map}, {}, true, true);
+  const auto twice = thrown_by([&] { grads[0].sum().backward(); });
+  expect(twice.find("differentiable once") != std::string::npos, "second derivative: '" + twice + "'");
+
+  const Case autocast(cases["autocast"]);
+  at::autocast::set_autocast_enabled(at::kCPU, true);
+  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  const auto cast = ddu::torch_unfold(autocast.tensor("input"), {3, 3}, autocast.tensor("map"), {{1, 1}, {1, 1}});
+  at::autocast::set_autocast_enabled(at::kCPU, false);
+  expect(same(cast, autocast.tensor("columns")), "autocast");
+
+  std::ostringstream printed;
+  printed << ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 5}, ddu::TorchOptions{{2, 2}, {1, 2}, {1, 1}, 4});
+  expect(printed.str() == cases.text("module"), printed.str());
+  const auto clone = ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 3})->clone();
+  expect(clone->as<ddu::nn::DynamicDilationUnfold>()->kernel_size == ddu::Pair{3, 3}, "clone");
+
+  // Any thread may call.
+  std::vector<std::thread> threads;
+  std::vector<at::Tensor> results(4);
+  for (at::Tensor& result : results) {
+    threads.emplace_back([&] { result = ddu::torch_unfold(x.detach(), {3, 3}, map.detach(), {{1, 1}, {1, 1}}); });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const at::Tensor& result : results) expect(same(result, columns.detach()), "threads");
+}
+
+void test_schemas(const Case& cases) {
+  const auto schemas = cases["schemas"].toListRef();
+  std::size_t index = 0;
+  for (const char* name : {"dynamic_dilation_unfold::unfold", "dynamic_dilation_unfold::unfold_backward"}) {
+    std::ostringstream schema;
+    schema << c10::Dispatcher::singleton().findSchemaOrThrow(name, "").schema();
+    expect(schema.str() == schemas[index].toStringRef(), schema.str() + " is " + schemas[index].toStringRef() + " in Python");
+    ++index;
+  }
+}
+
+void test_program(const Case& cases, const std::string& package) {
+  const at::NoGradGuard no_grad;
+  torch::inductor::AOTIModelPackageLoader program(package);
+  for (const Case& run : cases.list("program")) {
+    const std::vector<at::Tensor> outputs = program.run({run.tensor("input")});
+    expect(outputs.size() == 1 && same(outputs[0], run.tensor("output")), "the exported program gives what it gives in Python");
+    expect(at::allclose(outputs[0], run.tensor("eager"), 1e-4, 1e-5), "the exported program gives what the model does");
+  }
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 2) return std::fprintf(stderr, "usage: torch_app DIRECTORY\n"), EXIT_FAILURE;
+  const std::string directory = arguments[1];
+  try {
+    const Case cases = read(directory + "/cases.pt");
+    ddu::register_torch_operators();
+    ddu::register_torch_operators();
+    test_values(cases);
+    test_errors(cases);
+    test_rest(cases);
+    test_schemas(cases);
+    test_program(cases, directory + "/model.pt2");
+  } catch (const std::exception& e) {
+    std::printf("FAILED: %s\n", e.what());
+    return EXIT_FAILURE;
+  }
+  std::printf("%d checks, %d failures\n", checks, failures);
+  return failures || !checks ? EXIT_FAILURE : EXIT_SUCCESS;
+}
