@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import DynamicDilationUnfold, _kernels, dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import _C, DynamicDilationUnfold, _kernels, dynamic_dilation_unfold, reference
 from helpers import CASES, DTYPES, HALVES, Case, Result, assert_close, random_input, random_map, relative_error, run
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -58,6 +58,7 @@ def samples(device: str) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.14's own look
 def test_opcheck(device):
     for sample in samples(device):
         torch.library.opcheck(UNFOLD, sample)
@@ -71,6 +72,7 @@ def test_opcheck_backward(wanted, device):
         torch.library.opcheck(BACKWARD, (grad, *tensors, *sample[2:], list(wanted)))
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.14's own look
 def test_opcheck_second_derivative(device):
     x, rates = (t.requires_grad_() for t in example(device, dtype=torch.double))
     grad = torch.randn(CASE.output_shape, dtype=torch.double, device=device, requires_grad=True)
@@ -160,6 +162,7 @@ def test_fakes_are_validated(device):
         ours(x.to("meta"), rates.to("meta").double())
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # of torch, about profiles of several cycles
 def test_profiler_names_the_operator(device):
     x, rates = (t.requires_grad_() for t in example(device))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -190,7 +193,7 @@ def test_flops(wanted, per_sample, device):
 def test_devices_without_kernels_run_the_reference(device, monkeypatch):
     """Every device takes this path but those listed; the operators must then not touch the kernels."""
     monkeypatch.setattr(_kernels, "DEVICES", set())
-    monkeypatch.setattr(_kernels, "_in_memory", None)
+    monkeypatch.setattr(_kernels, "_resolved", None)
     x, rates = example(device)
     output = UNFOLD(*arguments(x, rates))
     expected = run(reference, x, rates, torch.ones_like(output), CASE.options)
@@ -198,14 +201,16 @@ def test_devices_without_kernels_run_the_reference(device, monkeypatch):
     for wanted in [(True, True), (True, False), (False, True)]:
         grads = BACKWARD(torch.ones_like(output), *arguments(x, rates), list(wanted))
         for grad, want, other in zip(grads, wanted, expected[1:], strict=True):
-            assert torch.equal(grad, other) if want else grad.numel() == 0
+            # The reference's own scatter adds in any order on a GPU.
+            assert relative_error(grad, other) <= 1e-6 if want else grad.numel() == 0
 
 
 @pytest.mark.parametrize("wanted", ["input", "map", "both"])
 def test_only_what_is_needed(wanted, device, monkeypatch):
     asked = []
-    original = _kernels.unfold_backward
-    monkeypatch.setattr(_kernels, "unfold_backward", lambda *a: asked.append(tuple(map(bool, a[-1]))) or original(*a))
+    for name in ("plain_backward", "unfold_backward"):
+        original = getattr(_C, name)
+        monkeypatch.setattr(_C, name, lambda *a, f=original: asked.append(tuple(map(bool, a[-2:]))) or f(*a))
     expected = (wanted != "map", wanted != "input")
     for function in (ours, lambda x, m: UNFOLD(*arguments(x, m))):
         x, rates = (t.requires_grad_(want) for t, want in zip(example(device), expected, strict=True))
