@@ -28,7 +28,7 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
         return registered
     _kernels.check_tensors(input, dilation_map)
     if is_sharded(input, dilation_map):
-        _C.make_geometry(input.shape, dilation_map.shape, *options)
+        _C.check_geometry(input.shape, dilation_map.shape, *options)
         options = options._replace(groups=0)  # a shard's map says how many groups it has
     if _C.is_plain(input, dilation_map):
         if torch.is_grad_enabled() and (input.requires_grad or dilation_map.requires_grad):
@@ -50,9 +50,10 @@ def _run(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     return output
 
 
-def _backward(ctx: Any, grad: Tensor, options: Options) -> tuple[Tensor | None, Tensor | None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
     input, dilation_map = ctx.saved_tensors
-    wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[1])
+    wanted = ctx.needs_input_grad[:2]
+    options = make_options(*ctx.options)
     if not torch.is_grad_enabled() and _for_kernels(grad, input, dilation_map):
         return *_kernels.unfold_backward(grad, input, dilation_map, options, wanted), None
     first, second = apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
@@ -66,7 +67,7 @@ class PlainUnfold(Function):
     def forward(ctx: Any, input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
         ctx.save_for_backward(input, dilation_map)
         ctx.options = options
-        output = _C.cpu_unfold(input, dilation_map, *options)
+        output = _C.unfold(input, dilation_map, *options)
         if output is None:
             _kernels.check_tensors(input, dilation_map)
             output = _run(input, dilation_map, make_options(*options))
@@ -74,27 +75,40 @@ class PlainUnfold(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return _backward(ctx, grad, make_options(*ctx.options))
+        grads = _C.plain_backward(grad, *ctx.saved_tensors, *ctx.options, *ctx.needs_input_grad[:2])
+        return _backward(ctx, grad) if grads is None else (*grads, None)
+
+
+def _allocator(device: str) -> Callable[..., Tensor]:
+    """What Inductor's programs allocate with: half the time of torch.empty, which counts on a small tensor."""
+    slow = lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype, device=device)  # noqa: E731
+    fast: Callable[..., Tensor] = getattr(torch._C._dynamo.guards, f"_empty_strided_{device}", slow)
+    return fast
 
 
 # Function.apply of Python first looks for transforms, of which there are none here.
 _record: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
 _C.attach(
-    (Tensor, torch.nn.Parameter),
-    tuple(_kernels.DTYPES),
-    _kernels.empty_strided,
-    torch.get_num_threads,
-    torch.is_grad_enabled,
-    torch._C._is_any_autocast_enabled,
-    forward_ad,
-    (
+    tensor_types=(Tensor, torch.nn.Parameter),
+    dtypes=tuple(_kernels.DTYPES),
+    uint8=torch.uint8,
+    empty_on_cpu=_allocator("cpu"),
+    empty_on_cuda=_allocator("cuda"),
+    get_num_threads=torch.get_num_threads,
+    current_device=getattr(torch._C, "_cuda_getDevice", None),
+    current_stream=getattr(torch._C, "_cuda_getCurrentRawStream", None),
+    is_deterministic=torch.are_deterministic_algorithms_enabled,
+    is_grad_enabled=torch.is_grad_enabled,
+    is_autocast_enabled=torch._C._is_any_autocast_enabled,
+    forward_ad=forward_ad,
+    watchers=(
         torch._C._are_functorch_transforms_active,
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
         torch._C._autograd._profiler_enabled,
         torch._C._get_tracing_state,
     ),
-    _record,
+    record=_record,
 )
 
 
@@ -113,7 +127,7 @@ class Unfold(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        return _backward(ctx, grad, ctx.options)
+        return _backward(ctx, grad)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:

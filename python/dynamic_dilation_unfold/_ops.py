@@ -72,7 +72,7 @@ def _validate(input: Tensor, dilation_map: Tensor, options: Options) -> None:
     """The rule for shapes is the C++ library's; symbolic sizes are checked when the compiled program runs."""
     _kernels.check_tensors(input, dilation_map)
     if all(isinstance(n, int) for n in (*input.shape, *dilation_map.shape)):
-        _C.make_geometry(input.shape, dilation_map.shape, *options)
+        _C.check_geometry(input.shape, dilation_map.shape, *options)
 
 
 def _unfold_fake(input: Tensor, dilation_map: Tensor, *raw: Any) -> Tensor:

@@ -106,4 +106,15 @@ TEST(CpuEdges, TypesAreChecked) {
   EXPECT_THROW(ddu::cpu::unfold_backward(problem.geometry, mixed, {}, 1), ddu::type_error);
 }
 
+TEST(CpuEdges, BuildWithoutCudaSaysSo) {
+  if (ddu::cuda::toolkit_version() != 0) GTEST_SKIP() << "this build has CUDA kernels";
+  const oracle::Problem<float, float> problem(Case{1, 2, 8, 8, kThree}, between_half_and_three);
+  try {
+    ddu::cuda::unfold(problem.geometry, problem.types(), {}, nullptr);
+    FAIL();
+  } catch (const ddu::cuda_error& error) {
+    EXPECT_STREQ(error.what(), "this build of dynamic_dilation_unfold has no CUDA kernels");
+  }
+}
+
 }  // namespace

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, reference
 
 INPUT = (2, 4, 6, 7)
 MAP = (2, 1, 6, 7)
@@ -227,14 +227,6 @@ def test_devices_that_differ(device):
     if device != "cpu":
         with pytest.raises(RuntimeError, match=rf"got input on cpu and dilation_map on {device}:0$"):
             dynamic_dilation_unfold(x.cpu(), 3, torch.ones(MAP, device=device), padding=1)
-
-
-@pytest.mark.skipif(_C.cuda_toolkit_version != 0, reason="this build has CUDA kernels")
-def test_build_without_cuda_says_so():
-    geometry = _C.make_geometry(INPUT, MAP, (3, 3), (1, 1), (1, 1), (1, 1), 1)
-    float32 = 2
-    with pytest.raises(RuntimeError, match=r"^this build of dynamic_dilation_unfold has no CUDA kernels"):
-        _C.cuda_unfold(geometry, float32, float32, 0, 0, 0, 0)
 
 
 def test_an_error_leaves_the_operator_usable(device):

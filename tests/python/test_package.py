@@ -149,4 +149,4 @@ def test_import_leaves_torch_as_it_was():
 
 def test_errors_of_the_library_are_python_exceptions():
     with pytest.raises(ValueError, match="stride"):
-        _C.make_geometry((1, 3, 3), (1, 3, 3), (3, 3), (0, 1), (1, 1), (1, 1), 1)
+        _C.check_geometry((1, 3, 3), (1, 3, 3), (3, 3), (0, 1), (1, 1), (1, 1), 1)
