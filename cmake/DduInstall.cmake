@@ -51,5 +51,6 @@ if(DDU_IS_STATIC)
     string(APPEND DDU_PC_LIBS " -L${CUDAToolkit_LIBRARY_DIR} -lcudart_static -ldl -lrt -lpthread")
   endif()
 endif()
-configure_file("${CMAKE_CURRENT_LIST_DIR}/dynamic-dilation-unfold.pc.in" "${PROJECT_BINARY_DIR}/dynamic-dilation-unfold.pc" @ONLY)
+configure_file("${CMAKE_CURRENT_LIST_DIR}/dynamic-dilation-unfold.pc.in"
+               "${PROJECT_BINARY_DIR}/dynamic-dilation-unfold.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/dynamic-dilation-unfold.pc" DESTINATION "${DDU_INSTALL_LIBDIR}/pkgconfig")
