@@ -99,7 +99,8 @@ inline bfloat16 narrow<bfloat16>(float value) {
 template <>
 inline float16 narrow<float16>(float value) {
 #if defined(__F16C__)
-  return {static_cast<std::uint16_t>(_cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT))};
+  const __m128i packed = _mm_cvtps_ph(_mm_set_ss(value), _MM_FROUND_TO_NEAREST_INT);  // _cvtss_sh is not C++ in clang
+  return {static_cast<std::uint16_t>(_mm_cvtsi128_si32(packed))};
 #else
   return narrow_portable(value);
 #endif

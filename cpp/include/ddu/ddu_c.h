@@ -13,8 +13,8 @@
  *   output, grad_output         [batch, channels * h.kernel_size * w.kernel_size, h.out_size * w.out_size]
  */
 
-#include <stddef.h> /* NOLINT(modernize-deprecated-headers): this header is for C too */
-#include <stdint.h> /* NOLINT(modernize-deprecated-headers) */
+#include <stddef.h>
+#include <stdint.h>
 
 #include "ddu/export.h"
 
@@ -24,8 +24,6 @@ extern "C" {
 #else
 #define DDU_NOEXCEPT
 #endif
-
-/* NOLINTBEGIN(modernize-use-using): C has no other way */
 
 typedef int32_t ddu_status;
 enum {
@@ -122,8 +120,6 @@ DDU_API ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_ty
                                             int deterministic, void* stream) DDU_NOEXCEPT;
 DDU_API ddu_status ddu_cuda_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
                                             int deterministic, size_t* bytes) DDU_NOEXCEPT;
-
-/* NOLINTEND(modernize-use-using) */
 
 #ifdef __cplusplus
 }
