@@ -11,6 +11,9 @@ mkdir -p "$work"
 # shellcheck disable=SC2034
 torch=${DDU_TORCH:-torch==2.13.0}
 
+# A CUDA 12.4 toolkit: where the caller says, or where ci/install-cuda12 puts it.
+cuda12=${DDU_CUDA12:-$work/cuda-12.4}
+
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 export MPLBACKEND=Agg
 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(getconf _NPROCESSORS_ONLN)}
@@ -68,6 +71,19 @@ tool_venv() {
   fi
   # shellcheck disable=SC1091
   source "$dir/bin/activate"
+}
+
+# nvcc_of TAG: prints the nvcc here whose version is that of the tag's toolkit in ci/matrix.toml; fails if there is none.
+nvcc_of() {
+  local toolkit nvcc
+  toolkit=$(ci/matrix get "$1" toolkit)
+  for nvcc in "${CUDACXX:-nvcc}" nvcc "$cuda12/bin/nvcc" "/usr/local/cuda-$toolkit/bin/nvcc"; do
+    if "$nvcc" --version 2>/dev/null | grep -q "release $toolkit,"; then
+      command -v "$nvcc"
+      return
+    fi
+  done
+  return 1
 }
 
 # The time that archives record: the commit's, so that builds of one commit are equal to the byte.

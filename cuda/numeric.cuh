@@ -9,6 +9,19 @@
 
 #include "ddu/dtype.h"
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 600
+/// Devices before sm_60 have no such instruction.
+__device__ inline double atomicAdd(double* address, double value) {
+  auto* bits = reinterpret_cast<unsigned long long*>(address);
+  unsigned long long seen = *bits, expected;
+  do {
+    expected = seen;
+    seen = atomicCAS(bits, expected, __double_as_longlong(__longlong_as_double(expected) + value));
+  } while (seen != expected);
+  return __longlong_as_double(seen);
+}
+#endif
+
 namespace ddu::cuda {
 
 /// float32, or float64 for float64.
