@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "../cpp/src/accumulator.h"
 #include "ddu/dtype.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 600
@@ -23,18 +24,6 @@ __device__ inline double atomicAdd(double* address, double value) {
 #endif
 
 namespace ddu::cuda {
-
-/// float32, or float64 for float64.
-template <class T>
-struct accumulator {
-  using type = float;
-};
-template <>
-struct accumulator<double> {
-  using type = double;
-};
-template <class T>
-using accumulator_t = typename accumulator<T>::type;
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }

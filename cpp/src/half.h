@@ -6,6 +6,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "accumulator.h"
+
 #if defined(__F16C__)
 #include <immintrin.h>
 #endif
@@ -18,18 +20,6 @@ struct float16 {
 struct bfloat16 {
   std::uint16_t bits;
 };
-
-/// Accumulation type: float32, or float64 for float64.
-template <class T>
-struct accumulator {
-  using type = float;
-};
-template <>
-struct accumulator<double> {
-  using type = double;
-};
-template <class T>
-using accumulator_t = typename accumulator<T>::type;
 
 inline std::uint32_t bits_of(float value) {
   std::uint32_t bits;
