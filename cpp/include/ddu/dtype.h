@@ -1,11 +1,12 @@
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
 
 #include "ddu/export.h"
 
 namespace ddu {
+
+using size_t = decltype(sizeof(0));  ///< std::size_t, without its header
 
 /// Element type of a tensor.
 enum class DType : std::int32_t { float16 = 0, bfloat16 = 1, float32 = 2, float64 = 3 };
@@ -16,7 +17,7 @@ struct Types {
   DType map;
 };
 
-constexpr std::size_t size_of(DType type) { return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2; }
+constexpr size_t size_of(DType type) { return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2; }
 
 constexpr bool is_half(DType type) { return size_of(type) == 2; }
 

@@ -1,7 +1,5 @@
 #pragma once
 
-#include <cstddef>
-
 #include "ddu/dtype.h"
 #include "ddu/geometry.h"
 
@@ -41,7 +39,7 @@ namespace cpu {
 DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, int threads);
 DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, int threads);
 /// Scratch bytes of unfold_backward with the same arguments (`tensors.workspace` is not read).
-DDU_API std::size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, int threads);
+DDU_API size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, int threads);
 
 /// Instruction set that the kernels use on this processor: "avx512", "avx2" or "baseline".
 DDU_API const char* capability();
@@ -58,7 +56,7 @@ using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, Stream stream);
 /// With `deterministic`, gradients are identical to the bit from run to run.
 DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic, Stream stream);
-DDU_API std::size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic);
+DDU_API size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic);
 
 /// CUDA toolkit version of this build as 1000 * major + 10 * minor; 0 for a build without CUDA.
 DDU_API int toolkit_version();
