@@ -8,29 +8,28 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaSuccess) return;
   cudaGetLastError();  // leave nothing behind for the next caller, where CUDA lets go of it
   char text[1024];
-  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorUnsupportedPtxVersion) {
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction ||
+      status == cudaErrorUnsupportedPtxVersion) {
     int device = 0, major = 0, minor = 0;
     cudaGetDevice(&device);
     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-    std::snprintf(
-        text, sizeof text,
-        "this build of dynamic_dilation_unfold has kernels for the architectures %s (CUDA %d.%d), and none that CUDA "
-        "device %d of compute capability %d.%d can run: install a wheel whose architectures include it, or build with "
-        "-C cmake.define.CMAKE_CUDA_ARCHITECTURES=%d%d",
-        architectures(), toolkit_version() / 1000, toolkit_version() % 1000 / 10, device, major, minor, major, minor);
-  } else if (status == cudaErrorInsufficientDriver) {
+    std::snprintf(text, sizeof text,
+                  "this build of dynamic_dilation_unfold has kernels for the architectures %s (CUDA %d.%d), and none that CUDA "
+                  "device %d of compute capability %d.%d can run",
+                  architectures(), toolkit_version() / 1000, toolkit_version() % 1000 / 10, device, major, minor);
+    throw unsupported_device(text);
+  }
+  if (status == cudaErrorInsufficientDriver) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    std::snprintf(
-        text, sizeof text,
-        "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d: "
-        "update the driver, or install the wheel of an older CUDA version",
-        toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
-  } else {
-    std::snprintf(text, sizeof text, "CUDA error %d (%s): %s, in %s at %s:%d", static_cast<int>(status),
-                  cudaGetErrorName(status), cudaGetErrorString(status), call, file, line);
+    std::snprintf(text, sizeof text,
+                  "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d",
+                  toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
+    throw unsupported_device(text);
   }
+  std::snprintf(text, sizeof text, "CUDA error %d (%s): %s, in %s at %s:%d", static_cast<int>(status), cudaGetErrorName(status),
+                cudaGetErrorString(status), call, file, line);
   throw cuda_error(text);
 }
 

@@ -45,6 +45,8 @@ void translate(std::exception_ptr thrown) {
     py::set_error(PyExc_ValueError, e.what());
   } catch (const ddu::type_error& e) {
     py::set_error(PyExc_TypeError, e.what());
+  } catch (const ddu::unsupported_device& e) {
+    PyErr_SetObject(PyExc_RuntimeError, explain(e.what()).ptr());
   } catch (const ddu::error& e) {
     py::set_error(PyExc_RuntimeError, e.what());
   }
@@ -59,6 +61,7 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_openmp") = ddu::cpu::has_openmp();
   m.attr("cuda_toolkit_version") = ddu::cuda::toolkit_version();
   m.attr("cuda_architectures") = ddu::cuda::architectures();
+  m.attr("wheel_index") = DDU_WHEEL_INDEX;
 
   m.def("check_geometry", &check_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });

@@ -33,6 +33,7 @@ struct Torch {
   PyObject* forward_ad;  // the module, whose _current_level is -1 where no forward-mode differentiation is going on
   PyObject* watchers;    // tuple of functions: while one of them returns something true, calls are not plain
   PyObject* record;      // (input, dilation_map, options) -> output with its backward
+  PyObject* explain;     // libddu's message that it cannot serve a device -> what to do about it
 } torch{};
 
 PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
@@ -339,9 +340,15 @@ void attach(const py::kwargs& given) {
   torch.forward_ad = take("forward_ad");
   torch.watchers = take("watchers");
   torch.record = take("record");
+  torch.explain = take("explain");
 }
 
 }  // namespace
+
+py::object explain(const char* message) {
+  const py::object given = py::str(message);
+  return torch.explain ? own(PyObject_CallOneArg(torch.explain, given.ptr())) : given;
+}
 
 void add_direct_calls(py::module_& module) {
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();

@@ -6,7 +6,7 @@
 namespace ddu::cuda {
 namespace {
 
-[[noreturn]] void unavailable() { throw cuda_error("this build of dynamic_dilation_unfold has no CUDA kernels"); }
+[[noreturn]] void unavailable() { throw unsupported_device("this build of dynamic_dilation_unfold has no CUDA kernels"); }
 
 }  // namespace
 

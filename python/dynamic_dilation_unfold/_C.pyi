@@ -5,6 +5,7 @@ cpu_capability: str
 has_openmp: bool
 cuda_toolkit_version: int
 cuda_architectures: str
+wheel_index: str
 
 Pair = tuple[int, int]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _C, _kernels
+from . import _C, _diagnosis, _kernels
 from ._batching import backward_over_batch, unfold_over_batch
 from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
 from ._ops import apply, backward_op, is_sharded, unfold_op
@@ -109,6 +109,7 @@ _C.attach(
         torch._C._get_tracing_state,
     ),
     record=_record,
+    explain=_diagnosis.explain,
 )
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, bench, cmake_prefix_path, demo
+from . import __version__, bench, cmake_prefix_path, demo, info
 
 # A command is a module with add_arguments(parser) and run(args) -> exit status; its docstring is its help.
-_COMMANDS = {"demo": demo, "bench": bench}
+_COMMANDS = {"demo": demo, "bench": bench, "info": info}
 
 
 class _Print(argparse.Action):

@@ -112,7 +112,7 @@ TEST(CpuEdges, BuildWithoutCudaSaysSo) {
   try {
     ddu::cuda::unfold(problem.geometry, problem.types(), {}, nullptr);
     FAIL();
-  } catch (const ddu::cuda_error& error) {
+  } catch (const ddu::unsupported_device& error) {
     EXPECT_STREQ(error.what(), "this build of dynamic_dilation_unfold has no CUDA kernels");
   }
 }

@@ -28,10 +28,16 @@ class DDU_API type_error : public error {
   using error::error;
 };
 
-/// A CUDA call failed, or this build cannot serve the device. RuntimeError in Python.
+/// A CUDA call failed. RuntimeError in Python.
 class DDU_API cuda_error : public error {
  public:
   using error::error;
+};
+
+/// This build has no CUDA kernels, none for the device's architecture, or needs a newer driver.
+class DDU_API unsupported_device : public cuda_error {
+ public:
+  using cuda_error::cuda_error;
 };
 
 }  // namespace ddu
