@@ -23,9 +23,10 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
   if (status == cudaErrorInsufficientDriver) {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    std::snprintf(text, sizeof text,
-                  "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d",
-                  toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
+    std::snprintf(
+        text, sizeof text,
+        "this build of dynamic_dilation_unfold needs a driver for CUDA %d.%d, and the installed one serves CUDA %d.%d",
+        toolkit_version() / 1000, toolkit_version() % 1000 / 10, driver / 1000, driver % 1000 / 10);
     throw unsupported_device(text);
   }
   std::snprintf(text, sizeof text, "CUDA error %d (%s): %s, in %s at %s:%d", static_cast<int>(status), cudaGetErrorName(status),

@@ -1,4 +1,4 @@
-"""The CUDA wheels that there are, so that a message can name the right one. `ci/matrix check` compares ci/matrix.toml."""
+"""The CUDA wheels that there are, so that a message can name the right one. `ci/matrix check` compares the matrix."""
 
 Version = tuple[int, int]
 
