@@ -58,7 +58,7 @@ struct Scales {
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kShare>
 struct BackwardTile {
-  using Element = Pack<T, kBackwardPack>;
+  using Element = Pack<float, kBackwardPack>;
   using Values = Floats<kBackwardPack>;
   static constexpr std::size_t kElementBytes = (kMap ? sizeof(Element) : 0) + (kInput ? sizeof(int) * kBackwardPack : 0);
 
@@ -141,7 +141,7 @@ struct BackwardTile {
   }
 
   /// How many taps can put weight on one pixel: those of its own cell and of the three beside it. Leaves the sums zero.
-  __device__ __forceinline__ float most_taps_in_a_pixel(const Cells<K>& cells, int2* slots) const {
+  __device__ __forceinline__ float most_taps_in_a_pixel(const Cells<K>& cells, int* slots) const {
     for (int i = threadIdx.x; i < kBackwardPack * p.capacity; i += kThreads) sums[i] = 0;
     __syncthreads();
     if (at.sampled()) {
@@ -161,7 +161,7 @@ struct BackwardTile {
       if (iy >= -1 && iy < p.height && ix >= -1 && ix < p.width) most = max(most, sums[i]);
       sums[i] = 0;
     }
-    return 4.f * float(-block_min<kThreads>(-most, 0, slots).x);
+    return 4.f * float(block_max<kThreads>(most, slots));
   }
 
   /// Calls body(channel of the pack, element, pixel, sum) for this thread's sums, and leaves them zero.
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   constexpr int kPack = kBackwardPack;
   constexpr int kTaps = K * K;
   extern __shared__ char shared[];
-  __shared__ int2 slots[32];
+  __shared__ int slots[32];
   __shared__ int largest_slots[kPack * 32];
   auto* pixels = reinterpret_cast<typename Tile::Element*>(shared);
   int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Tile::Element) : 0));

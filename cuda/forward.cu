@@ -7,12 +7,19 @@ namespace {
 
 template <class T, int K, int kPack, int kThreads, int kMinBlocks>
 void run(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int width, int most_channels, Stream stream) {
-  constexpr int kShare = 4;
-  using Tile = ForwardTile<T, K, kPack, kThreads, kShare>;
-  const Shape shape{kThreads, width, kMinBlocks, 4, kPack, most_channels, Tile::kElementBytes, K == 3 ? 1536 : 2048};
-  const Layout<float> p = make_layout<float>(g, types, shape, current_device());
-  launch(forward_kernel<T, K, kPack, kThreads, kMinBlocks, kShare>, blocks_of(p, g), kThreads, p.capacity * Tile::kElementBytes,
-         stream, p, tensors);
+  using Tile = ForwardTile<T, K, kPack>;
+  const Shape shape{kThreads, width,         kMinBlocks,          kPack == 8 ? 2 : 4,
+                    kPack,    most_channels, Tile::kElementBytes, K == 3 ? 1536 : 2048};
+  Layout<float> p = make_layout<float>(g, types, shape, current_device());
+  const unsigned blocks = blocks_of(p, g);
+  p.quads = g.w.size % 4 == 0 && reinterpret_cast<std::uintptr_t>(tensors.input) % (4 * sizeof(T)) == 0;
+  const std::int64_t input_bytes = g.input_numel() * std::int64_t{sizeof(T)};
+  if (g.h.stride * g.w.stride <= g.taps()) {  // else taps skip too much of the input
+    p.part_bytes = static_cast<unsigned>(ceil_div(ceil_div(input_bytes, blocks), 16) * 16);
+    p.ahead = static_cast<unsigned>(current_device().multiprocessors * kMinBlocks / 2);
+  }
+  launch(forward_kernel<T, K, kPack, kThreads, kMinBlocks>, blocks, kThreads, p.capacity * Tile::kElementBytes, stream, p,
+         tensors, input_bytes);
 }
 
 /// Square kernels of the usual sizes keep their cells in registers. A group of one channel has nothing to pack.
@@ -21,7 +28,10 @@ void run_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors
   constexpr bool wide = sizeof(T) == 4;
   const std::int64_t k = g.h.kernel_size == g.w.kernel_size ? g.h.kernel_size : 0;
   if (g.group_channels() == 1 && k == 3) return run<T, 3, 1, 256, 4>(g, types, tensors, wide ? 64 : 32, 1, stream);
-  if (k == 3) return run<T, 3, 4, 256, 3>(g, types, tensors, wide ? 64 : 32, wide ? 8 : 32, stream);
+  if (k == 3) {
+    if constexpr (wide) return run<T, 3, 4, 256, 3>(g, types, tensors, 64, 8, stream);
+    return run<T, 3, wide ? 4 : 8, 128, 5>(g, types, tensors, 32, 24, stream);
+  }
   if (k == 5) return run<T, 5, 4, 256, 3>(g, types, tensors, 32, 16, stream);
   if (k == 7) return run<T, 7, 4, 256, 3>(g, types, tensors, 32, 16, stream);
   run<T, 0, 4, 512, 2>(g, types, tensors, 32, 16, stream);

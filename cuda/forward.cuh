@@ -4,12 +4,12 @@
 // shared memory that is filled one step ahead.
 
 #include "direct.cuh"
-#include "pack.cuh"
+#include "quads.cuh"
 
 namespace ddu::cuda {
 
-/// One block's forward: kThreads positions.
-template <class T, int K, int kPack, int kThreads, int kShare>
+/// One thread's position.
+template <class T, int K, int kPack>
 struct ForwardTile {
   using Element = Pack<T, kPack>;
   using Values = Floats<kPack>;
@@ -30,7 +30,7 @@ struct ForwardTile {
 
   /// Value of a cell. A tap that is still in one axis needs only half of its corners: the others weigh nothing.
   __device__ __forceinline__ Values sample(const Element* cell, float fy, float fx, bool still_y, bool still_x) const {
-    const Element* below = cell + window.columns;
+    const Element* below = cell + window.pitch;
     const Values a = Values::of(cell[0]);
     if (still_y && still_x) return a;
     if (still_y) return (1 - fx) * a + fx * Values::of(cell[1]);
@@ -47,7 +47,7 @@ struct ForwardTile {
 #pragma unroll 1
       for (int ky = 0; ky < K; ++ky) {
         const Cell<float> y = p.y.cell(at.base_y, p.y.offset(ky), at.rate);
-        tap_row(w + (y.index - window.first_y) * window.columns, cells, ky, y.fraction, valid);
+        tap_row(w + (y.index - window.first_y) * window.pitch, cells, ky, y.fraction, valid);
       }
     }
   }
@@ -71,7 +71,7 @@ struct ForwardTile {
       for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
         const float offset_x = p.x.offset(kx);
         const Cell<float> x = p.x.cell(at.base_x, offset_x, at.rate);
-        const int element = (y.index - window.first_y) * window.columns + x.index - window.first_x;
+        const int element = (y.index - window.first_y) * window.pitch + x.index - window.first_x;
         const bool still_y = finite && offset_y == 0, still_x = finite && offset_x == 0;
         Values v = sample(w + (at.sampled() ? element : 0), y.fraction, x.fraction, still_y, still_x);
 #pragma unroll
@@ -82,35 +82,59 @@ struct ForwardTile {
   }
 };
 
-template <class T, int K, int kPack, int kThreads, int kMinBlocks, int kShare>
+/// Asks L2 for the part of the input that a block some way ahead will read: blocks run in the order of the input. The first
+/// ones take two parts each, and are ahead from then on.
+template <class T>
+__device__ __forceinline__ void prefetch_part(const Layout<float>& p, const T* input, std::int64_t bytes) {
+  const std::int64_t block = blockIdx.x, first = min(2 * block, block + p.ahead),
+                     last = min(2 * block + 2, block + 1 + p.ahead);
+  const std::int64_t from = first * p.part_bytes, to = min(last * p.part_bytes, bytes);
+  prefetch(reinterpret_cast<const char*>(input) + from, to - from);
+}
+
+template <class T, int K, int kPack, int kThreads, int kMinBlocks>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
-    forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors) {
-  using Tile = ForwardTile<T, K, kPack, kThreads, kShare>;
+    forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors, std::int64_t input_bytes) {
+  using Tile = ForwardTile<T, K, kPack>;
   extern __shared__ char shared[];
-  __shared__ int2 slots[32];
+  __shared__ int slots[32];
   auto* windows = reinterpret_cast<typename Tile::Element*>(shared);
 
+  if (p.part_bytes != 0 && threadIdx.x == 0) prefetch_part(p, tensors.input, input_bytes);
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
-  const Window window = Window::of_tile<kThreads>(p, job, at, slots);
+  const Window window = Window::of_tile<kThreads, 4>(p, job, at, slots);
   if (!window.fits(p.capacity)) return forward_direct(p, job, at, tensors);
 
-  const Share<kShare, kThreads> share(p, window);
   const T* planes = tensors.input + job.plane(p) * p.pixels();
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
-  Fetch<T, kPack, kShare, kThreads> fetch;
-  fetch.load(share, planes, plane_bytes, job.channels);
-
+  const Quad quad(p, window, int(threadIdx.x));
+  QuadFetch<T, kPack> fetch;
+  fetch.load(p, quad, planes, plane_bytes, job.channels);
   const Cells<K> cells(p, at, window);
+  const bool finite_rate = is_finite(at.rate);
+  // Returns whether what this thread wrote, and its rate, are finite. A large window has more quads than there are threads.
+  const auto fill = [&](typename Tile::Element* target, int valid) {
+    Poison poison;
+    fetch.store(quad, target, poison);
+#pragma unroll 1
+    for (int item = int(threadIdx.x) + kThreads; item < Quad::count(window); item += kThreads) {
+      const Quad further(p, window, item);
+      QuadFetch<T, kPack> now;
+      now.load(p, further, planes, plane_bytes, valid);
+      now.store(further, target, poison);
+    }
+    return poison.sum == 0 && finite_rate;
+  };
+
   Tile tile{p, at, window, reinterpret_cast<char*>(tensors.output + job.plane(p) * p.taps() * p.positions() + at.index),
             unsigned(p.positions()) * unsigned(sizeof(T))};
-  const bool finite_rate = is_finite(at.rate);
-  bool finite = fetch.store(p, window, share, planes, plane_bytes, job.channels, windows) && finite_rate;
+  bool finite = fill(windows, job.channels);
   int buffer = 0;
   for (int left = job.channels; left > 0; left -= kPack) {
     const bool all_finite = !__syncthreads_or(!finite);
     planes += kPack * p.pixels();
-    if (left > kPack) fetch.load(share, planes, plane_bytes, left - kPack);
+    if (left > kPack) fetch.load(p, quad, planes, plane_bytes, left - kPack);
     if (at.active) {
       if (K != 0 && all_finite) {
         tile.unrolled(windows + buffer, cells, left);
@@ -120,7 +144,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     if (left > kPack) {
       buffer = p.capacity - buffer;
-      finite = fetch.store(p, window, share, planes, plane_bytes, left - kPack, windows + buffer) && finite_rate;
+      finite = fill(windows + buffer, left - kPack);
       tile.out += std::uint64_t(tile.column_bytes) * unsigned(kPack * p.taps());
     }
   }

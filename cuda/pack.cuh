@@ -2,6 +2,8 @@
 
 // Channels in packs: an element of a window holds the same pixel of several channels, so that one wide load serves them all.
 
+#include <type_traits>
+
 #include "numeric.cuh"
 
 namespace ddu::cuda {
@@ -11,13 +13,38 @@ struct alignas(sizeof(T) * kPack) Pack {
   T value[kPack];
 };
 
+/// An unsigned integer, or a vector of them, of so many bytes.
+template <std::size_t kBytes>
+using Word = std::conditional_t<kBytes == 2, unsigned short,
+                                std::conditional_t<kBytes == 4, unsigned, std::conditional_t<kBytes == 8, uint2, uint4>>>;
+
+/// A pack and its bits: moves as a whole where a compiler would take it value by value.
+template <class P>
+union Whole {
+  Word<sizeof(P)> bits;
+  P pack;
+
+  __device__ __forceinline__ explicit Whole(const P& p) : pack(p) {}
+  __device__ __forceinline__ explicit Whole(Word<sizeof(P)> b) : bits(b) {}
+  __device__ __forceinline__ static P load(const void* global) {
+    return Whole(__ldg(static_cast<const Word<sizeof(P)>*>(global))).pack;
+  }
+  __device__ __forceinline__ static P read(const P& shared) {
+    return Whole(reinterpret_cast<const Word<sizeof(P)>&>(shared)).pack;
+  }
+  __device__ __forceinline__ static void write(P& shared, const P& pack) {
+    reinterpret_cast<Word<sizeof(P)>&>(shared) = Whole(pack).bits;
+  }
+};
+
 /// A pack in float32, with the arithmetic that interpolation needs.
 template <int kPack>
 struct Floats {
   float value[kPack];
 
   template <class T>
-  __device__ __forceinline__ static Floats of(const Pack<T, kPack>& pack) {
+  __device__ __forceinline__ static Floats of(const Pack<T, kPack>& shared) {
+    const Pack<T, kPack> pack = Whole<Pack<T, kPack>>::read(shared);
     Floats f;
 #pragma unroll
     for (int j = 0; j < kPack; ++j) f.value[j] = widen(pack.value[j]);
@@ -58,8 +85,7 @@ __device__ __forceinline__ Pack<T, kPack> load_pack(const T* planes, int pixel, 
 /// A thread's elements of a window on their way from global to shared memory, in registers.
 template <class T, int kPack, int kShare, int kThreads>
 struct Fetch {
-  using Element = Pack<T, kPack>;
-  Element ahead[kShare];
+  Pack<T, kPack> ahead[kShare];
 
   /// Starts loading `valid` planes from `planes` on.
   template <class Share>
@@ -70,12 +96,14 @@ struct Fetch {
   /// Fills the window. Returns whether all of this thread's elements are finite.
   template <class Layout, class Window, class Share>
   __device__ __forceinline__ bool store(const Layout& p, const Window& window, const Share& share, const T* planes,
-                                        unsigned plane_bytes, int valid, Element* target) const {
+                                        unsigned plane_bytes, int valid, Pack<float, kPack>* target) const {
     float poison = 0;
-    const auto put = [&](int element, const Element& value) {
-      target[element] = value;
+    const auto put = [&](int element, const Pack<T, kPack>& pack) {
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) poison = __fmaf_rn(0.f, widen(value.value[j]), poison);
+      for (int j = 0; j < kPack; ++j) {
+        target[element].value[j] = widen(pack.value[j]);
+        poison = __fmaf_rn(0.f, widen(pack.value[j]), poison);
+      }
     };
 #pragma unroll
     for (int n = 0; n < kShare; ++n) {
@@ -87,6 +115,15 @@ struct Fetch {
     return poison == 0;
   }
 };
+
+/// Asks L2 for memory that will be read soon. Reading it in such runs, ahead of need, disturbs the writes least.
+__device__ __forceinline__ void prefetch(const void* memory, std::int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const std::uint64_t first = reinterpret_cast<std::uint64_t>(memory) & ~std::uint64_t{15};
+  const unsigned size = unsigned(reinterpret_cast<std::uint64_t>(memory) + std::uint64_t(bytes) - first) & ~15u;
+  if (bytes > 0 && size > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(first), "r"(size) : "memory");
+#endif
+}
 
 /// Writes past the caches' memory of what will be read again: columns are many times the input, and must not push it out.
 template <class T>

@@ -39,6 +39,9 @@ struct Layout {
   int tile_height, tile_width;  // positions
   int tile_rows, tile_columns;  // tiles
   int chunk;                    // channels of one block
+  bool quads = false;           // quads of pixels of the input lie aligned
+  unsigned part_bytes = 0;      // of what one block asks L2 for, ahead of its reading; 0 for none
+  unsigned ahead = 0;           // how many blocks ahead
   int capacity;                 // elements of a window in shared memory
   Divider by_tile_width, by_tile_columns, by_tiles, by_chunks, by_groups;
 
@@ -110,43 +113,38 @@ __device__ __forceinline__ int warp_min(int value) {
   return value;
 #endif
 }
+__device__ __forceinline__ int warp_max(int value) { return ~warp_min(~value); }
 
-/// Integers in the order of the floats that they are the bits of.
-__device__ __forceinline__ int ordered(float v) {
-  const int bits = __float_as_int(v);
-  return bits < 0 ? bits ^ 0x7fffffff : bits;
-}
-__device__ __forceinline__ float unordered(int bits) { return __int_as_float(bits < 0 ? bits ^ 0x7fffffff : bits); }
-
-/// A minimum over the block of two integers at once. `slots` is one int2 a warp; it is free again after the next barrier.
+/// A maximum over the block. `slots` is one int a warp; it is free again after the next barrier.
 template <int kThreads>
-__device__ __forceinline__ int2 block_min(int first, int second, int2* slots) {
-  first = warp_min(first);
-  second = warp_min(second);
-  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = {first, second};
+__device__ __forceinline__ int block_max(int value, int* slots) {
+  const int most = warp_max(value);
+  if (threadIdx.x % 32 == 0) slots[threadIdx.x / 32] = most;
   __syncthreads();
-  const int2 mine = slots[threadIdx.x % (kThreads / 32)];
-  return {warp_min(mine.x), warp_min(mine.y)};
+  return warp_max(slots[threadIdx.x % (kThreads / 32)]);
 }
 
-/// The part of the zero-extended input that a tile's taps touch: it follows from the least and the largest rate.
+/// The part of the zero-extended input that a tile's taps touch: it follows from the largest rate.
 struct Window {
   int first_y, first_x, rows, columns;
+  int pitch;  // elements from one row to the next
 
-  template <int kThreads>
-  __device__ static Window of_tile(const Layout<float>& p, const Job& job, const Position<float>& at, int2* slots) {
-    const bool sampled = at.sampled();
-    const int2 range = block_min<kThreads>(sampled ? ordered(at.rate) : INT_MAX, sampled ? ~ordered(at.rate) : INT_MAX, slots);
-    const bool none = range.x == INT_MAX;
-    const float least = none ? 0.f : unordered(range.x), most = none ? 0.f : unordered(~range.y);
+  /// Its columns start and end on multiples of kAlign pixels.
+  template <int kThreads, int kAlign = 1>
+  __device__ static Window of_tile(const Layout<float>& p, const Job& job, const Position<float>& at, int* slots) {
+    // Floats that are not negative have the order of their bits.
+    const float reach = __int_as_float(block_max<kThreads>(at.sampled() ? __float_as_int(fabsf(at.rate)) : 0, slots));
     const int oy = job.tile_y * p.tile_height, ox = job.tile_x * p.tile_width;
     Window window;
-    span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, least, most, window.first_y, window.rows);
-    span(p.x, p.kernel_w, ox, min(ox + p.tile_width, p.out_width) - 1, least, most, window.first_x, window.columns);
+    span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, reach, window.first_y, window.rows);
+    span(p.x, p.kernel_w, ox, min(ox + p.tile_width, p.out_width) - 1, reach, window.first_x, window.columns);
+    window.columns = (window.columns + (window.first_x & (kAlign - 1)) + kAlign - 1) & ~(kAlign - 1);
+    window.first_x &= ~(kAlign - 1);
+    window.pitch = window.columns + (kAlign > 1);  // odd, so that neighbouring rows lie in different banks
     return window;
   }
-  __device__ bool fits(int capacity) const { return std::int64_t{rows} * columns <= capacity && columns < 512; }
-  __device__ int elements() const { return rows * columns; }
+  __device__ bool fits(int capacity) const { return std::int64_t{rows} * pitch <= capacity && columns < 512; }
+  __device__ int elements() const { return rows * pitch; }
 
   /// Whether the window stays within the pixels of its tile and of the tiles around it.
   __device__ bool near_tile(const Layout<float>& p, const Job& job) const {
@@ -160,13 +158,10 @@ struct Window {
     return first >= from - pixels && first + extent <= from + 2 * pixels;
   }
 
-  // Offsets grow with k, and cells grow with the position: the extremes over a tile are at its corners.
-  __device__ static void span(const Sampler<float>& axis, int kernel, int from, int to, float least, float most, int& first,
-                              int& extent) {
-    const float near = axis.offset(0), far = axis.offset(kernel - 1);
-    const int low = axis.base(from), high = axis.base(to);
-    first = min(axis.cell(low, near, most).index, axis.cell(low, far, least).index);
-    extent = max(axis.cell(high, far, most).index, axis.cell(high, near, least).index) - first + 2;
+  // Offsets are symmetric and cells grow with the position: the extremes are the outer taps of a tile's corners.
+  __device__ static void span(const Sampler<float>& axis, int kernel, int from, int to, float reach, int& first, int& extent) {
+    first = axis.cell(axis.base(from), axis.offset(0), reach).index;
+    extent = axis.cell(axis.base(to), axis.offset(kernel - 1), reach).index - first + 2;
   }
 };
 
@@ -211,7 +206,7 @@ struct Cells {
     for (int k = 0; k < K; ++k) {
       const Cell<float> y = p.y.cell(at.base_y, p.y.offset(k), at.rate);
       const Cell<float> x = p.x.cell(at.base_x, p.x.offset(k), at.rate);
-      row[k] = sampled ? (y.index - window.first_y) * window.columns : 0;
+      row[k] = sampled ? (y.index - window.first_y) * window.pitch : 0;
       column[k] = sampled ? x.index - window.first_x : 0;
       fy[k] = y.fraction;
       fx[k] = x.fraction;

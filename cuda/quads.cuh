@@ -1,0 +1,97 @@
+#pragma once
+
+// A window from global to shared memory, four pixels of a row at a time: one wide load for each channel of a pack, and the
+// packs put together in registers. Where the image's rows do not start on multiples of four pixels, pixel by pixel.
+
+#include "pack.cuh"
+#include "tile.cuh"
+
+namespace ddu::cuda {
+
+/// Where one of a window's quads lies.
+struct Quad {
+  int element;      // of the window, its first
+  int pixel;        // of a plane, its first
+  unsigned inside;  // bit i: pixel i lies in the image
+  bool used;
+
+  /// Threads side by side take two quads of each of several rows: what they write then meets no bank twice.
+  __device__ Quad(const Layout<float>& p, const Window& window, int item) {
+    const int pair = small_quotient(item / 2, window.rows), row = item / 2 - pair * window.rows;
+    const int column = 8 * pair + 4 * (item % 2);
+    const int iy = window.first_y + row, ix = window.first_x + column;
+    used = column < window.columns;
+    element = row * window.pitch + column;
+    pixel = iy * p.width + ix;
+    inside = 0;
+    if (!used || unsigned(iy) >= unsigned(p.height)) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) inside |= unsigned(ix + i) < unsigned(p.width) ? 1u << i : 0;
+  }
+  __device__ static int count(const Window& window) { return (window.columns + 7) / 8 * 2 * window.rows; }
+};
+
+/// Zero for as long as all that it took is finite, then NaN.
+struct Poison {
+  float sum = 0;
+
+  template <class T>
+  __device__ __forceinline__ void take(const Pack<T, 4>& pack) {
+    if constexpr (sizeof(T) == 2) {
+      using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+      const Whole<Pack<T, 4>> whole(pack);
+      const unsigned zero = 0;
+      const Two low = reinterpret_cast<const Two&>(whole.bits.x), high = reinterpret_cast<const Two&>(whole.bits.y);
+      const Two two = __hfma2(low, reinterpret_cast<const Two&>(zero), __hmul2(high, reinterpret_cast<const Two&>(zero)));
+      sum += widen(two.x) + widen(two.y);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum = __fmaf_rn(0.f, pack.value[i], sum);
+    }
+  }
+};
+
+/// A quad of several planes on its way, in registers.
+template <class T, int kPack>
+struct QuadFetch {
+  Pack<T, 4> ahead[kPack];
+
+  /// Starts loading `valid` planes from `planes` on; zeros outside the image.
+  __device__ __forceinline__ void load(const Layout<float>& p, const Quad& quad, const T* planes, unsigned plane_bytes,
+                                       int valid) {
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) ahead[j] = Pack<T, 4>{T(0.f), T(0.f), T(0.f), T(0.f)};
+    if (quad.inside == 0) return;
+    const char* source = reinterpret_cast<const char*>(planes + quad.pixel);
+    if (p.quads) {
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        if (j < valid) ahead[j] = Whole<Pack<T, 4>>::load(source + std::uint64_t(plane_bytes) * unsigned(j));
+      }
+    } else {
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) {
+        const T* row = reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j));
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (j < valid && (quad.inside >> i & 1)) ahead[j].value[i] = __ldg(row + i);
+        }
+      }
+    }
+  }
+  /// Writes the packs.
+  __device__ __forceinline__ void store(const Quad& quad, Pack<T, kPack>* window, Poison& poison) const {
+    if (!quad.used) return;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      Pack<T, kPack> pack;
+#pragma unroll
+      for (int j = 0; j < kPack; ++j) pack.value[j] = ahead[j].value[i];
+      Whole<Pack<T, kPack>>::write(window[quad.element + i], pack);
+    }
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) poison.take(ahead[j]);
+  }
+};
+
+}  // namespace ddu::cuda
