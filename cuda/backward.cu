@@ -36,7 +36,7 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input) && g.taps() <= kMostTaps;
   const bool both = given.grad_input && given.grad_map;
   const bool three = g.h.kernel_size == 3 && g.w.kernel_size == 3;
-  const std::size_t element = kBackwardPack * ((given.grad_map ? sizeof(float) : 0) + (given.grad_input ? sizeof(int) : 0));
+  const std::size_t element = kBackwardPack * ((given.grad_map ? size_of(types.input) : 0) + (given.grad_input ? sizeof(int) : 0));
   if (!plan.tiled) {
     plan.shape = {256, 32, 4, 4, kBackwardPack, 16, 0, 0};
   } else if (deterministic) {

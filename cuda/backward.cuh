@@ -58,7 +58,7 @@ struct Scales {
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kShare>
 struct BackwardTile {
-  using Element = Pack<float, kBackwardPack>;
+  using Element = Pack<T, kBackwardPack>;
   using Values = Floats<kBackwardPack>;
   static constexpr std::size_t kElementBytes = (kMap ? sizeof(Element) : 0) + (kInput ? sizeof(int) * kBackwardPack : 0);
 

@@ -96,14 +96,12 @@ struct Fetch {
   /// Fills the window. Returns whether all of this thread's elements are finite.
   template <class Layout, class Window, class Share>
   __device__ __forceinline__ bool store(const Layout& p, const Window& window, const Share& share, const T* planes,
-                                        unsigned plane_bytes, int valid, Pack<float, kPack>* target) const {
+                                        unsigned plane_bytes, int valid, Pack<T, kPack>* target) const {
     float poison = 0;
     const auto put = [&](int element, const Pack<T, kPack>& pack) {
+      Whole<Pack<T, kPack>>::write(target[element], pack);
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) {
-        target[element].value[j] = widen(pack.value[j]);
-        poison = __fmaf_rn(0.f, widen(pack.value[j]), poison);
-      }
+      for (int j = 0; j < kPack; ++j) poison = __fmaf_rn(0.f, widen(pack.value[j]), poison);
     };
 #pragma unroll
     for (int n = 0; n < kShare; ++n) {
