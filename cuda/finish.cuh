@@ -31,17 +31,20 @@ __global__ void reduce_map_kernel(const Acc* sums, M* gradient, std::int64_t cou
   }
 }
 
-/// Adds up, channel by channel, what lies at these places of the windows; -1 is nowhere, `some` is any that is somewhere.
+constexpr unsigned kNowhere = ~0u;
+
+/// Adds up, channel by channel, what lies at these places of the windows; `some` is any that is not nowhere.
 template <int kCount>
-__device__ __forceinline__ void add_places(const std::int64_t (&places)[kCount], std::int64_t some, const float* windows,
+__device__ __forceinline__ void add_places(const unsigned (&places)[kCount], unsigned some, const float* windows,
                                            std::int64_t stored, float* target, std::int64_t pixels, int channels) {
-#pragma unroll 4
+#pragma unroll kCount <= 4 ? 8 : 2
   for (int left = channels; left > 0; --left, windows += stored, target += pixels) {
     float sum = 0;
 #pragma unroll
     for (int n = 0; n < kCount; ++n) {
-      const float value = windows[places[n] < 0 ? some : places[n]];  // always loaded: then the loads do not wait in turn
-      sum += places[n] < 0 ? 0.f : value;
+      const bool is = places[n] != kNowhere;
+      const float value = __ldcs(windows + (is ? places[n] : some));  // always loaded: then the loads do not wait in turn
+      sum += is ? value : 0.f;
     }
     *target = sum;
   }
@@ -49,7 +52,7 @@ __device__ __forceinline__ void add_places(const std::int64_t (&places)[kCount],
 
 /// The input's gradient from the windows that the tiles stored, added in a fixed order. A thread owns one pixel, and walks
 /// over channels; the tiles whose window may hold it are the one that it lies in and those around.
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)
     add_windows_kernel(const Layout<float> p, const BackwardPointers<float> tensors, int chunk) {
   const unsigned blocks = unsigned((p.pixels() + 255) / 256), tiles = p.by_tiles.divisor;
   const std::int64_t pixel = std::int64_t{blockIdx.x % blocks} * 256 + threadIdx.x;
@@ -67,30 +70,30 @@ __global__ void __launch_bounds__(256)
   const int near_y = 2 * ((iy - p.y.base(0)) % pixels_y) < pixels_y ? -1 : 1;
   const int near_x = 2 * ((ix - p.x.base(0)) % pixels_x) < pixels_x ? -1 : 1;
   const int4* windows_of = tensors.places + (std::int64_t{image} * p.groups + group) * tiles;
-  std::int64_t places[9], some = -1;  // within the windows of a plane
+  unsigned places[9], some = kNowhere;  // within the windows of a plane
 #pragma unroll
   for (int n = 0; n < 9; ++n) {
     const int ty = tile_y + (n / 3 == 0 ? 0 : n / 3 == 1 ? near_y : -near_y);
     const int tx = tile_x + (n % 3 == 0 ? 0 : n % 3 == 1 ? near_x : -near_x);
-    places[n] = -1;
+    places[n] = kNowhere;
     if (ty < 0 || ty >= p.tile_rows || tx < 0 || tx >= p.tile_columns) continue;
     const int4 window = windows_of[ty * p.tile_columns + tx];
     const int r = iy - window.x, c = ix - window.y;
     if (r < 0 || r >= window.z || c < 0 || c >= window.w) continue;
-    places[n] = some = std::int64_t{ty * p.tile_columns + tx} * p.capacity + r * window.w + c;
+    places[n] = some = unsigned(ty * p.tile_columns + tx) * unsigned(p.capacity) + unsigned(r * window.w + c);
   }
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
   const std::int64_t stored = std::int64_t{tiles} * p.capacity;
   const float* windows = tensors.windows + (plane + first) * stored;
   float* target = tensors.grad_input + (plane + first) * p.pixels() + pixel;
   const int channels = min(chunk, p.group_channels - first);
-  if (some < 0) {  // no tile reaches the pixel
+  if (some == kNowhere) {  // no tile reaches the pixel
     for (int left = channels; left > 0; --left, target += p.pixels()) *target = 0;
     return;
   }
-  const bool far = places[2] >= 0 || places[5] >= 0 || places[6] >= 0 || places[7] >= 0 || places[8] >= 0;
+  const bool far = (places[2] & places[5] & places[6] & places[7] & places[8]) != kNowhere;
   if (__any_sync(__activemask(), far)) return add_places(places, some, windows, stored, target, p.pixels(), channels);
-  const std::int64_t near[4] = {places[0], places[1], places[3], places[4]};
+  const unsigned near[4] = {places[0], places[1], places[3], places[4]};
   add_places(near, some, windows, stored, target, p.pixels(), channels);
 }
 

@@ -17,8 +17,9 @@ CASES = [CASE, Case(1, 3, 33, 70, kernel_size=5, padding=2), Case(2, 4, 30, 31, 
 
 
 def tensors(case, kind="fractional", dtype=torch.float32, device="cuda"):
-    made = random_input(case.shape), random_map(kind, case.map_shape), random_input(case.output_shape, seed=2)
-    return [t.to(device, dtype) for t in made]
+    largest = torch.finfo(dtype).max
+    rates = random_map(kind, case.map_shape).clamp(-largest, largest)
+    return [t.to(device, dtype) for t in (random_input(case.shape), rates, random_input(case.output_shape, seed=2))]
 
 
 def sleep():
@@ -149,6 +150,7 @@ def test_deterministic_gradients_of_any_range(deterministic):
 
 
 def peak(function):
+    torch.cuda.empty_cache()  # else a block of the cache may be handed out whole though it is larger
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -162,7 +164,7 @@ def test_memory(dtype):
     case = Case(2, 64, 96, 96, padding=1)
     x, rates, grad = (t.requires_grad_() for t in tensors(case, dtype=dtype))
     size = {t: t.numel() * t.element_size() for t in (x, rates, grad)}
-    slack = 1 << 16  # the allocator rounds up
+    slack = (1 << 20) + (1 << 16)  # the allocator rounds up, and leaves up to a megabyte of a block unused
 
     used, output = peak(lambda: dynamic_dilation_unfold(x, dilation_map=rates, **case.options))
     assert used <= size[grad] + slack, "forward: the output alone"
