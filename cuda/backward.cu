@@ -25,7 +25,7 @@ constexpr std::int64_t kMostTaps = 81;
 /// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
 int window_elements(const Geometry& g) {
   const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
-  const std::int64_t columns = 32 * g.w.stride + 3 * g.w.dilation * (g.w.kernel_size - 1) + 2;
+  const std::int64_t columns = 32 * g.w.stride + 3 * g.w.dilation * (g.w.kernel_size - 1) + 2 + 6;  // whole quads
   return static_cast<int>(std::min<std::int64_t>(rows * columns + 31, 2048));
 }
 
@@ -36,7 +36,8 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input) && g.taps() <= kMostTaps;
   const bool both = given.grad_input && given.grad_map;
   const bool three = g.h.kernel_size == 3 && g.w.kernel_size == 3;
-  const std::size_t element = kBackwardPack * ((given.grad_map ? size_of(types.input) : 0) + (given.grad_input ? sizeof(int) : 0));
+  const std::size_t element =
+      kBackwardPack * ((given.grad_map ? size_of(types.input) : 0) + (given.grad_input ? sizeof(int) : 0));
   if (!plan.tiled) {
     plan.shape = {256, 32, 4, 4, kBackwardPack, 16, 0, 0};
   } else if (deterministic) {
@@ -64,10 +65,9 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks>
 void run_tiles(const Geometry& g, const Layout<float>& p, const BackwardPointers<T>& tensors, Stream stream) {
-  constexpr int kShare = 4;
-  using Tile = BackwardTile<T, K, kInput, kMap, kThreads, kShare>;
-  launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks, kShare>, blocks_of(p, g), kThreads,
-         p.capacity * Tile::kElementBytes, stream, p, tensors);
+  using Tile = BackwardTile<T, K, kInput, kMap, kThreads>;
+  launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks>, blocks_of(p, g), kThreads, p.capacity * Tile::kElementBytes,
+         stream, p, tensors);
 }
 
 template <class T, int K, bool kInput, bool kMap>
@@ -111,7 +111,8 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   tensors.places = static_cast<int4*>(take(plan.places));
   tensors.left_over = static_cast<unsigned char*>(take(plan.left_over));
 
-  const Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
+  Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
+  p.quads = g.w.size % 4 == 0 && is_aligned(tensors.input, 4 * sizeof(T)) && is_aligned(tensors.grad_input, 4 * sizeof(Acc));
   const auto clear = [&](void* memory, std::size_t bytes) {
     if (memory && bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   };

@@ -9,7 +9,7 @@
 // finite, or span too wide a range for one scale, is scattered in floating point instead.
 
 #include "direct.cuh"
-#include "pack.cuh"
+#include "quads.cuh"
 
 namespace ddu::cuda {
 
@@ -56,7 +56,7 @@ struct Scales {
   }
 };
 
-template <class T, int K, bool kInput, bool kMap, int kThreads, int kShare>
+template <class T, int K, bool kInput, bool kMap, int kThreads>
 struct BackwardTile {
   using Element = Pack<T, kBackwardPack>;
   using Values = Floats<kBackwardPack>;
@@ -164,30 +164,46 @@ struct BackwardTile {
     return 4.f * float(block_max<kThreads>(most, slots));
   }
 
-  /// Calls body(channel of the pack, element, pixel, sum) for this thread's sums, and leaves them zero.
-  template <class Share, class Body>
-  __device__ __forceinline__ void flush(const Share& share, const Scales& scales, Body body) const {
-    const auto each = [&](int element, int pixel) {
+  /// Calls body(channel of the pack, quad, its sums) for this thread's quads, and leaves the sums zero.
+  template <class Body>
+  __device__ __forceinline__ void flush(const Quad& first, const Scales& scales, Body body) const {
+    const auto each = [&](const Quad& quad) {
+      if (!quad.used) return;
 #pragma unroll
       for (int j = 0; j < kBackwardPack; ++j) {
-        int* sum = sums + j * p.capacity + element;
-        body(j, element, pixel, float(*sum) * scales.down[j]);
-        *sum = 0;
+        int4& sum = *reinterpret_cast<int4*>(sums + j * p.capacity + quad.element);
+        const float down = scales.down[j];
+        body(j, quad, make_float4(sum.x * down, sum.y * down, sum.z * down, sum.w * down));
+        sum = make_int4(0, 0, 0, 0);
       }
     };
-#pragma unroll
-    for (int n = 0; n < kShare; ++n) {
-      const int element = int(threadIdx.x) + n * kThreads;
-      if (element < window.elements()) each(element, share.pixel[n]);
-    }
-    share.for_each_further(p, window, each);
+    each(first);
+    for_each_further<kThreads>(p, window, each);
   }
 };
 
-template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks, int kShare>
+/// Adds a quad's sums onto a plane.
+__device__ __forceinline__ void add_quad(const Layout<float>& p, const Quad& quad, float* plane, const float4& sum) {
+  if (quad.inside == 0 || (sum.x == 0 && sum.y == 0 && sum.z == 0 && sum.w == 0)) return;
+  float* target = plane + quad.pixel;
+#if __CUDA_ARCH__ >= 900
+  if (p.quads) {
+    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
+                 : "memory");
+    return;
+  }
+#endif
+  const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if ((quad.inside >> i & 1) && sums[i] != 0) atomicAdd(target + i, sums[i]);
+  }
+}
+
+template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     backward_kernel(const Layout<float> p, const BackwardPointers<T> tensors) {
-  using Tile = BackwardTile<T, K, kInput, kMap, kThreads, kShare>;
+  using Tile = BackwardTile<T, K, kInput, kMap, kThreads>;
   using Grads = Floats<kBackwardPack>;
   constexpr int kPack = kBackwardPack;
   constexpr int kTaps = K * K;
@@ -199,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
-  const Window window = Window::of_tile<kThreads>(p, job, at, slots);
+  const Window window = Window::of_tile<kThreads, 0>(p, job, at, slots);
   const T* columns = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + job.plane(p) * p.pixels();
   float* grad_input = tensors.grad_input + job.plane(p) * p.pixels();
@@ -225,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         window.first_y, window.first_x, window.rows, window.columns};
   }
   float* stored = tensors.windows + (job.plane(p) * p.by_tiles.divisor + tile_index) * p.capacity;
-  const Share<kShare, kThreads> share(p, window);
+  const Quad quad(p, window, int(threadIdx.x));
   const Cells<K> cells(p, at, window);
   const Tile tile{p, at, window, pixels, sums};
   const bool sampled = at.sampled();
@@ -254,8 +270,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   };
 
   Held grad[K ? kTaps : 1];
-  Fetch<T, kPack, kShare, kThreads> fetch;
-  if (kMap) fetch.load(share, planes, plane_bytes, job.channels);
+  QuadFetch<T, kPack> fetch;
+  if (kMap) fetch.load(p, quad, planes, plane_bytes, job.channels);
 #pragma unroll
   for (int i = 0; i < kTaps; ++i) grad[i] = load(columns, i, job.channels);
 
@@ -263,7 +279,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   float sum_y = 0, sum_x = 0;
   for (int left = job.channels; left > 0; left -= kPack) {
     bool finite = true;
-    if (kMap) finite = !__syncthreads_or(!fetch.store(p, window, share, planes, plane_bytes, left, pixels));
+    if (kMap) finite = !__syncthreads_or(!fill<kThreads>(p, window, quad, fetch, planes, plane_bytes, left, pixels));
     Scales scales{};
     if (kInput) {
       int largest[kPack] = {};
@@ -288,7 +304,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     const T* next = columns + kPack * p.taps() * p.positions();
     planes += kPack * p.pixels();
-    if (kMap && left > kPack) fetch.load(share, planes, plane_bytes, left - kPack);
+    if (kMap && left > kPack) fetch.load(p, quad, planes, plane_bytes, left - kPack);
     if (K != 0 && finite) {
       if (sampled) {
 #pragma unroll
@@ -307,13 +323,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     __syncthreads();
     if (kInput && ordered) {
       const std::int64_t plane = std::int64_t{p.by_tiles.divisor} * p.capacity;
-      tile.flush(share, scales, [&](int j, int element, int, float sum) {
-        if (j < left) stored[j * plane + element] = sum;
+      tile.flush(quad, scales, [&](int j, const Quad& q, const float4& sum) {
+        if (j < left) *reinterpret_cast<float4*>(stored + j * plane + q.element) = sum;
       });
       stored += kPack * plane;
     } else if (kInput) {
-      tile.flush(share, scales, [&](int j, int, int pixel, float sum) {
-        if (pixel >= 0 && sum != 0) atomicAdd(grad_input + j * p.pixels() + pixel, sum);
+      tile.flush(quad, scales, [&](int j, const Quad& q, const float4& sum) {
+        if (j < left) add_quad(p, q, grad_input + j * p.pixels(), sum);
       });
       grad_input += kPack * p.pixels();
     }

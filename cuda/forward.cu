@@ -12,7 +12,7 @@ void run(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int 
                     kPack,    most_channels, Tile::kElementBytes, K == 3 ? 1536 : 2048};
   Layout<float> p = make_layout<float>(g, types, shape, current_device());
   const unsigned blocks = blocks_of(p, g);
-  p.quads = g.w.size % 4 == 0 && reinterpret_cast<std::uintptr_t>(tensors.input) % (4 * sizeof(T)) == 0;
+  p.quads = g.w.size % 4 == 0 && is_aligned(tensors.input, 4 * sizeof(T));
   const std::int64_t input_bytes = g.input_numel() * std::int64_t{sizeof(T)};
   if (g.h.stride * g.w.stride <= g.taps()) {  // else taps skip too much of the input
     p.part_bytes = static_cast<unsigned>(ceil_div(ceil_div(input_bytes, blocks), 16) * 16);

@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (p.part_bytes != 0 && threadIdx.x == 0) prefetch_part(p, tensors.input, input_bytes);
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
-  const Window window = Window::of_tile<kThreads, 4>(p, job, at, slots);
+  const Window window = Window::of_tile<kThreads, 1>(p, job, at, slots);
   if (!window.fits(p.capacity)) return forward_direct(p, job, at, tensors);
 
   const T* planes = tensors.input + job.plane(p) * p.pixels();
@@ -113,23 +113,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   fetch.load(p, quad, planes, plane_bytes, job.channels);
   const Cells<K> cells(p, at, window);
   const bool finite_rate = is_finite(at.rate);
-  // Returns whether what this thread wrote, and its rate, are finite. A large window has more quads than there are threads.
-  const auto fill = [&](typename Tile::Element* target, int valid) {
-    Poison poison;
-    fetch.store(quad, target, poison);
-#pragma unroll 1
-    for (int item = int(threadIdx.x) + kThreads; item < Quad::count(window); item += kThreads) {
-      const Quad further(p, window, item);
-      QuadFetch<T, kPack> now;
-      now.load(p, further, planes, plane_bytes, valid);
-      now.store(further, target, poison);
-    }
-    return poison.sum == 0 && finite_rate;
+  const auto fill_window = [&](typename Tile::Element* target, int valid) {
+    return fill<kThreads>(p, window, quad, fetch, planes, plane_bytes, valid, target) && finite_rate;
   };
 
   Tile tile{p, at, window, reinterpret_cast<char*>(tensors.output + job.plane(p) * p.taps() * p.positions() + at.index),
             unsigned(p.positions()) * unsigned(sizeof(T))};
-  bool finite = fill(windows, job.channels);
+  bool finite = fill_window(windows, job.channels);
   int buffer = 0;
   for (int left = job.channels; left > 0; left -= kPack) {
     const bool all_finite = !__syncthreads_or(!finite);
@@ -144,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     if (left > kPack) {
       buffer = p.capacity - buffer;
-      finite = fill(windows + buffer, left - kPack);
+      finite = fill_window(windows + buffer, left - kPack);
       tile.out += std::uint64_t(tile.column_bytes) * unsigned(kPack * p.taps());
     }
   }

@@ -27,6 +27,8 @@ const Device& current_device();
 
 inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+inline bool is_aligned(const void* memory, std::size_t bytes) { return reinterpret_cast<std::uintptr_t>(memory) % bytes == 0; }
+
 /// A number of blocks, if one launch can have so many.
 inline unsigned grid_size(std::int64_t blocks) {
   if (blocks > INT_MAX) throw invalid_argument("the tensors are too large for one launch: split the batch");

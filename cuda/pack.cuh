@@ -67,53 +67,6 @@ struct Floats {
   }
 };
 
-/// `valid` planes' values of one pixel; zero outside the image.
-template <class T, int kPack>
-__device__ __forceinline__ Pack<T, kPack> load_pack(const T* planes, int pixel, unsigned plane_bytes, int valid) {
-  Pack<T, kPack> pack;
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) pack.value[j] = T(0.f);
-  if (pixel < 0) return pack;
-  const char* source = reinterpret_cast<const char*>(planes + pixel);
-#pragma unroll
-  for (int j = 0; j < kPack; ++j) {
-    if (j < valid) pack.value[j] = __ldg(reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j)));
-  }
-  return pack;
-}
-
-/// A thread's elements of a window on their way from global to shared memory, in registers.
-template <class T, int kPack, int kShare, int kThreads>
-struct Fetch {
-  Pack<T, kPack> ahead[kShare];
-
-  /// Starts loading `valid` planes from `planes` on.
-  template <class Share>
-  __device__ __forceinline__ void load(const Share& share, const T* planes, unsigned plane_bytes, int valid) {
-#pragma unroll
-    for (int n = 0; n < kShare; ++n) ahead[n] = load_pack<T, kPack>(planes, share.pixel[n], plane_bytes, valid);
-  }
-  /// Fills the window. Returns whether all of this thread's elements are finite.
-  template <class Layout, class Window, class Share>
-  __device__ __forceinline__ bool store(const Layout& p, const Window& window, const Share& share, const T* planes,
-                                        unsigned plane_bytes, int valid, Pack<T, kPack>* target) const {
-    float poison = 0;
-    const auto put = [&](int element, const Pack<T, kPack>& pack) {
-      Whole<Pack<T, kPack>>::write(target[element], pack);
-#pragma unroll
-      for (int j = 0; j < kPack; ++j) poison = __fmaf_rn(0.f, widen(pack.value[j]), poison);
-    };
-#pragma unroll
-    for (int n = 0; n < kShare; ++n) {
-      const int element = int(threadIdx.x) + n * kThreads;
-      if (element < window.elements()) put(element, ahead[n]);
-    }
-    share.for_each_further(
-        p, window, [&](int element, int pixel) { put(element, load_pack<T, kPack>(planes, pixel, plane_bytes, valid)); });
-    return poison == 0;
-  }
-};
-
 /// Asks L2 for memory that will be read soon. Reading it in such runs, ahead of need, disturbs the writes least.
 __device__ __forceinline__ void prefetch(const void* memory, std::int64_t bytes) {
 #if __CUDA_ARCH__ >= 900

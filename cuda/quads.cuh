@@ -15,12 +15,18 @@ struct Quad {
   unsigned inside;  // bit i: pixel i lies in the image
   bool used;
 
-  /// Threads side by side take two quads of each of several rows: what they write then meets no bank twice.
   __device__ Quad(const Layout<float>& p, const Window& window, int item) {
-    const int pair = small_quotient(item / 2, window.rows), row = item / 2 - pair * window.rows;
-    const int column = 8 * pair + 4 * (item % 2);
+    int row, column;
+    if (paired(window)) {
+      const int pair = small_quotient(item / 2, window.rows);
+      row = item / 2 - pair * window.rows;
+      column = 8 * pair + 4 * (item % 2);
+    } else {
+      row = small_quotient(item, window.columns / 4);
+      column = 4 * item - row * window.columns;
+    }
     const int iy = window.first_y + row, ix = window.first_x + column;
-    used = column < window.columns;
+    used = column < window.columns && row < window.rows;
     element = row * window.pitch + column;
     pixel = iy * p.width + ix;
     inside = 0;
@@ -28,8 +34,21 @@ struct Quad {
 #pragma unroll
     for (int i = 0; i < 4; ++i) inside |= unsigned(ix + i) < unsigned(p.width) ? 1u << i : 0;
   }
-  __device__ static int count(const Window& window) { return (window.columns + 7) / 8 * 2 * window.rows; }
+  __device__ static int count(const Window& window) {
+    return paired(window) ? (window.columns + 7) / 8 * 2 * window.rows : window.columns / 4 * window.rows;
+  }
+
+ private:
+  // Where rows are padded, threads side by side take two quads of each of several rows: what they write meets no bank twice.
+  __device__ static bool paired(const Window& window) { return window.pitch != window.columns; }
 };
+
+/// Calls body(quad) for the quads of a window that are this thread's beyond the first.
+template <int kThreads, class Body>
+__device__ __forceinline__ void for_each_further(const Layout<float>& p, const Window& window, Body body) {
+#pragma unroll 1
+  for (int item = int(threadIdx.x) + kThreads; item < Quad::count(window); item += kThreads) body(Quad(p, window, item));
+}
 
 /// Zero for as long as all that it took is finite, then NaN.
 struct Poison {
@@ -93,5 +112,21 @@ struct QuadFetch {
     for (int j = 0; j < kPack; ++j) poison.take(ahead[j]);
   }
 };
+
+/// Fills a window with `valid` planes, of which `fetch` has brought this thread's first quad. Returns whether what this
+/// thread wrote is finite.
+template <int kThreads, class T, int kPack>
+__device__ __forceinline__ bool fill(const Layout<float>& p, const Window& window, const Quad& quad,
+                                     const QuadFetch<T, kPack>& fetch, const T* planes, unsigned plane_bytes, int valid,
+                                     Pack<T, kPack>* target) {
+  Poison poison;
+  fetch.store(quad, target, poison);
+  for_each_further<kThreads>(p, window, [&](const Quad& further) {
+    QuadFetch<T, kPack> now;
+    now.load(p, further, planes, plane_bytes, valid);
+    now.store(further, target, poison);
+  });
+  return poison.sum == 0;
+}
 
 }  // namespace ddu::cuda

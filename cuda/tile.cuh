@@ -129,8 +129,8 @@ struct Window {
   int first_y, first_x, rows, columns;
   int pitch;  // elements from one row to the next
 
-  /// Its columns start and end on multiples of kAlign pixels.
-  template <int kThreads, int kAlign = 1>
+  /// Its columns start and end on multiples of four pixels; kPadding elements follow each row.
+  template <int kThreads, int kPadding>
   __device__ static Window of_tile(const Layout<float>& p, const Job& job, const Position<float>& at, int* slots) {
     // Floats that are not negative have the order of their bits.
     const float reach = __int_as_float(block_max<kThreads>(at.sampled() ? __float_as_int(fabsf(at.rate)) : 0, slots));
@@ -138,9 +138,9 @@ struct Window {
     Window window;
     span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, reach, window.first_y, window.rows);
     span(p.x, p.kernel_w, ox, min(ox + p.tile_width, p.out_width) - 1, reach, window.first_x, window.columns);
-    window.columns = (window.columns + (window.first_x & (kAlign - 1)) + kAlign - 1) & ~(kAlign - 1);
-    window.first_x &= ~(kAlign - 1);
-    window.pitch = window.columns + (kAlign > 1);  // odd, so that neighbouring rows lie in different banks
+    window.columns = (window.columns + (window.first_x & 3) + 3) & ~3;
+    window.first_x &= ~3;
+    window.pitch = window.columns + kPadding;
     return window;
   }
   __device__ bool fits(int capacity) const { return std::int64_t{rows} * pitch <= capacity && columns < 512; }
@@ -167,30 +167,6 @@ struct Window {
 
 /// a / b for 0 <= a < 2^16 and 0 < b < 2^9 without an integer division.
 __device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
-
-/// The elements of a window that one thread moves. The first kShare are worked out once, the same for every channel; a large
-/// window has more, worked out each time.
-template <int kShare, int kThreads>
-struct Share {
-  int pixel[kShare];  // within a plane; -1 outside the image
-
-  __device__ Share(const Layout<float>& p, const Window& window) {
-#pragma unroll
-    for (int n = 0; n < kShare; ++n) pixel[n] = locate(p, window, int(threadIdx.x) + n * kThreads);
-  }
-  __device__ static int locate(const Layout<float>& p, const Window& window, int element) {
-    const int r = small_quotient(element, window.columns), c = element - r * window.columns;
-    const int iy = window.first_y + r, ix = window.first_x + c;
-    const bool inside = r < window.rows && unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width);
-    return inside ? iy * p.width + ix : -1;
-  }
-  /// Calls body(element, pixel) for the thread's elements beyond the first kShare.
-  template <class Body>
-  __device__ static __forceinline__ void for_each_further(const Layout<float>& p, const Window& window, Body body) {
-#pragma unroll 1
-    for (int e = int(threadIdx.x) + kShare * kThreads; e < window.elements(); e += kThreads) body(e, locate(p, window, e));
-  }
-};
 
 /// Where the taps of one thread's position lie in the window. For a kernel size K known at compile time they are worked
 /// out once and kept in registers; K = 0 works them out tap by tap.
