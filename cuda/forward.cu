@@ -29,8 +29,11 @@ void run_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors
   const std::int64_t k = g.h.kernel_size == g.w.kernel_size ? g.h.kernel_size : 0;
   if (g.group_channels() == 1 && k == 3) return run<T, 3, 1, 256, 4>(g, types, tensors, wide ? 64 : 32, 1, stream);
   if (k == 3) {
-    if constexpr (wide) return run<T, 3, 4, 256, 3>(g, types, tensors, 64, 8, stream);
-    return run<T, 3, wide ? 4 : 8, 128, 5>(g, types, tensors, 32, 24, stream);
+    if constexpr (wide) {
+      return run<T, 3, 4, 256, 3>(g, types, tensors, 64, 8, stream);
+    } else {
+      return run<T, 3, 8, 128, 5>(g, types, tensors, 32, 24, stream);
+    }
   }
   if (k == 5) return run<T, 5, 4, 256, 3>(g, types, tensors, 32, 16, stream);
   if (k == 7) return run<T, 7, 4, 256, 3>(g, types, tensors, 32, 16, stream);

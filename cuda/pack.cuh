@@ -26,8 +26,8 @@ union Whole {
 
   __device__ __forceinline__ explicit Whole(const P& p) : pack(p) {}
   __device__ __forceinline__ explicit Whole(Word<sizeof(P)> b) : bits(b) {}
-  __device__ __forceinline__ static P load(const void* global) {
-    return Whole(__ldg(static_cast<const Word<sizeof(P)>*>(global))).pack;
+  __device__ __forceinline__ static Word<sizeof(P)> load(const void* global) {
+    return __ldg(static_cast<const Word<sizeof(P)>*>(global));
   }
   __device__ __forceinline__ static P read(const P& shared) {
     return Whole(reinterpret_cast<const Word<sizeof(P)>&>(shared)).pack;

@@ -70,47 +70,63 @@ struct Poison {
   }
 };
 
-/// A quad of several planes on its way, in registers.
+/// A quad of several planes on its way, in registers. They are left as they come until they are stored: whatever touched
+/// them earlier would wait for them.
 template <class T, int kPack>
 struct QuadFetch {
-  Pack<T, 4> ahead[kPack];
+  using Row = Whole<Pack<T, 4>>;
+  Word<sizeof(T) * 4> ahead[kPack];
 
   /// Starts loading `valid` planes from `planes` on; zeros outside the image.
   __device__ __forceinline__ void load(const Layout<float>& p, const Quad& quad, const T* planes, unsigned plane_bytes,
                                        int valid) {
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) ahead[j] = Pack<T, 4>{T(0.f), T(0.f), T(0.f), T(0.f)};
+    for (int j = 0; j < kPack; ++j) ahead[j] = {};
     if (quad.inside == 0) return;
     const char* source = reinterpret_cast<const char*>(planes + quad.pixel);
     if (p.quads) {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        if (j < valid) ahead[j] = Whole<Pack<T, 4>>::load(source + std::uint64_t(plane_bytes) * unsigned(j));
+        if (j < valid) ahead[j] = Row::load(source + std::uint64_t(plane_bytes) * unsigned(j));
       }
     } else {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
         const T* row = reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j));
+        Pack<T, 4> pixels{T(0.f), T(0.f), T(0.f), T(0.f)};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (j < valid && (quad.inside >> i & 1)) ahead[j].value[i] = __ldg(row + i);
+          if (j < valid && (quad.inside >> i & 1)) pixels.value[i] = __ldg(row + i);
         }
+        ahead[j] = Row(pixels).bits;
       }
     }
   }
   /// Writes the packs.
   __device__ __forceinline__ void store(const Quad& quad, Pack<T, kPack>* window, Poison& poison) const {
     if (!quad.used) return;
+    Pack<T, 4> rows[kPack];
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) {
+      rows[j] = Row(here(ahead[j])).pack;
+      poison.take(rows[j]);
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       Pack<T, kPack> pack;
 #pragma unroll
-      for (int j = 0; j < kPack; ++j) pack.value[j] = ahead[j].value[i];
+      for (int j = 0; j < kPack; ++j) pack.value[j] = rows[j].value[i];
       Whole<Pack<T, kPack>>::write(window[quad.element + i], pack);
     }
-#pragma unroll
-    for (int j = 0; j < kPack; ++j) poison.take(ahead[j]);
   }
+
+ private:
+  /// The same bits, which the compiler may not take apart any earlier.
+  __device__ __forceinline__ static uint2 here(uint2 bits) {
+    asm volatile("" : "+r"(bits.x), "+r"(bits.y));
+    return bits;
+  }
+  __device__ __forceinline__ static uint4 here(uint4 bits) { return bits; }  // float32 is not taken apart
 };
 
 /// Fills a window with `valid` planes, of which `fetch` has brought this thread's first quad. Returns whether what this

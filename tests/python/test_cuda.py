@@ -18,7 +18,7 @@ CASES = [CASE, Case(1, 3, 33, 70, kernel_size=5, padding=2), Case(2, 4, 30, 31, 
 
 def tensors(case, kind="fractional", dtype=torch.float32, device="cuda"):
     largest = torch.finfo(dtype).max
-    rates = random_map(kind, case.map_shape).clamp(-largest, largest)
+    rates = random_map(kind, case.map_shape).double().clamp(-largest, largest)
     return [t.to(device, dtype) for t in (random_input(case.shape), rates, random_input(case.output_shape, seed=2))]
 
 
