@@ -24,10 +24,10 @@ union Whole {
   Word<sizeof(P)> bits;
   P pack;
 
-  __device__ __forceinline__ explicit Whole(const P& p) : pack(p) {}
+  __device__ __forceinline__ Whole(const P& p) : pack(p) {}
   __device__ __forceinline__ explicit Whole(Word<sizeof(P)> b) : bits(b) {}
-  __device__ __forceinline__ static Word<sizeof(P)> load(const void* global) {
-    return __ldg(static_cast<const Word<sizeof(P)>*>(global));
+  __device__ __forceinline__ static Whole load(const void* global) {
+    return Whole(__ldg(static_cast<const Word<sizeof(P)>*>(global)));
   }
   __device__ __forceinline__ static P read(const P& shared) {
     return Whole(reinterpret_cast<const Word<sizeof(P)>&>(shared)).pack;

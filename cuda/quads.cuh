@@ -70,47 +70,45 @@ struct Poison {
   }
 };
 
-/// A quad of several planes on its way, in registers. They are left as they come until they are stored: whatever touched
-/// them earlier would wait for them.
+/// A quad of several planes on its way, in registers.
 template <class T, int kPack>
 struct QuadFetch {
-  using Row = Whole<Pack<T, 4>>;
-  Word<sizeof(T) * 4> ahead[kPack];
+  using Row = Pack<T, 4>;
+  // Half types stay whole words until they are stored: a compiler takes packs apart as soon as it can, and so waits for them.
+  using Held = std::conditional_t<sizeof(T) == 2, Word<sizeof(Row)>, Row>;
+  Held ahead[kPack];
 
   /// Starts loading `valid` planes from `planes` on; zeros outside the image.
   __device__ __forceinline__ void load(const Layout<float>& p, const Quad& quad, const T* planes, unsigned plane_bytes,
                                        int valid) {
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) ahead[j] = {};
+    for (int j = 0; j < kPack; ++j) ahead[j] = held(Row{T(0.f), T(0.f), T(0.f), T(0.f)});
     if (quad.inside == 0) return;
     const char* source = reinterpret_cast<const char*>(planes + quad.pixel);
     if (p.quads) {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        if (j < valid) ahead[j] = Row::load(source + std::uint64_t(plane_bytes) * unsigned(j));
+        if (j < valid) ahead[j] = held(Whole<Row>::load(source + std::uint64_t(plane_bytes) * unsigned(j)));
       }
     } else {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
-        const T* row = reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j));
-        Pack<T, 4> pixels{T(0.f), T(0.f), T(0.f), T(0.f)};
+        const T* from = reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j));
+        Row row{T(0.f), T(0.f), T(0.f), T(0.f)};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (j < valid && (quad.inside >> i & 1)) pixels.value[i] = __ldg(row + i);
+          if (j < valid && (quad.inside >> i & 1)) row.value[i] = __ldg(from + i);
         }
-        ahead[j] = Row(pixels).bits;
+        ahead[j] = held(row);
       }
     }
   }
   /// Writes the packs.
   __device__ __forceinline__ void store(const Quad& quad, Pack<T, kPack>* window, Poison& poison) const {
     if (!quad.used) return;
-    Pack<T, 4> rows[kPack];
+    Row rows[kPack];
 #pragma unroll
-    for (int j = 0; j < kPack; ++j) {
-      rows[j] = Row(here(ahead[j])).pack;
-      poison.take(rows[j]);
-    }
+    for (int j = 0; j < kPack; ++j) rows[j] = row(ahead[j]);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       Pack<T, kPack> pack;
@@ -118,15 +116,26 @@ struct QuadFetch {
       for (int j = 0; j < kPack; ++j) pack.value[j] = rows[j].value[i];
       Whole<Pack<T, kPack>>::write(window[quad.element + i], pack);
     }
+#pragma unroll
+    for (int j = 0; j < kPack; ++j) poison.take(rows[j]);
   }
 
  private:
-  /// The same bits, which the compiler may not take apart any earlier.
-  __device__ __forceinline__ static uint2 here(uint2 bits) {
-    asm volatile("" : "+r"(bits.x), "+r"(bits.y));
-    return bits;
+  __device__ __forceinline__ static Held held(const Whole<Row>& whole) {
+    if constexpr (sizeof(T) == 2) {
+      return whole.bits;
+    } else {
+      return whole.pack;
+    }
   }
-  __device__ __forceinline__ static uint4 here(uint4 bits) { return bits; }  // float32 is not taken apart
+  __device__ __forceinline__ static Row row(Held held) {
+    if constexpr (sizeof(T) == 2) {
+      asm volatile("" : "+r"(held.x), "+r"(held.y));  // no earlier than here
+      return Whole<Row>(held).pack;
+    } else {
+      return held;
+    }
+  }
 };
 
 /// Fills a window with `valid` planes, of which `fetch` has brought this thread's first quad. Returns whether what this
