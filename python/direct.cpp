@@ -1,129 +1,17 @@
 // The kernels called with tensors. On a small tensor the operator costs less than reading its tensors' attributes from Python,
-// converting arguments and asking torch what is switched on, so that is done here, through CPython's own interface: nothing
-// is compiled against torch.
+// converting arguments and asking torch what is switched on, so that is done here, through CPython's own interface and, of a
+// torch that offers it, DLPack's: nothing is compiled against torch.
 
 #include "direct.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <functional>
 #include <iterator>
-#include <numeric>
 
 #include "ddu/unfold.h"
-
-namespace py = pybind11;
+#include "tensors.h"
 
 namespace {
-
-/// Objects of torch, given by attach() and kept until the process ends. Those for CUDA are None where torch has none.
-struct Torch {
-  PyObject* tensor_types[2];  // Tensor and Parameter
-  PyObject* dtypes[4];        // in the order of ddu::DType
-  PyObject* uint8;
-  PyObject* empty_on_cpu;   // (sizes, strides, dtype) -> tensor
-  PyObject* empty_on_cuda;  // the same on the current CUDA device
-  PyObject* get_num_threads;
-  PyObject* current_device;
-  PyObject* current_stream;  // index of a device -> address
-  PyObject* is_deterministic;
-  PyObject* is_grad_enabled;
-  PyObject* is_autocast_enabled;
-  PyObject* forward_ad;  // the module, whose _current_level is -1 where no forward-mode differentiation is going on
-  PyObject* watchers;    // tuple of functions: while one of them returns something true, calls are not plain
-  PyObject* record;      // (input, dilation_map, options) -> output with its backward
-  PyObject* explain;     // libddu's message that it cannot serve a device -> what to do about it
-} torch{};
-
-PyObject* name(const char* text) { return PyUnicode_InternFromString(text); }
-PyObject* const name_shape = name("shape");
-PyObject* const name_dtype = name("dtype");
-PyObject* const name_is_cpu = name("is_cpu");
-PyObject* const name_is_cuda = name("is_cuda");
-PyObject* const name_get_device = name("get_device");
-PyObject* const name_is_neg = name("is_neg");
-PyObject* const name_contiguous = name("contiguous");
-PyObject* const name_data_ptr = name("data_ptr");
-PyObject* const name_requires_grad = name("requires_grad");
-PyObject* const name_current_level = name("_current_level");
-
-py::object own(PyObject* object) {
-  if (!object) throw py::error_already_set();
-  return py::reinterpret_steal<py::object>(object);
-}
-
-py::object get(PyObject* object, PyObject* attribute) { return own(PyObject_GetAttr(object, attribute)); }
-py::object call(PyObject* function) { return own(PyObject_CallNoArgs(function)); }
-py::object call(PyObject* object, PyObject* method) { return own(PyObject_CallMethodNoArgs(object, method)); }
-
-std::int64_t integer(py::handle object) {
-  const std::int64_t value = PyLong_AsLongLong(object.ptr());
-  if (value == -1 && PyErr_Occurred()) throw py::error_already_set();
-  return value;
-}
-
-py::object tuple_of(const std::int64_t* values, int count) {
-  py::object tuple = own(PyTuple_New(count));
-  for (int i = 0; i < count; ++i) PyTuple_SET_ITEM(tuple.ptr(), i, own(PyLong_FromLongLong(values[i])).release().ptr());
-  return tuple;
-}
-
-// --- What a call is made of -------------------------------------------------------------------------------------------
-
-constexpr std::int64_t kCpu = -1;  // as a device; the others are CUDA's indices
-
-/// The address of a tensor's memory, null for one that has none: a wrapper of torch's, or zeros in forward-mode
-/// differentiation.
-void* address_of(PyObject* tensor) {
-  const py::object address = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(tensor, name_data_ptr));
-  if (address) return PyLong_AsVoidPtr(address.ptr());
-  if (!PyErr_ExceptionMatches(PyExc_RuntimeError)) throw py::error_already_set();
-  PyErr_Clear();
-  return nullptr;
-}
-
-struct Tensor {
-  PyObject* object = nullptr;  // the caller's
-  py::object contiguous;       // the same, or a copy of it as the kernels read it
-  void* data = nullptr;
-  std::int64_t device = kCpu;
-  std::int64_t sizes[4];
-  int dims = 0, type = 0;
-
-  /// False for what has no kernels: the caller has a slower way for it, or the error message.
-  bool read(PyObject* tensor) {
-    object = tensor;
-    if (get(tensor, name_is_cpu).ptr() != Py_True) {
-      if (get(tensor, name_is_cuda).ptr() != Py_True) return false;
-      device = integer(call(tensor, name_get_device));
-    }
-    const py::object dtype = get(tensor, name_dtype), shape = get(tensor, name_shape);
-    while (type < 4 && dtype.ptr() != torch.dtypes[type]) ++type;
-    if (type == 4 || PyTuple_GET_SIZE(shape.ptr()) > 4) return false;
-    dims = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
-    for (int i = 0; i < dims; ++i) sizes[i] = integer(PyTuple_GET_ITEM(shape.ptr(), i));
-    return true;
-  }
-  /// Once sizes are checked, as this may copy. False for what has no memory of its own.
-  bool find_data() {
-    if (call(object, name_is_neg).ptr() != Py_False) return false;
-    contiguous = call(object, name_contiguous);
-    data = address_of(contiguous.ptr());
-    return data || numel() == 0;
-  }
-  std::int64_t numel() const { return std::accumulate(sizes, sizes + dims, std::int64_t{1}, std::multiplies<>()); }
-  ddu::Shape shape() const { return {sizes, dims}; }
-};
-
-/// Memory for `device`, which is the current one. Nothing fills it, as torch.empty does under deterministic algorithms.
-py::object empty(std::int64_t device, const std::int64_t* sizes, int dims, PyObject* dtype) {
-  std::int64_t strides[4], stride = 1;
-  for (int i = dims; i-- > 0; stride *= std::max<std::int64_t>(sizes[i], 1)) strides[i] = stride;
-  const py::object size_tuple = tuple_of(sizes, dims), stride_tuple = tuple_of(strides, dims);
-  PyObject* arguments[] = {size_tuple.ptr(), stride_tuple.ptr(), dtype};
-  return own(PyObject_Vectorcall(device == kCpu ? torch.empty_on_cpu : torch.empty_on_cuda, arguments, 3, nullptr));
-}
 
 /// False for what is not an int of 64 bits.
 bool read_integer(PyObject* object, std::int64_t& value) {
@@ -233,7 +121,9 @@ py::object unfold_backward(PyObject* const* arguments) {
   if (c.on_cpu()) {
     const int threads = c.threads();
     const std::size_t bytes = ddu::cpu::workspace_bytes(c.geometry, c.types, tensors, threads);
-    const py::object workspace = new_workspace(kCpu, bytes, tensors.workspace);
+    alignas(64) unsigned char at_hand[32 * 1024];  // enough for tiny tensors, on which an allocation counts
+    tensors.workspace = at_hand;
+    const py::object workspace = bytes <= sizeof at_hand ? py::none() : new_workspace(kCpu, bytes, tensors.workspace);
     const py::gil_scoped_release release;
     ddu::cpu::unfold_backward(c.geometry, c.types, tensors, threads);
   } else {
@@ -274,10 +164,33 @@ py::object plain_unfold(PyObject* const* arguments) {
   return own(PyObject_Vectorcall(torch.record, recorded, 3, nullptr));
 }
 
-/// The gradients of a plain call that nobody differentiates again, None for any other.
+// Forward and backward of autograd.Function.
+
+/// (context, input, dilation_map, options) -> output.
+py::object plain_forward(PyObject* const* arguments) {
+  PyObject *context = arguments[0], *options = arguments[3];
+  own(PyObject_CallMethodObjArgs(context, name_save_for_backward, arguments[1], arguments[2], nullptr));
+  if (PyObject_SetAttr(context, name_options, options) != 0) throw py::error_already_set();
+  PyObject* all[kUnfoldArguments] = {arguments[1], arguments[2]};
+  for (int i = 0; i < 5; ++i) all[2 + i] = PyTuple_GET_ITEM(options, i);
+  py::object output = unfold(all);
+  return output.is_none() ? own(PyObject_Vectorcall(torch.forward, arguments + 1, 3, nullptr)) : output;
+}
+
+/// (context, gradient) -> gradients of input, dilation_map and options.
 py::object plain_backward(PyObject* const* arguments) {
-  if (call(torch.is_grad_enabled).ptr() == Py_True || !is_plain(arguments, 3)) return py::none();
-  return unfold_backward(arguments);
+  PyObject *context = arguments[0], *grad = arguments[1];
+  const py::object saved = get(context, name_saved_tensors), wanted = get(context, name_needs_input_grad);
+  const py::object options = get(context, name_options);
+  const auto item = [](const py::object& tuple, Py_ssize_t i) { return PyTuple_GET_ITEM(tuple.ptr(), i); };
+  PyObject* all[kBackwardArguments] = {grad, item(saved, 0), item(saved, 1)};
+  if (call(torch.is_grad_enabled).ptr() != Py_True && is_plain(all, 3)) {
+    for (int i = 0; i < 5; ++i) all[3 + i] = item(options, i);
+    for (int i = 0; i < 2; ++i) all[8 + i] = item(wanted, i);
+    const py::object grads = unfold_backward(all);
+    if (!grads.is_none()) return own(PyTuple_Pack(3, item(grads, 0), item(grads, 1), Py_None));
+  }
+  return own(PyObject_Vectorcall(torch.backward, arguments, 2, nullptr));
 }
 
 template <class Body>
@@ -315,7 +228,8 @@ PyMethodDef method(const char* name, Function* function) {
 PyMethodDef methods[] = {method("unfold", &with_arguments<unfold, kUnfoldArguments>),
                          method("unfold_backward", &with_arguments<unfold_backward, kBackwardArguments>),
                          method("plain_unfold", &with_arguments<plain_unfold, kUnfoldArguments>),
-                         method("plain_backward", &with_arguments<plain_backward, kBackwardArguments>),
+                         method("plain_forward", &with_arguments<plain_forward, 4>),
+                         method("plain_backward", &with_arguments<plain_backward, 2>),
                          method("is_plain", &is_plain_function),
                          {nullptr, nullptr, 0, nullptr}};
 
@@ -341,6 +255,13 @@ void attach(const py::kwargs& given) {
   torch.watchers = take("watchers");
   torch.record = take("record");
   torch.explain = take("explain");
+  torch.forward = take("forward");
+  torch.backward = take("backward");
+  PyObject* exchange = take("exchange");
+  if (exchange == Py_None) return;
+  const auto* api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(exchange, dlpack::kCapsuleName));
+  if (!api) throw py::error_already_set();
+  if (api->major == 1 && api->view) torch.exchange = api;
 }
 
 }  // namespace

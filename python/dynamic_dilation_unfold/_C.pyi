@@ -61,17 +61,8 @@ def unfold_backward(
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """None where it needs help, as with ``unfold``, or where grad is not like the output."""
 
-def plain_backward(
-    grad: Tensor,
-    input: Tensor,
-    dilation_map: Tensor,
-    kernel_size: object,
-    stride: object,
-    padding: object,
-    dilation: object,
-    groups: object,
-    want_input: object,
-    want_map: object,
-    /,
-) -> tuple[Tensor | None, Tensor | None] | None:
-    """The gradients of a plain call that nobody differentiates again; None for any other."""
+def plain_forward(ctx: object, input: Tensor, dilation_map: Tensor, options: tuple[object, ...], /) -> Tensor:
+    """``forward`` of an ``autograd.Function`` of plain tensors."""
+
+def plain_backward(ctx: object, *grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    """Its ``backward``, with one gradient."""

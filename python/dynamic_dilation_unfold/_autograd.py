@@ -60,23 +60,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     return first if wanted[0] else None, second if wanted[1] else None, None
 
 
+def _forward(input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
+    _kernels.check_tensors(input, dilation_map)
+    return _run(input, dilation_map, make_options(*options))
+
+
 class PlainUnfold(Function):
     """``unfold`` of plain tensors. Its options may be as the user gave them."""
 
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, dilation_map: Tensor, options: tuple[Any, ...]) -> Tensor:
-        ctx.save_for_backward(input, dilation_map)
-        ctx.options = options
-        output = _C.unfold(input, dilation_map, *options)
-        if output is None:
-            _kernels.check_tensors(input, dilation_map)
-            output = _run(input, dilation_map, make_options(*options))
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        grads = _C.plain_backward(grad, *ctx.saved_tensors, *ctx.options, *ctx.needs_input_grad[:2])
-        return _backward(ctx, grad) if grads is None else (*grads, None)
+    forward = staticmethod(_C.plain_forward)
+    backward = staticmethod(_C.plain_backward)
 
 
 def _allocator(device: str) -> Callable[..., Tensor]:
@@ -110,6 +103,9 @@ _C.attach(
     ),
     record=_record,
     explain=_diagnosis.explain,
+    forward=_forward,
+    backward=_backward,
+    exchange=getattr(Tensor, "__dlpack_c_exchange_api__", None),  # torch >= 2.10
 )
 
 

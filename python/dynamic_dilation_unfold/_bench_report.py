@@ -54,6 +54,9 @@ def _table(title: str, columns: list[Record]) -> list[str]:
             lines.append(_line("  " + _NAMES[name], ["-" if time is None else seconds(time) for time in times]))
             if name.startswith("ours"):
                 others = peers if name == "ours" else ("ours",)
+                if name == "ours":
+                    rates = [r["bytes"][direction] / r[direction][name] / 1e9 for r in columns]
+                    lines.append(_line("    GB/s of the bytes that must move", [f"{rate:.1f}" for rate in rates]))
                 for peer in others:
                     label = "both gradients" if peer == "ours" else _NAMES[peer].removesuffix(" (floor)")
                     lines.append(_line(f"    / {label}", [_ratio(r[direction], name, peer) for r in columns]))
@@ -99,7 +102,7 @@ def overhead(figures: dict[str, dict[str, float]]) -> str:
     lines = ["", "wall time of a call on a tiny tensor (1x4x8x8, kernel 3), gradients on"]
     for name, times in figures.items():
         lines.append(
-            f"  {name:<22} F.unfold {seconds(times['F.unfold'])}, dynamic_dilation_unfold {seconds(times['ours'])} "
+            f"  {name:<34}F.unfold {seconds(times['F.unfold'])}, dynamic_dilation_unfold {seconds(times['ours'])} "
             f"({_ratio(times, 'ours', 'F.unfold')})"
         )
     return "\n".join(lines)

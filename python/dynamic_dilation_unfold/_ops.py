@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _C, _kernels
+from . import _C, _kernels, cost
 from ._batching import backward_over_batch, unfold_over_batch
 from ._derivatives import backward_of, filled, pullback, reference_of
 from ._options import Options, Pair
@@ -212,25 +212,12 @@ if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
 
 # --- Cost ------------------------------------------------------------------------------------------------------------
 
-# For each tap of each position and channel, multiply-adds counting 2 as in torch.utils.flop_counter: 4 corners times
-# their weights; 4 weights times the gradient; the slope in y and x (4 corners each) and along the tap (2), times the
-# gradient.
-_FORWARD, _GRAD_INPUT, _GRAD_MAP = 8, 8, 22
-
-
-def _samples(input: tuple[int, ...], dilation_map: tuple[int, ...], kernel_size: tuple[int, ...]) -> int:
-    taps = kernel_size[0] * kernel_size[-1]
-    positions = dilation_map[-1] * dilation_map[-2]
-    return (input[0] if len(input) == 4 else 1) * input[-3] * taps * positions
-
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold)
 def _unfold_flops(input: Any, dilation_map: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
-    return _FORWARD * _samples(input, dilation_map, kernel_size)
+    return cost.forward(input, dilation_map, _pair(kernel_size)).flops
 
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold_backward)
 def _backward_flops(grad: Any, input: Any, dilation_map: Any, kernel_size: Any, *rest: Any, **_: Any) -> int:
-    wanted = rest[4]
-    per_sample = _GRAD_INPUT * bool(wanted[0]) + _GRAD_MAP * bool(wanted[1])
-    return per_sample * _samples(input, dilation_map, kernel_size)
+    return cost.backward(input, dilation_map, _pair(kernel_size), wanted=rest[4]).flops

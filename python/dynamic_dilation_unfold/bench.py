@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import __version__, _bench_report
+from . import __version__, _bench_report, cost
 from ._bench_jobs import MAPS, TOLERANCE, WORKLOADS, Problem, Workload, ours, small
 from ._timing import Job, measure, resolve_device
 
@@ -83,6 +83,7 @@ def measure_problem(
 ) -> dict[str, Any]:
     problem = Problem.make(workload, kind, dtype, device)
     differences = problem.validate()
+    sizes = (workload.shape, workload.map_shape(), workload.kernel, dtype, problem.rates.dtype)
     record: dict[str, Any] = {
         "workload": name,
         "shape": workload.shape,
@@ -93,6 +94,7 @@ def measure_problem(
         "dtype": str(dtype).removeprefix("torch."),
         "map": kind,
         "output_bytes": workload.output_elements() * dtype.itemsize,
+        "bytes": {"forward": cost.forward(*sizes).bytes, "backward": cost.backward(*sizes).bytes},
         "differences": differences,
         "wrong": not max(differences.values()) < TOLERANCE[dtype],
         "unavailable": {},
@@ -122,17 +124,24 @@ def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, floa
     input, rates = problem.input.requires_grad_(), problem.rates.requires_grad_()
     grad = torch.ones_like(ours(input, rates, workload))
 
+    fixed = rates.detach()
+
     def unfold() -> torch.Tensor:
         return F.unfold(input, workload.kernel, padding=workload.padding)
 
-    def dynamic() -> torch.Tensor:
-        return ours(input, rates, workload)
+    def unfold_and_back() -> Any:
+        return torch.autograd.grad(unfold(), input, grad)
 
     jobs: dict[str, dict[str, Job]] = {
-        "forward": {"F.unfold": unfold, "ours": dynamic},
+        "forward": {"F.unfold": unfold, "ours": lambda: ours(input, rates, workload)},
+        "forward and backward, input only": {
+            "F.unfold": unfold_and_back,
+            "ours": lambda: torch.autograd.grad(ours(input, fixed, workload), input, grad),
+        },
+        # F.unfold has no second gradient to compute.
         "forward and backward": {
-            "F.unfold": lambda: torch.autograd.grad(unfold(), input, grad),
-            "ours": lambda: torch.autograd.grad(dynamic(), (input, rates), grad),
+            "F.unfold": unfold_and_back,
+            "ours": lambda: torch.autograd.grad(ours(input, rates, workload), (input, rates), grad),
         },
     }
     calls, batches = (50, 3) if quick else (500, 11)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from dynamic_dilation_unfold import DynamicDilationUnfold
+from torch import Tensor, nn
 
 Ints = int | tuple[int, int]
 
@@ -118,6 +119,19 @@ def random_map(kind: str, shape: tuple[int, ...], seed: int = 1) -> Tensor:
             choice = torch.randint(0, 4, shape, generator=generator)
             return kinds.gather(0, choice[None])[0]
     raise ValueError(kind)
+
+
+class Model(nn.Module):
+    """A small model that learns its rates: input ``[B, 4, H, W]``, output ``[B, H*W, 3]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = nn.Conv2d(4, 2, 3, padding=1)
+        self.unfold = DynamicDilationUnfold(3, padding=1, groups=2)
+        self.head = nn.Linear(36, 3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.head(self.unfold(input, 1 + self.rate(input).tanh()).transpose(1, 2))
 
 
 class Result(NamedTuple):

@@ -145,12 +145,21 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     dtypes = ["float16", "bfloat16", "float32", "float64"]
     assert cli.main(["bench", "--quick", "--dtype", *dtypes, "--json", str(path)]) == 0
     output = capsys.readouterr().out
-    for text in ("F.unfold", "F.fold", "F.grid_sample", "fill of the output", "read of the gradient", "input only"):
+    for text in (
+        "F.unfold",
+        "F.fold",
+        "F.grid_sample",
+        "fill of the output",
+        "read of the gradient",
+        "input only",
+        "GB/s",
+    ):
         assert text in output
     figures = json.loads(path.read_text())
     assert {(r["dtype"], r["map"]) for r in figures["results"]} == {(d, m) for d in dtypes for m in bench.MAPS}
     for record in figures["results"]:
         assert record["shape"] == [1, 4, 24, 20]
+        assert record["bytes"]["backward"] > record["bytes"]["forward"] > record["output_bytes"]
         for direction, at_least in (("forward", ("fill", "ours")), ("backward", ("read", "ours", "ours, map only"))):
             assert set(at_least) <= set(record[direction])
             assert all(time > 0 for time in record[direction].values())

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
 from dynamic_dilation_unfold import onnx as exporter
-from helpers import CASES, Case, random_input, random_map, relative_error, run
-from torch import Tensor, nn
+from helpers import CASES, Case, Model, random_input, random_map, relative_error, run
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 # Compilers warn about themselves: their own deprecated calls, devices they cannot use.
@@ -37,17 +37,6 @@ def unfold(input: Tensor, dilation_map: Tensor) -> Tensor:
 
 def example(shape: tuple[int, ...], device: str) -> tuple[Tensor, Tensor]:
     return random_input(shape).to(device), random_map("fractional", (shape[0], 2, *shape[2:])).to(device)
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Conv2d(4, 2, 3, padding=1)
-        self.unfold = DynamicDilationUnfold(3, padding=1, groups=2)
-        self.head = nn.Linear(36, 3)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.head(self.unfold(input, 1 + self.rate(input).tanh()).transpose(1, 2))
 
 
 @pytest.fixture

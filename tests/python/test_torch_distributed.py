@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold
-from helpers import random_input, random_map, relative_error
+from dynamic_dilation_unfold import dynamic_dilation_unfold
+from helpers import Model, random_input, random_map, relative_error
 from torch import Tensor, nn
 
 TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
@@ -52,17 +52,6 @@ def _rank(
         dist.destroy_process_group()
     if kind == "cpu":
         os._exit(0)  # what had to be equal is; gloo's threads now and then abort while Python takes itself down
-
-
-class Model(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rate = nn.Conv2d(4, 2, 3, padding=1)
-        self.unfold = DynamicDilationUnfold(3, padding=1, groups=2)
-        self.head = nn.Linear(36, 3)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return self.head(self.unfold(input, 1 + self.rate(input).tanh()).transpose(1, 2))
 
 
 def model_and_batch(kind: str) -> tuple[Model, Tensor]:

@@ -199,11 +199,11 @@ void load_grads(const Tile<Acc>& tile, const T* grad_output, std::int64_t tap, i
 /// Adds the gradients of one tile and up to N channels to `sums` and, per position, to `slopes`. Either may be null.
 template <int N, class T, class Acc>
 void backward_pack(const Tile<Acc>& tile, const T* input, const T* grad_output, int used, const Sums<Acc>* sums, Acc* slopes,
-                   void* memory) {
+                   const Scratch& scratch) {
   using P = Pack<Acc, N>;
   using Block = typename Stage<Acc, N>::Block;
   Stage<Acc, N> grads{};  // idle lanes and padding are zero
-  Window<Acc, N> values(memory), grad_sums(static_cast<char*>(memory) + kWindowBytes);
+  Window<Acc, N> values(scratch.values), grad_sums(scratch.grads);
   P slope_sums[Tile<Acc>::kPositions];
   if (sums) grad_sums.clear(tile);
   if (slopes) std::fill_n(slope_sums, tile.padded, P{});
@@ -269,7 +269,7 @@ void backward(const Geometry& g, DType map_type, const Backward& tensors, const 
       if constexpr (lanes == 0) {
         backward_alone(tile, input, grad_output, input_sums, to_map ? slopes : nullptr);
       } else {
-        backward_pack<lanes>(tile, input, grad_output, used, input_sums, to_map ? slopes : nullptr, scratch.windows);
+        backward_pack<lanes>(tile, input, grad_output, used, input_sums, to_map ? slopes : nullptr, scratch);
       }
     });
     if (to_map) {

@@ -70,8 +70,16 @@ struct Band {
 /// Memory of one window: a small part of a core's own cache, so that two fit beside what streams through.
 constexpr std::size_t kWindowBytes = 160 * 1024;
 
+/// The most that a window of pixels of some bytes takes: no tap reaches further than two pixels out of the image (see
+/// Sampler::cell), and 16 are written past the end.
+inline std::size_t window_bytes(const Geometry& g, std::size_t pixel) {
+  const auto reach = [](const Axis& axis) { return std::min(static_cast<std::size_t>(axis.size) + 4, kWindowBytes); };
+  return std::min(kWindowBytes, ((reach(g.h) * reach(g.w) + 16) * pixel + 63) / 64 * 64);
+}
+
 struct Scratch {
-  void* windows;   // 2 * kWindowBytes
+  void* values;    // a window
+  void* grads;     // another
   float* sums;     // rows of the band for each channel of the slice, for half inputs
   void* map_sums;  // the slice's part of grad_map, a value of the accumulation
                    // type per position; null if not wanted

@@ -77,6 +77,7 @@ struct BackwardPlan {
   std::int64_t bands;  // of a slice: as few as keep the threads busy, since neighbours both read the tiles between them
   std::int64_t tasks;
   int threads;
+  std::size_t window;       // bytes, of two for each thread
   std::size_t map_sums;     // bytes of a slice
   std::size_t thread_sums;  // bytes of a thread, for half inputs
 
@@ -89,12 +90,13 @@ struct BackwardPlan {
     tasks = wanted_at_all ? slices * bands : 0;
     threads = tasks == 0 ? 0 : team_size(tasks, max_threads);
     const std::size_t value = types.input == DType::float64 ? sizeof(double) : sizeof(float);
+    window = window_bytes(g, static_cast<std::size_t>(kernels.lanes) * value);
     map_sums = tensors.grad_map ? static_cast<std::size_t>(g.positions()) * value : 0;
     const std::int64_t sums = std::min<std::int64_t>(kernels.lanes, g.group_channels()) * ceil_div(g.h.size, bands) * g.w.size;
     thread_sums = tensors.grad_input && is_half(types.input) ? whole_lines(static_cast<std::size_t>(sums) * sizeof(float)) : 0;
   }
 
-  std::size_t thread_bytes() const { return 2 * kWindowBytes + thread_sums; }
+  std::size_t thread_bytes() const { return 2 * window + thread_sums; }
   std::size_t bytes() const {
     return static_cast<std::size_t>(threads) * thread_bytes() + static_cast<std::size_t>(slices) * map_sums;
   }
@@ -164,7 +166,7 @@ void unfold_backward(const Geometry& g, Types types, const Backward& tensors, in
     const Slice slice{image, group, first, std::min<std::int64_t>(kernels.lanes, g.group_channels() - first)};
     char* windows = static_cast<char*>(tensors.workspace) + static_cast<std::size_t>(thread) * plan.thread_bytes();
     kernels.backward(g, types.map, tensors, slice, plan.band(g, task % plan.bands),
-                     {windows, reinterpret_cast<float*>(windows + 2 * kWindowBytes),
+                     {windows, windows + plan.window, reinterpret_cast<float*>(windows + 2 * plan.window),
                       plan.map_sums ? map_sums + static_cast<std::size_t>(index) * plan.map_sums : nullptr});
   });
   if (!tensors.grad_map) return;

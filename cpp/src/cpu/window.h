@@ -32,7 +32,7 @@ class Window {
  public:
   using P = Pack<Acc, N>;
 
-  /// `memory` has kWindowBytes.
+  /// `memory` has kWindowBytes, or all that the image can need.
   explicit Window(void* memory) : pixel(static_cast<P*>(memory)) {}
 
   P* const pixel;
