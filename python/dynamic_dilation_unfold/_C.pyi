@@ -64,5 +64,5 @@ def unfold_backward(
 def plain_forward(ctx: object, input: Tensor, dilation_map: Tensor, options: tuple[object, ...], /) -> Tensor:
     """``forward`` of an ``autograd.Function`` of plain tensors."""
 
-def plain_backward(ctx: object, *grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-    """Its ``backward``, with one gradient."""
+def plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None]:
+    """Its ``backward``."""

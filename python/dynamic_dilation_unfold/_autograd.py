@@ -20,10 +20,12 @@ from ._derivatives import backward_of, filled, pullback, pushforward, reference_
 from ._ops import apply, backward_op, is_sharded, unfold_op
 from ._options import Options, make_options
 
+is_compiling = torch.compiler.is_compiling
+
 
 def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
     """The operator as its caller's surroundings want it."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    if is_compiling() or torch._C._get_tracing_state() is not None:
         registered: Tensor = unfold_op(input, dilation_map, *options)
         return registered
     _kernels.check_tensors(input, dilation_map)
@@ -54,9 +56,12 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
     input, dilation_map = ctx.saved_tensors
     wanted = ctx.needs_input_grad[:2]
     options = make_options(*ctx.options)
-    if not torch.is_grad_enabled() and _for_kernels(grad, input, dilation_map):
+    if is_compiling():
+        first, second = backward_op(grad, input, dilation_map, *options, list(wanted))
+    elif not torch.is_grad_enabled() and _for_kernels(grad, input, dilation_map):
         return *_kernels.unfold_backward(grad, input, dilation_map, options, wanted), None
-    first, second = apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
+    else:
+        first, second = apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
     return first if wanted[0] else None, second if wanted[1] else None, None
 
 
@@ -69,7 +74,10 @@ class PlainUnfold(Function):
     """``unfold`` of plain tensors. Its options may be as the user gave them."""
 
     forward = staticmethod(_C.plain_forward)
-    backward = staticmethod(_C.plain_backward)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        return _backward(ctx, grad) if is_compiling() else _C.plain_backward(ctx, grad)  # compiled autograd
 
 
 def _allocator(device: str) -> Callable[..., Tensor]:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from . import _autograd
+from ._autograd import is_compiling
 from ._C import plain_unfold
 from ._options import make_options
-
-is_compiling = torch.compiler.is_compiling
 
 # torch.is_autocast_enabled raises for the others. Asked here, because compilers cannot.
 _AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(kind)}

@@ -157,6 +157,22 @@ def test_compiled_double_backward_says_so(device):
         grad.sum().backward()
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._dynamo.config, "compiled_autograd"), reason=f"torch {torch.__version__} has no compiled autograd"
+)
+def test_compiled_autograd(device, monkeypatch):
+    """Backward as a compiled program, of a forward that was recorded in eager mode."""
+    grads = []
+    for enabled in (False, True):
+        monkeypatch.setattr(torch._dynamo.config, "compiled_autograd", enabled)
+        x, rates = (t.requires_grad_() for t in example(SHAPES[0], device))
+        loss = unfold(x, rates).square().sum()
+        step = lambda loss=loss: loss.backward()  # noqa: E731
+        (torch.compile(step, backend="aot_eager") if enabled else step)()
+        grads.append((x.grad, rates.grad))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 # --- torch.export, AOTInductor, ONNX, TorchScript ---------------------------------------------------------------------
 
 
@@ -243,6 +259,11 @@ def test_jit_trace(model, device, tmp_path: Path):
         x = example(SHAPES[1], device)[0].requires_grad_()
         grads.append(torch.autograd.grad(forward(x).square().sum(), x)[0])
     assert relative_error(*grads) <= 1e-5
+
+
+def test_jit_script_says_what_it_cannot():
+    with pytest.raises(RuntimeError, match="Unknown type constructor Sequence"):
+        torch.jit.script(Model())
 
 
 def test_traced_function(device):

@@ -203,6 +203,35 @@ def test_dtensor_on_a_mesh_of_two_axes(kind):
     launch(sharded_two_ways, 4, kind)
 
 
+def sharded_model(rank: int, kind: str, ranks: int) -> None:
+    """A module with replicated parameters on a split batch: only the parameters' gradients are communicated."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_module, distribute_tensor
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    mesh = init_device_mesh(kind, (ranks,))
+    model, x = model_and_batch(kind)
+    expected = model(x)
+    expected.square().sum().backward()
+    grads = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    distribute_module(model, mesh)
+    with CommDebugMode() as communication:
+        output = model(distribute_tensor(x, mesh, [Shard(0)]))
+        assert output.placements == (Shard(0),)
+        output.square().sum().backward()
+    assert "gather" not in str(communication.get_comm_counts())
+    assert relative_error(output.full_tensor(), expected) <= 1e-12
+    for name, grad in grads.items():
+        assert relative_error(model.get_parameter(name).grad.full_tensor(), grad) <= 1e-12, name
+
+
+@needs_rules
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_dtensor_model(ranks, kind):
+    launch(sharded_model, ranks, kind, ranks)
+
+
 def refused(rank: int, kind: str) -> None:
     """The shapes of the whole tensors are validated, not those of the shards."""
     from torch.distributed.device_mesh import init_device_mesh
