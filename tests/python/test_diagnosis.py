@@ -212,6 +212,7 @@ def test_info(state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 CALL = """
 import sys
 import torch
+torch.Tensor.__dlpack_c_exchange_api__ = None  # it sees through the stand-in
 torch._C._cuda_getDevice = lambda: 0
 torch._C._cuda_getCurrentRawStream = lambda index: 0
 torch._C._dynamo.guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype)
