@@ -94,12 +94,10 @@ struct QuadFetch {
 #pragma unroll
       for (int j = 0; j < kPack; ++j) {
         const T* from = reinterpret_cast<const T*>(source + std::uint64_t(plane_bytes) * unsigned(j));
-        Row row{T(0.f), T(0.f), T(0.f), T(0.f)};
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          if (j < valid && (quad.inside >> i & 1)) row.value[i] = __ldg(from + i);
+          if (j < valid && (quad.inside >> i & 1)) set(ahead[j], i, __ldg(from + i));
         }
-        ahead[j] = held(row);
       }
     }
   }
@@ -126,6 +124,15 @@ struct QuadFetch {
       return whole.bits;
     } else {
       return whole.pack;
+    }
+  }
+  __device__ __forceinline__ static void set(Held& held, int i, T value) {
+    if constexpr (sizeof(T) == 2) {
+      Whole<Row> whole(held);
+      whole.pack.value[i] = value;
+      held = whole.bits;
+    } else {
+      held.value[i] = value;
     }
   }
   __device__ __forceinline__ static Row row(Held held) {
