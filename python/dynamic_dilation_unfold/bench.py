@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from . import __version__, _bench_report, cost
 from ._bench_jobs import MAPS, TOLERANCE, WORKLOADS, Problem, Workload, ours, small
 from ._timing import Job, measure, resolve_device
+from .functional import dynamic_dilation_unfold
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
@@ -122,9 +123,7 @@ def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, floa
     workload = Workload((1, 4, 8, 8), 3)
     problem = Problem.make(workload, "ones", torch.float32, device)
     input, rates = problem.input.requires_grad_(), problem.rates.requires_grad_()
-    grad = torch.ones_like(ours(input, rates, workload))
-
-    fixed = rates.detach()
+    fixed, grad = rates.detach(), torch.ones_like(ours(input, rates, workload))
 
     def unfold() -> torch.Tensor:
         return F.unfold(input, workload.kernel, padding=workload.padding)
@@ -132,16 +131,19 @@ def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, floa
     def unfold_and_back() -> Any:
         return torch.autograd.grad(unfold(), input, grad)
 
+    def dynamic(rates: torch.Tensor) -> torch.Tensor:
+        return dynamic_dilation_unfold(input, workload.kernel, rates, padding=workload.padding)
+
     jobs: dict[str, dict[str, Job]] = {
-        "forward": {"F.unfold": unfold, "ours": lambda: ours(input, rates, workload)},
+        "forward": {"F.unfold": unfold, "ours": lambda: dynamic(rates)},
         "forward and backward, input only": {
             "F.unfold": unfold_and_back,
-            "ours": lambda: torch.autograd.grad(ours(input, fixed, workload), input, grad),
+            "ours": lambda: torch.autograd.grad(dynamic(fixed), input, grad),
         },
         # F.unfold has no second gradient to compute.
         "forward and backward": {
             "F.unfold": unfold_and_back,
-            "ours": lambda: torch.autograd.grad(ours(input, rates, workload), (input, rates), grad),
+            "ours": lambda: torch.autograd.grad(dynamic(rates), (input, rates), grad),
         },
     }
     calls, batches = (50, 3) if quick else (500, 11)

@@ -160,17 +160,18 @@ def test_compiled_double_backward_says_so(device):
 @pytest.mark.skipif(
     not hasattr(torch._dynamo.config, "compiled_autograd"), reason=f"torch {torch.__version__} has no compiled autograd"
 )
-def test_compiled_autograd(device, monkeypatch):
+def test_compiled_autograd(device):
     """Backward as a compiled program, of a forward that was recorded in eager mode."""
-    grads = []
-    for enabled in (False, True):
-        monkeypatch.setattr(torch._dynamo.config, "compiled_autograd", enabled)
+
+    def grads(compiled: bool) -> tuple[Tensor, Tensor]:
         x, rates = (t.requires_grad_() for t in example(SHAPES[0], device))
         loss = unfold(x, rates).square().sum()
-        step = lambda loss=loss: loss.backward()  # noqa: E731
-        (torch.compile(step, backend="aot_eager") if enabled else step)()
-        grads.append((x.grad, rates.grad))
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+        step = lambda: loss.backward()  # noqa: E731
+        with torch._dynamo.config.patch(compiled_autograd=compiled):
+            (torch.compile(step, backend="aot_eager") if compiled else step)()
+        return x.grad, rates.grad
+
+    assert all(torch.equal(a, b) for a, b in zip(grads(True), grads(False), strict=True))
 
 
 # --- torch.export, AOTInductor, ONNX, TorchScript ---------------------------------------------------------------------
