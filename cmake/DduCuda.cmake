@@ -35,6 +35,10 @@ if(DDU_HAS_CUDA)
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  if(NOT BUILD_SHARED_LIBS)
+    # The users of a static library link the CUDA runtime, also those without CUDA among their languages.
+    find_package(CUDAToolkit REQUIRED)
+  endif()
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for architectures ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
 
@@ -47,6 +51,9 @@ function(ddu_cuda_sources library)
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.
   set_target_properties(${library} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
                                               CUDA_SEPARABLE_COMPILATION OFF)
+  if(NOT BUILD_SHARED_LIBS)
+    target_link_libraries(${library} PRIVATE CUDA::cudart_static)
+  endif()
   string(REPLACE ";" "\\;" architectures "${CMAKE_CUDA_ARCHITECTURES}")
   set_property(SOURCE cuda/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
   target_compile_options(${library} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)

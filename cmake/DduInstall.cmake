@@ -17,10 +17,6 @@ set(DDU_IS_STATIC OFF)
 get_target_property(type ddu TYPE)
 if(type STREQUAL "STATIC_LIBRARY")
   set(DDU_IS_STATIC ON)
-  if(DDU_HAS_CUDA)
-    find_package(CUDAToolkit REQUIRED)
-    target_link_libraries(ddu PRIVATE CUDA::cudart_static)
-  endif()
 endif()
 
 install(TARGETS ddu EXPORT DynamicDilationUnfoldTargets
