@@ -1,4 +1,4 @@
-"""Writes what torch_app is to reproduce: calls with Python's results and errors, schemas, and an exported program.
+"""Writes what the programs are to reproduce: calls with Python's results and errors, schemas, exported programs.
 
 python cases.py DIRECTORY
 """
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 import torch._inductor
-from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold
+from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold
 
 OPTIONS = ("kernel_size", "stride", "padding", "dilation")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in the order of ddu::DType
+NO_KERNELS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool, torch.complex128)
 KINDS = {ValueError: "invalid_argument", TypeError: "type_error", RuntimeError: "error"}
 
 
@@ -39,7 +41,7 @@ def value_cases():
         {"kernel_size": [2, 5], "stride": [2, 1], "padding": [0, 3], "dilation": [2, 1], "groups": 2},
         {"kernel_size": [7, 1], "stride": [1, 3], "padding": [3, 0], "dilation": [1, 2], "groups": 4},
     ]
-    dtypes = [(t, t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
+    dtypes = [(t, t) for t in DTYPES]
     dtypes += [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
     forms = [(True, 3, "contiguous"), (True, 1, "channels_last"), (False, 3, "sliced")]
     for options, (dtype, map_dtype), form in itertools.product(geometries, dtypes, forms):
@@ -60,6 +62,15 @@ def value_cases():
         }
 
 
+def plain(case):
+    """A call as plain memory, for a program without torch: 19 int64, then six contiguous tensors."""
+    tensors = [case[name] for name in ("input", "map", "grad", "columns", "grad_input", "grad_map")]
+    header = [DTYPES.index(t.dtype) for t in tensors[:2]] + [n for t in tensors[:2] for n in t.shape]
+    header += [n for name in OPTIONS for n in case[name]] + [case["groups"]]
+    memory = [torch.tensor(header), *(t.contiguous().view(torch.uint8) for t in tensors)]
+    return b"".join(t.numpy().tobytes() for t in memory)
+
+
 def error_cases():
     x, rates = torch.ones(2, 4, 6, 7), torch.ones(2, 1, 6, 7)
     base = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1}
@@ -72,9 +83,8 @@ def error_cases():
         (x, rates[0], {}),
         (x, rates.double(), {}),
         (x.half(), rates.bfloat16(), {}),
-        (x.long(), rates, {}),
+        *((x.to(dtype), rates, {}) for dtype in NO_KERNELS),
         (x, rates.to(torch.complex64), {}),
-        (x, rates.bool(), {}),
         (x, rates.to("meta"), {}),
     ]:
         call = {**base, **options}
@@ -113,19 +123,22 @@ class Model(torch.nn.Module):
         return self.mix(self.unfold(x, self.rates(x).sigmoid() * 3).transpose(1, 2))
 
 
-def export(directory):
-    model = Model().eval()
-    example = torch.randn(2, 3, 24, 20)
+def export(package, device, dtype):
+    """Runs of a package that is made of the model: none where torch is too old to make one."""
+    if not hasattr(torch._inductor, "aoti_compile_and_package"):
+        return []
+    model = Model().eval().to(device, dtype)
+    example = torch.randn(2, 3, 24, 20, device=device, dtype=dtype)
     with torch.no_grad():
         program = torch.export.export(
             model, (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
         )
-        torch._inductor.aoti_compile_and_package(program, package_path=str(directory / "model.pt2"))
+        torch._inductor.aoti_compile_and_package(program, package_path=package)
         runs = []
         for batch in (1, 2, 5):
-            x = torch.randn(batch, 3, 24, 20)
-            package = torch._inductor.aoti_load_package(str(directory / "model.pt2"))
-            runs.append({"input": x, "output": package(x), "eager": model(x)})
+            x = torch.randn(batch, 3, 24, 20, device=device, dtype=dtype)
+            loaded = torch._inductor.aoti_load_package(package)
+            runs.append({"input": x, "output": loaded(x), "eager": model(x)})
     return runs
 
 
@@ -140,9 +153,14 @@ def main():
         "autocast": autocast_case(),
         "schemas": [str(operators.unfold.default._schema), str(operators.unfold_backward.default._schema)],
         "module": repr(DynamicDilationUnfold((3, 5), 2, (1, 2), 1, 4)),
-        "program": export(directory),
+        "program": export(str(directory / "model.pt2"), "cpu", torch.float32),
     }
+    if torch.cuda.is_available() and _C.cuda_toolkit_version:
+        # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
+        cases["program_cuda"] = export(str(directory / "model-cuda.pt2"), "cuda", torch.float64)
     torch.save(cases, directory / "cases.pt")
+    batched = [case for case in cases["values"] if case["input"].dim() == 4]
+    (directory / "values.bin").write_bytes(b"".join(map(plain, batched)))
     print(f"{len(cases['values'])} calls, {len(cases['errors'])} errors, {len(cases['program'])} runs of a program")
 
 

@@ -1,9 +1,9 @@
-// LibTorch: reproduces, to the bit, what Python wrote (cases.py), and runs its exported program.   torch_app DIRECTORY
+// LibTorch: reproduces, to the bit on the CPU, what Python wrote (cases.py), and runs its exported program.
+//   torch_app DIRECTORY [cuda]        with "cuda", also on the CUDA device
 
 #include <ddu/torch.h>
 #include <ddu/torch_library.h>
 #include <torch/csrc/autograd/autograd.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 
 #include <cstdio>
@@ -16,42 +16,19 @@
 #include <thread>
 #include <vector>
 
+#include "torch_cases.h"
+
+#if WITH_PACKAGES
+#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#endif
+
 namespace {
 
 int checks = 0, failures = 0;
 
-void expect(bool fine, const std::string& what) {
-  ++checks;
-  if (fine) return;
-  ++failures;
-  std::printf("FAILED: %s\n", what.c_str());
-}
-
 bool same(const at::Tensor& a, const at::Tensor& b) {
   return a.defined() && b.defined() && a.scalar_type() == b.scalar_type() && at::equal(a, b);
 }
-
-class Case {
- public:
-  explicit Case(const c10::IValue& value) : fields_(value.toGenericDict()) {}
-  c10::IValue operator[](const char* name) const { return fields_.at(std::string(name)); }
-  at::Tensor tensor(const char* name) const { return (*this)[name].toTensor(); }
-  std::string text(const char* name) const { return (*this)[name].toStringRef(); }
-  bool has(const char* name) const { return fields_.contains(std::string(name)); }
-  ddu::Pair pair(const char* name) const {
-    const c10::List<c10::IValue> values = (*this)[name].toList();
-    return {values.get(0).toInt(), values.get(1).toInt()};
-  }
-  std::vector<Case> list(const char* name) const {
-    std::vector<Case> cases;
-    for (const c10::IValue& value : (*this)[name].toListRef()) cases.emplace_back(value);
-    return cases;
-  }
-  ddu::TorchOptions options() const { return {pair("stride"), pair("padding"), pair("dilation"), (*this)["groups"].toInt()}; }
-
- private:
-  c10::Dict<c10::IValue, c10::IValue> fields_;
-};
 
 Case read(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
@@ -140,6 +117,8 @@ void test_rest(const Case& cases) {
   const auto x = at::rand({1, 2, 8, 8}).requires_grad_(), map = at::rand({1, 1, 8, 8}).requires_grad_();
   const auto on_meta = thrown_by([&] { ddu::torch_unfold(x.to(at::kMeta), {3, 3}, map.to(at::kMeta), {{1, 1}, {1, 1}}); });
   expect(on_meta == "there are kernels for cpu and cuda, got tensors on meta", on_meta);
+  const auto of_eight_bits = thrown_by([&] { ddu::torch_unfold(x.to(at::kFloat8_e5m2), {3, 3}, map); });
+  expect(of_eight_bits.find("got input torch.float8_e5m2 and dilation_map torch.float32") != std::string::npos, of_eight_bits);
   expect(thrown_by([&] { ddu::torch_unfold({}, {3, 3}, map); }) == "input must be a defined tensor", "undefined input");
 
   // Second derivatives are refused, not silently zero.
@@ -182,20 +161,34 @@ void test_schemas(const Case& cases) {
   }
 }
 
-void test_program(const Case& cases, const std::string& package) {
-  const at::NoGradGuard no_grad;
-  torch::inductor::AOTIModelPackageLoader program(package);
-  for (const Case& run : cases.list("program")) {
-    const std::vector<at::Tensor> outputs = program.run({run.tensor("input")});
-    expect(outputs.size() == 1 && same(outputs[0], run.tensor("output")), "the exported program gives what it gives in Python");
-    expect(at::allclose(outputs[0], run.tensor("eager"), 1e-4, 1e-5), "the exported program gives what the model does");
-  }
-}
-
 }  // namespace
 
+void expect(bool fine, const std::string& what) {
+  ++checks;
+  if (fine) return;
+  ++failures;
+  std::printf("FAILED: %s\n", what.c_str());
+}
+
+void test_program(const std::vector<Case>& runs, [[maybe_unused]] const std::string& package) {
+#if WITH_PACKAGES
+  const at::NoGradGuard no_grad;
+  torch::inductor::AOTIModelPackageLoader program(package);
+  for (const Case& run : runs) {
+    const at::Tensor input = run.tensor("input"), expected = run.tensor("output");
+    const std::vector<at::Tensor> outputs = program.run({input});
+    const bool fine = outputs.size() == 1 && (input.is_cpu() ? same(outputs[0], expected) : at::allclose(outputs[0], expected));
+    expect(fine, package + " gives what it gives in Python");
+    expect(at::allclose(outputs[0], run.tensor("eager"), 1e-4, 1e-5), package + " gives what the model does");
+  }
+  expect(!runs.empty(), "there are runs of " + package);
+#else
+  expect(runs.empty(), "this Torch has no packages");
+#endif
+}
+
 int main(int count, char** arguments) {
-  if (count != 2) return std::fprintf(stderr, "usage: torch_app DIRECTORY\n"), EXIT_FAILURE;
+  if (count < 2) return std::fprintf(stderr, "usage: torch_app DIRECTORY [cuda]\n"), EXIT_FAILURE;
   const std::string directory = arguments[1];
   try {
     const Case cases = read(directory + "/cases.pt");
@@ -205,7 +198,8 @@ int main(int count, char** arguments) {
     test_errors(cases);
     test_rest(cases);
     test_schemas(cases);
-    test_program(cases, directory + "/model.pt2");
+    test_program(cases.list("program"), directory + "/model.pt2");
+    if (count > 2 && std::string(arguments[2]) == "cuda") test_cuda(cases, directory);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());
     return EXIT_FAILURE;

@@ -77,7 +77,25 @@ inline std::optional<DType> dtype_of(const at::Tensor& tensor) {
 
 /// As Python prints it: "torch.int64".
 inline std::string dtype_name(const at::Tensor& tensor) {
-  return "torch." + std::string(c10::getDtypeNames(tensor.scalar_type()).first);
+  static constexpr std::pair<at::ScalarType, const char*> names[] = {{at::kByte, "uint8"},
+                                                                     {at::kChar, "int8"},
+                                                                     {at::kShort, "int16"},
+                                                                     {at::kInt, "int32"},
+                                                                     {at::kLong, "int64"},
+                                                                     {at::kHalf, "float16"},
+                                                                     {at::kFloat, "float32"},
+                                                                     {at::kDouble, "float64"},
+                                                                     {at::kComplexHalf, "complex32"},
+                                                                     {at::kComplexFloat, "complex64"},
+                                                                     {at::kComplexDouble, "complex128"}};
+  for (const auto& [type, name] : names) {
+    if (type == tensor.scalar_type()) return std::string("torch.") + name;
+  }
+  std::string name = std::string("torch.") + c10::toString(tensor.scalar_type());  // the others differ in case alone
+  for (char& c : name) {
+    if (c >= 'A' && c <= 'Z') c = static_cast<char>(c - 'A' + 'a');
+  }
+  return name;
 }
 
 /// Throws, with Python's messages, for what no kernel takes.
