@@ -5,7 +5,8 @@
  *
  * Functions return a status; on any but DDU_OK, ddu_last_error() has the text, and outputs are as they were or in part
  * written. Nothing is thrown. Any thread may call; a call is safe beside any other that writes elsewhere.
- * No object outlives a call: tensors, options and geometries are the caller's.
+ * Tensors, options and geometries are the caller's, and no call keeps them. What a CUDA call has queued on its stream still
+ * uses the tensors and the workspace after it returns.
  *
  * Tensors are contiguous and do not overlap:
  *   input, grad_input           [batch, channels, h.size, w.size]
@@ -103,7 +104,8 @@ DDU_API const char* ddu_cuda_architectures(void) DDU_NOEXCEPT; /* "75-real;90-vi
 DDU_API ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims, const int64_t* map_sizes, int map_dims,
                                      const ddu_options* options, ddu_geometry* geometry) DDU_NOEXCEPT;
 
-/* On the CPU, in host memory, with `threads` OpenMP threads. Results do not depend on their number. */
+/* On the CPU, in host memory, on at most `threads` OpenMP threads, and on one where that is less than 1. Results do not depend
+ * on their number. */
 DDU_API ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors,
                                   int threads) DDU_NOEXCEPT;
 DDU_API ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,

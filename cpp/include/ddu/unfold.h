@@ -8,10 +8,12 @@
 //   y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b,g,oy,ox]       x alike,  g = c / (C/G)
 //   output[b, (c*kH + ky)*kW + kx, oy*Wo + ox] = bilinear(input[b,c], y, x)
 //
-// Errors are thrown as the types of ddu/error.h, which this header leaves out: it costs its users no more than <cstdint>.
+// Tensors are contiguous, in the layouts of Geometry, and do not overlap. A Geometry comes from make_geometry: the functions
+// trust it, and they trust the pointers. Outputs are overwritten. Nothing here allocates tensors or keeps what it is given:
+// memory, scratch memory too, is the caller's. Any thread may call; a call is safe beside any other that writes elsewhere.
 //
-// All tensors are contiguous in the layouts of Geometry and do not overlap. Outputs are overwritten. Nothing here
-// allocates: scratch memory is the caller's. Any thread may call; a call is safe beside any other that writes elsewhere.
+// Errors are thrown as the types of ddu/error.h, which this header leaves out: it costs its users no more than <cstdint>.
+// Every function that takes Types throws ddu::type_error where the two do not go together.
 
 struct CUstream_st;
 
@@ -35,7 +37,8 @@ struct Backward {
 
 namespace cpu {
 
-/// Runs on `threads` OpenMP threads. Results do not depend on their number.
+/// In host memory, on at most `threads` OpenMP threads, and on one where that is less than 1. Results do not depend on their
+/// number. The results are there on return.
 DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, int threads);
 DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, int threads);
 /// Scratch bytes of unfold_backward with the same arguments (`tensors.workspace` is not read).
@@ -52,10 +55,13 @@ namespace cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
-/// Pointers are device memory of the current device; work is queued on `stream`, nothing synchronises.
+/// In memory of the current device. Work is queued on `stream`, and nothing synchronises: tensors and workspace must live
+/// until the stream has come so far. Calls can be captured into a CUDA graph. Throws ddu::cuda_error where CUDA refuses a call,
+/// and ddu::unsupported_device where this build cannot serve the device.
 DDU_API void unfold(const Geometry& geometry, Types types, const Forward& tensors, Stream stream);
 /// With `deterministic`, gradients are identical to the bit from run to run.
 DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic, Stream stream);
+/// Scratch bytes of unfold_backward with the same arguments on the current device (`tensors.workspace` is not read).
 DDU_API size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, bool deterministic);
 
 /// CUDA toolkit version of this build as 1000 * major + 10 * minor; 0 for a build without CUDA.
