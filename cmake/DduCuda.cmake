@@ -56,5 +56,6 @@ function(ddu_cuda_sources library)
   endif()
   string(REPLACE ";" "\\;" architectures "${CMAKE_CUDA_ARCHITECTURES}")
   set_property(SOURCE cuda/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
-  target_compile_options(${library} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all>)
+  # One source takes most of the time, so its architectures are compiled side by side.
+  target_compile_options(${library} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all;--threads=2>")
 endfunction()
