@@ -260,7 +260,8 @@ inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const
 /// dilation_map  [B or 1, groups, Ho, Wo] or [groups, Ho, Wo]: of the input's type, or float32 beside a half input
 /// returns       [B, C*kH*kW, Ho*Wo] or [C*kH*kW, Ho*Wo]
 ///
-/// Runs on at::get_num_threads() threads, or on the current stream of the tensors' device. Throws ddu::invalid_argument,
+/// The result is new memory. Any thread may call. Runs on at::get_num_threads() threads, or on the current stream of the
+/// tensors' device. Throws ddu::invalid_argument,
 /// ddu::type_error or ddu::error with the messages that Python's ValueError, TypeError and RuntimeError have.
 inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const at::Tensor& dilation_map,
                                const TorchOptions& options = {}) {
