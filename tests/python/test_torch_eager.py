@@ -394,10 +394,11 @@ def test_older_ways_to_read_a_tensor():
 
 @pytest.mark.parametrize("direction", ["forward", "forward and backward"])
 def test_call_overhead(direction):
-    """On a tiny tensor with gradients recorded, a call costs no more than F.unfold's in the same run.
+    """On a tiny tensor with gradients recorded, a call costs no more than F.unfold's in the same run, but for noise.
 
-    Backward as far as F.unfold has one: to the input.
+    Backward as far as F.unfold has one: to the input. Before torch 2.10 it has to read tensors' attributes.
     """
+    allowed = 1.15 if direction == "forward" or hasattr(Tensor, "__dlpack_c_exchange_api__") else 1.3
     x, rates = random_input((1, 4, 8, 8)).requires_grad_(), torch.ones(1, 1, 8, 8)
     grad = torch.ones(1, 36, 64)
 
@@ -413,4 +414,4 @@ def test_call_overhead(direction):
         for _ in range(60)
     ]
     own, theirs = (min(column) for column in zip(*times, strict=True))
-    assert own <= 1.15 * theirs
+    assert own <= allowed * theirs
