@@ -25,6 +25,13 @@ __device__ inline double atomicAdd(double* address, double value) {
 
 namespace ddu::cuda {
 
+/// Whether this device computes with both half types.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kHalfArithmetic = false;
+#else
+constexpr bool kHalfArithmetic = true;
+#endif
+
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ double widen(double v) { return v; }
 __device__ __forceinline__ float widen(__half v) { return __half2float(v); }

@@ -56,7 +56,7 @@ struct Poison {
 
   template <class T>
   __device__ __forceinline__ void take(const Pack<T, 4>& pack) {
-    if constexpr (sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2 && kHalfArithmetic) {
       using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
       const Whole<Pack<T, 4>> whole(pack);
       const unsigned zero = 0;
@@ -65,7 +65,7 @@ struct Poison {
       sum += widen(two.x) + widen(two.y);
     } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum = __fmaf_rn(0.f, pack.value[i], sum);
+      for (int i = 0; i < 4; ++i) sum = __fmaf_rn(0.f, widen(pack.value[i]), sum);
     }
   }
 };
