@@ -10,8 +10,9 @@ namespace {
 struct Plan {
   bool tiled;
   bool deterministic;
+  bool clears;  // blocks clear the planes that they add to: nobody else does
   Shape shape;
-  std::int64_t parts = 1;                                                            // sums for the map that are kept apart
+  std::int64_t parts = 1;  // sums for the map that are kept apart; 0 where all are added to one
   std::size_t input_sums = 0, map_sums = 0, windows = 0, places = 0, left_over = 0;  // bytes, in this order
 
   std::size_t bytes() const { return input_sums + map_sums + windows + places + left_over; }
@@ -29,6 +30,9 @@ int window_elements(const Geometry& g) {
   return static_cast<int>(std::min<std::int64_t>(rows * columns + 31, 2048));
 }
 
+/// Blocks that share a multiprocessor, as registers allow: kernels of 3x3 hold a pack's gradients there.
+constexpr int blocks_at_once(bool three, bool both) { return !three ? 6 : both ? 4 : 5; }
+
 template <class Acc>
 Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deterministic) {
   Plan plan{};
@@ -43,15 +47,18 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   } else if (deterministic) {
     plan.shape = {256, 32, 2, 2, kBackwardPack, 32, element, window_elements(g)};
   } else {
-    plan.shape = {128, 32, three && both ? 4 : 6, both ? 1 : 2, kBackwardPack, 64, element, 1536};
+    plan.shape = {128, 32, blocks_at_once(three, both), both ? 1 : 2, kBackwardPack, 64, element, 1536};
   }
   const Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
+  plan.clears = plan.tiled && !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
   if (given.grad_input && is_half(types.input))
     plan.input_sums = aligned(sizeof(float) * static_cast<std::size_t>(g.input_numel()));
   if (given.grad_map) {
-    if (deterministic) plan.parts = p.by_chunks.divisor * (g.map_batch == 1 ? g.batch : 1);
-    if (deterministic || is_half(types.map)) {
-      plan.map_sums = aligned(sizeof(Acc) * static_cast<std::size_t>(plan.parts * g.map_numel()));
+    plan.parts = p.by_chunks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
+    if (plan.parts > 1 && !deterministic) plan.parts = 0;
+    if (plan.parts > 1 || is_half(types.map)) {
+      const std::int64_t sums = std::max<std::int64_t>(plan.parts, 1) * g.map_numel();
+      plan.map_sums = aligned(sizeof(Acc) * static_cast<std::size_t>(sums));
     }
   }
   if (given.grad_input && deterministic && plan.tiled) {
@@ -72,9 +79,8 @@ void run_tiles(const Geometry& g, const Layout<float>& p, const BackwardPointers
 
 template <class T, int K, bool kInput, bool kMap>
 void run_shape(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
-  constexpr int blocks = K != 0 && kInput && kMap ? 4 : 6;
   if (plan.deterministic) return run_tiles<T, K, kInput, kMap, 256, 2>(g, p, tensors, stream);
-  run_tiles<T, K, kInput, kMap, 128, blocks>(g, p, tensors, stream);
+  run_tiles<T, K, kInput, kMap, 128, blocks_at_once(K == 3, kInput && kMap)>(g, p, tensors, stream);
 }
 
 template <class T, int K>
@@ -106,7 +112,8 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   void* map_sums = take(plan.map_sums);
   tensors.grad_input = static_cast<Acc*>(plan.input_sums ? input_sums : given.grad_input);
   tensors.grad_map = static_cast<Acc*>(plan.map_sums ? map_sums : given.grad_map);
-  tensors.map_part = plan.deterministic ? g.map_numel() : 0;
+  tensors.map_part = plan.parts ? g.map_numel() : 0;
+  tensors.clears = plan.clears;
   tensors.windows = static_cast<float*>(take(plan.windows));
   tensors.places = static_cast<int4*>(take(plan.places));
   tensors.left_over = static_cast<unsigned char*>(take(plan.left_over));
@@ -116,8 +123,8 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   const auto clear = [&](void* memory, std::size_t bytes) {
     if (memory && bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   };
-  if (!plan.windows) clear(tensors.grad_input, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()));
-  if (!plan.deterministic) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
+  if (!plan.windows && !plan.clears) clear(tensors.grad_input, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()));
+  if (!plan.parts) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
   clear(tensors.places, plan.places);
   clear(tensors.left_over, plan.left_over);
 
@@ -161,7 +168,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     const auto reduce = [&](auto* map) {
       using M = std::remove_pointer_t<decltype(map)>;
       launch(reduce_map_kernel<M, Acc>, grid_for(g.map_numel()), 256, 0, stream, static_cast<const Acc*>(tensors.grad_map),
-             static_cast<M*>(given.grad_map), g.map_numel(), plan.parts);
+             static_cast<M*>(given.grad_map), g.map_numel(), std::max<std::int64_t>(plan.parts, 1));
     };
     if constexpr (sizeof(T) == 2) {
       if (is_half(types.map)) return reduce(static_cast<T*>(nullptr));

@@ -215,6 +215,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
+  if (kInput && tensors.clears) {  // before the barriers of what follows
+    float* target = tensors.grad_input + job.plane(p) * p.pixels();
+    for (int i = threadIdx.x; i < job.channels * int(p.pixels()); i += kThreads) target[i] = 0;
+  }
   const Window window = Window::of_tile<kThreads, 0>(p, job, at, slots);
   const T* columns = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + job.plane(p) * p.pixels();

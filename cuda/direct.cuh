@@ -20,9 +20,10 @@ struct BackwardPointers {
   const T* input;
   const void* map;
   accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
-  accumulator_t<T>* grad_map;    // sums, added to; null if not wanted
-  // For a deterministic backward, where nothing may be added in an order that changes; null and 0 otherwise.
-  std::int64_t map_part;     // elements between the sums for the map that different blocks keep
+  accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
+  bool clears;                   // blocks clear the planes of grad_input that they add to: nobody else does
+  std::int64_t map_part;         // elements between the sums for the map that different blocks write; 0 where they add theirs
+  // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* windows;            // sums of a plane's tiles: [image, channel, tile, capacity]
   int4* places;              // first row and column, rows and columns of a tile's window: [image, group, tile]
   unsigned char* left_over;  // 1 where a tile leaves a pack of channels to gather_kernel: [image, group, pack, tile]
@@ -124,15 +125,15 @@ __device__ __forceinline__ accumulator_t<T> slopes_direct(const Layout<accumulat
 
 template <class Acc>
 __device__ __forceinline__ void add_map(const Layout<Acc>& p, const Job& job, const Position<Acc>& at, Acc sum, Acc* grad_map,
-                                        std::int64_t part_stride) {
+                                        std::int64_t map_part) {
   if (!at.active) return;
   sum += at.rate - at.rate;  // NaN where the rate is not finite
   Acc* target = grad_map + job.map_plane(p) * p.positions() + at.index;
-  if (part_stride == 0) {
+  if (map_part == 0) {
     atomicAdd(target, sum);
   } else {
     const int part = (p.shared_map ? job.image : 0) * int(p.by_chunks.divisor) + job.part;
-    target[part * part_stride] = sum;
+    target[part * map_part] = sum;
   }
 }
 

@@ -13,7 +13,6 @@ template <class T, int K, int kPack>
 struct ForwardTile {
   using Element = Pack<T, kPack>;
   using Values = Floats<kPack>;
-  static constexpr std::size_t kElementBytes = 2 * sizeof(Element);  // two windows: one read, one filled
 
   const Layout<float>& p;
   const Position<float>& at;
@@ -83,16 +82,16 @@ struct ForwardTile {
 };
 
 /// Asks L2 for the part of the input that a block some way ahead will read: blocks run in the order of the input. The first
-/// ones take two parts each, and are ahead from then on.
+/// ones take several parts each, while the device has nothing to write yet, and are ahead from then on.
 template <class T>
 __device__ __forceinline__ void prefetch_part(const Layout<float>& p, const T* input, std::int64_t bytes) {
-  const std::int64_t block = blockIdx.x, first = min(2 * block, block + p.ahead),
-                     last = min(2 * block + 2, block + 1 + p.ahead);
+  const std::int64_t block = blockIdx.x, burst = p.burst;
+  const std::int64_t first = min(burst * block, block + p.ahead), last = min(burst * (block + 1), block + 1 + p.ahead);
   const std::int64_t from = first * p.part_bytes, to = min(last * p.part_bytes, bytes);
   prefetch(reinterpret_cast<const char*>(input) + from, to - from);
 }
 
-template <class T, int K, int kPack, int kThreads, int kMinBlocks>
+template <class T, int K, int kPack, int kThreads, int kMinBlocks, bool kWalks>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors, std::int64_t input_bytes) {
   using Tile = ForwardTile<T, K, kPack>;
@@ -121,10 +120,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
             unsigned(p.positions()) * unsigned(sizeof(T))};
   bool finite = fill_window(windows, job.channels);
   int buffer = 0;
-  for (int left = job.channels; left > 0; left -= kPack) {
+  for (int left = job.channels;; left -= kPack) {
+    const bool last = !kWalks || left <= kPack;
     const bool all_finite = !__syncthreads_or(!finite);
     planes += kPack * p.pixels();
-    if (left > kPack) fetch.load(p, quad, planes, plane_bytes, left - kPack);
+    if (!last) fetch.load(p, quad, planes, plane_bytes, left - kPack);
     if (at.active) {
       if (K != 0 && all_finite) {
         tile.unrolled(windows + buffer, cells, left);
@@ -132,11 +132,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         tile.rolled(windows + buffer, all_finite, left);
       }
     }
-    if (left > kPack) {
-      buffer = p.capacity - buffer;
-      finite = fill_window(windows + buffer, left - kPack);
-      tile.out += std::uint64_t(tile.column_bytes) * unsigned(kPack * p.taps());
-    }
+    if (last) return;
+    buffer = p.capacity - buffer;
+    finite = fill_window(windows + buffer, left - kPack);
+    tile.out += std::uint64_t(tile.column_bytes) * unsigned(kPack * p.taps());
   }
 }
 

@@ -42,6 +42,7 @@ struct Layout {
   bool quads = false;           // quads of pixels of the input lie aligned
   unsigned part_bytes = 0;      // of what one block asks L2 for, ahead of its reading; 0 for none
   unsigned ahead = 0;           // how many blocks ahead
+  unsigned burst = 1;           // parts that each of the first blocks takes, to get there
   int capacity;                 // elements of a window in shared memory
   Divider by_tile_width, by_tile_columns, by_tiles, by_chunks, by_groups;
 
