@@ -157,7 +157,12 @@ def main():
     }
     if torch.cuda.is_available() and _C.cuda_toolkit_version:
         # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
-        cases["program_cuda"] = export(str(directory / "model-cuda.pt2"), "cuda", torch.float64)
+        sys.path.append(str(Path(__file__).parents[1] / "python"))
+        from plain_package import why_not
+
+        if reason := why_not("cuda"):
+            print(f"no package for CUDA: {reason}")
+        cases["program_cuda"] = [] if reason else export(str(directory / "model-cuda.pt2"), "cuda", torch.float64)
     torch.save(cases, directory / "cases.pt")
     batched = [case for case in cases["values"] if case["input"].dim() == 4]
     (directory / "values.bin").write_bytes(b"".join(map(plain, batched)))

@@ -114,7 +114,8 @@ void test_cuda(const Case& cases, const std::string& directory) {
   test_device(cases.list("values")[0]);
   test_stream(cases.list("values")[0]);
   test_rest();
-  test_program(cases.list("program_cuda"), directory + "/model-cuda.pt2");
+  const std::vector<Case> runs = cases.list("program_cuda");  // none where torch cannot make any (cases.py says why)
+  if (!runs.empty()) test_program(runs, directory + "/model-cuda.pt2");
 }
 
 #endif

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import plain_package
 import pytest
 import torch
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
@@ -201,6 +202,8 @@ def test_export(model, device, tmp_path):
 
 @pytest.mark.skipif(TORCH < (2, 6), reason=f"torch {torch.__version__} has no AOTInductor packages")
 def test_aot_inductor(model, device, tmp_path):
+    if device != "cpu" and (reason := plain_package.why_not(device)):
+        pytest.skip(reason)
     path = torch._inductor.aoti_compile_and_package(exported(model, device), package_path=str(tmp_path / "model.pt2"))
     assert_equal_results(torch._inductor.aoti_load_package(path), model, device, 1e-6)
 
