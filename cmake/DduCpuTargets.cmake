@@ -14,14 +14,19 @@ function(ddu_cpu_targets library)
   set(flags_baseline "")
   set(flags_avx2 -mavx2 -mfma -mf16c)
   set(flags_avx512 ${flags_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  # Vectorised loops are the point of these sources, whatever the build type, unless sanitizers look at every access anyway.
+  set(optimize -O3)
+  if(CMAKE_CXX_FLAGS MATCHES "-fsanitize=")
+    set(optimize -O1)
+  endif()
   foreach(target IN LISTS targets)
     set(object ddu_cpu_${target})
     add_library(${object} OBJECT cpp/src/cpu/kernels.cpp)
     target_include_directories(${object} PRIVATE cpp/include)
     target_compile_definitions(${object} PRIVATE DDU_TARGET=${target} $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
-    # Vectorised loops are the point of these sources, whatever the build type; strict IEEE rules stay, but traps need not.
+    # Strict IEEE rules stay, but traps need not.
     target_compile_options(${object} PRIVATE ${flags_${target}}
-                           $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:-O3 -fno-trapping-math -fno-math-errno>)
+                           $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:${optimize} -fno-trapping-math -fno-math-errno>)
     ddu_warnings(${object})
     target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)
   endforeach()
