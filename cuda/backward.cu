@@ -61,11 +61,13 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
       plan.map_sums = aligned(sizeof(Acc) * static_cast<std::size_t>(sums));
     }
   }
-  if (given.grad_input && deterministic && plan.tiled) {
+  if (given.grad_input && deterministic) {
     const std::int64_t tiles = p.by_tiles.divisor, packs = ceil_div(g.group_channels(), kBackwardPack);
-    plan.windows = aligned(sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity));
     plan.places = aligned(sizeof(int4) * static_cast<std::size_t>(g.batch * g.groups * tiles));
-    plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * tiles));
+    if (plan.tiled) {
+      plan.windows = aligned(sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity));
+      plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * tiles));
+    }
   }
   return plan;
 }
@@ -125,7 +127,6 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   };
   if (!plan.windows && !plan.clears) clear(tensors.grad_input, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()));
   if (!plan.parts) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
-  clear(tensors.places, plan.places);
   clear(tensors.left_over, plan.left_over);
 
   if constexpr (!std::is_same_v<T, double>) {
@@ -140,6 +141,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     if (plan.deterministic) direct.grad_input = nullptr;
     const unsigned blocks = blocks_of(p, g);
     if (direct.grad_input || direct.grad_map) launch(backward_direct_kernel<T, 256>, blocks, 256, 0, stream, p, direct);
+    if (plan.places) launch(places_kernel<T>, blocks, 256, 0, stream, p, tensors);
   }
   if (given.grad_input && plan.deterministic) {
     const std::int64_t planes = ceil_div(g.pixels(), 256) * g.groups * g.batch;
@@ -154,14 +156,17 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
         launch(add_windows_kernel, grid_size(planes * ceil_div(g.group_channels(), chunk)), 256, 0, stream, p, sums, chunk);
       }
     }
-    const unsigned blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(g.pixels(), 256), plan.left_over ? 8 : 1024));
-    launch(gather_kernel<T>, grid_size(blocks * ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch), 256, 0,
-           stream, p, tensors, blocks);
+    // As many as fill the device, and a few more: hardly any has work to do where tiles stored their windows.
+    const std::int64_t packs = ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch;
+    const std::int64_t enough = std::max<std::int64_t>(plan.left_over ? 8 : 64, ceil_div(1024, packs));
+    const unsigned blocks = static_cast<unsigned>(std::min(Patch::count(p), enough));
+    launch(gather_kernel<T>, grid_size(blocks * packs), 256, 0, stream, p, tensors, blocks);
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {
       launch(narrow_kernel<T>, grid_for(ceil_div(g.input_numel(), 4)), 256, 0, stream,
-             static_cast<const float*>(tensors.grad_input), static_cast<T*>(given.grad_input), g.input_numel());
+             static_cast<const float*>(tensors.grad_input), static_cast<T*>(given.grad_input), g.input_numel(),
+             is_aligned(given.grad_input, 4 * sizeof(T)));
     }
   }
   if (plan.map_sums) {
@@ -189,7 +194,7 @@ void with_plan(const Geometry& g, Types types, const Backward& given, bool deter
 
 std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& given, bool deterministic) {
   check_types(types);
-  if (g.output_numel() == 0) return 0;
+  if (g.output_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
   std::size_t bytes = 0;
   with_plan(g, types, given, deterministic, [&](auto*, const Plan& plan) { bytes = plan.bytes(); });
   return bytes;
@@ -197,6 +202,7 @@ std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& give
 
 void unfold_backward(const Geometry& g, Types types, const Backward& given, bool deterministic, Stream stream) {
   check_types(types);
+  if (!given.grad_input && !given.grad_map) return;
   if (g.output_numel() == 0) {  // no column carries a gradient
     if (given.grad_map && g.map_numel() > 0) {
       DDU_CUDA_CHECK(cudaMemsetAsync(given.grad_map, 0, size_of(types.map) * static_cast<std::size_t>(g.map_numel()), stream));

@@ -48,7 +48,7 @@ struct Scales {
       const bool usable = most == 0 || (most < 0x7f800000 && top > 1e-30f && top <= kWidestRange * __int_as_float(least));
       scales.exact = scales.exact && usable;
       // The next power of two: scaling then rounds nothing, and gradients that are whole numbers add up exactly.
-      const int unit = (__float_as_int(bound * top * (1.f / (1 << 30))) + 0x7fffff) & 0x7f800000;
+      const int unit = (__float_as_int(bound * (1.f / (1 << 30)) * top) + 0x7fffff) & 0x7f800000;
       scales.down[j] = most == 0 ? 0.f : __int_as_float(unit);
       scales.up[j] = most == 0 ? 0.f : __int_as_float((254 << 23) - unit);
     }
@@ -76,7 +76,7 @@ struct BackwardTile {
 #pragma unroll
     for (int j = 0; j < kBackwardPack; ++j) {
       int* sum = sums + j * p.capacity + element;
-      int* below = sum + window.columns;
+      int* below = sum + window.pitch;
       const float g = grad.value[j];
       if (still_y && still_x) {
         atomicAdd(sum, __float2int_rn(g));
@@ -93,7 +93,7 @@ struct BackwardTile {
   __device__ __forceinline__ void slopes(int element, float fy, float fx, bool still_y, bool still_x, float step_y,
                                          float step_x, const Values& grad, float& sum_y, float& sum_x) const {
     const Element* cell = pixels + element;
-    const Element* below = cell + window.columns;
+    const Element* below = cell + window.pitch;
     if (still_y && still_x) return;
     const Values a = Values::of(cell[0]);
     if (still_y) return add(grad, step_x, Values::of(cell[1]) - a, sum_x);
@@ -126,7 +126,7 @@ struct BackwardTile {
 #pragma unroll 1
       for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
         const Cell<float> x = p.x.cell(at.base_x, p.x.offset(kx), at.rate);
-        const int element = (y.index - window.first_y) * window.columns + x.index - window.first_x;
+        const int element = (y.index - window.first_y) * window.pitch + x.index - window.first_x;
         body(tap, element, y.fraction, x.fraction, float(ky) - p.y.middle, float(kx) - p.x.middle);
       }
     }
@@ -155,7 +155,7 @@ struct BackwardTile {
     __syncthreads();
     int most = 0;
     for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
-      const int r = small_quotient(i, window.columns), c = i - r * window.columns;
+      const int r = small_quotient(i, window.pitch), c = i - r * window.pitch;
       const int iy = window.first_y + r, ix = window.first_x + c;
       // Taps far outside all pile up in cells that hold no pixel; their sums may overflow, nobody reads them.
       if (iy >= -1 && iy < p.height && ix >= -1 && ix < p.width) most = max(most, sums[i]);
@@ -208,8 +208,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   constexpr int kPack = kBackwardPack;
   constexpr int kTaps = K * K;
   extern __shared__ char shared[];
-  __shared__ int slots[32];
-  __shared__ int largest_slots[kPack * 32];
+  static __shared__ int slots[32];
+  static __shared__ int largest_slots[kPack * 32];
   auto* pixels = reinterpret_cast<typename Tile::Element*>(shared);
   int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Tile::Element) : 0));
 
@@ -231,7 +231,11 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       tensors.left_over[left_over_index(p, job.image, job.group, pack) + tile_index] = 1;
     }
   };
-  if (!window.fits(p.capacity) || (ordered && !window.near_tile(p, job))) {
+  const bool fits = window.fits(p.capacity) && (!ordered || window.near_tile(p, job));
+  if (ordered && job.part == 0 && threadIdx.x == 0) {
+    tensors.places[place_index(p, job)] = {window.first_y, window.first_x, fits ? window.rows : -window.rows, window.columns};
+  }
+  if (!fits) {
     if (ordered) {
       leave_over(first_channel, job.channels);
     } else if (kInput) {
@@ -239,10 +243,6 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
     if (kMap) add_map(p, job, at, slopes_direct(p, at, columns, planes, job.channels), tensors.grad_map, tensors.map_part);
     return;
-  }
-  if (ordered && job.part == 0 && threadIdx.x == 0) {
-    tensors.places[(std::int64_t{job.image} * p.groups + job.group) * p.by_tiles.divisor + tile_index] = {
-        window.first_y, window.first_x, window.rows, window.columns};
   }
   float* stored = tensors.windows + (job.plane(p) * p.by_tiles.divisor + tile_index) * p.capacity;
   const Quad quad(p, window, int(threadIdx.x));

@@ -25,7 +25,8 @@ struct BackwardPointers {
   std::int64_t map_part;         // elements between the sums for the map that different blocks write; 0 where they add theirs
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* windows;            // sums of a plane's tiles: [image, channel, tile, capacity]
-  int4* places;              // first row and column, rows and columns of a tile's window: [image, group, tile]
+  int4* places;              // first row and column, rows and columns of each tile's window: [image, group, tile]. The rows
+                             // are negative where nothing is stored
   unsigned char* left_over;  // 1 where a tile leaves a pack of channels to gather_kernel: [image, group, pack, tile]
 };
 
@@ -135,6 +136,12 @@ __device__ __forceinline__ void add_map(const Layout<Acc>& p, const Job& job, co
     const int part = (p.shared_map ? job.image : 0) * int(p.by_chunks.divisor) + job.part;
     target[part * map_part] = sum;
   }
+}
+
+/// Index of a tile's window in BackwardPointers::places.
+template <class Acc>
+__device__ __forceinline__ std::int64_t place_index(const Layout<Acc>& p, const Job& job) {
+  return (std::int64_t{job.image} * p.groups + job.group) * p.by_tiles.divisor + job.tile_y * p.tile_columns + job.tile_x;
 }
 
 /// Index of the first tile of a pack in BackwardPointers::left_over.

@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     forward_kernel(const Layout<float> p, const ForwardPointers<T> tensors, std::int64_t input_bytes) {
   using Tile = ForwardTile<T, K, kPack>;
   extern __shared__ char shared[];
-  __shared__ int slots[32];
+  static __shared__ int slots[32];
   auto* windows = reinterpret_cast<typename Tile::Element*>(shared);
 
   if (p.part_bytes != 0 && threadIdx.x == 0) prefetch_part(p, tensors.input, input_bytes);

@@ -2,7 +2,7 @@
 
 // Host side of a launch: errors, the device, and how a call is cut into tiles.
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -55,6 +55,9 @@ inline bool fits_tiles(const Geometry& g, DType type) {
 
 template <class Acc>
 Layout<Acc> make_layout(const Geometry& g, Types types, const Shape& shape, const Device& device) {
+  if (g.channels > INT_MAX || g.taps() > INT_MAX / 64) {
+    throw invalid_argument("the tensors are too large for one launch: split the channels, or use a smaller kernel_size");
+  }
   Layout<Acc> p;
   p.y = Sampler<Acc>(g.h);
   p.x = Sampler<Acc>(g.w);
@@ -115,8 +118,8 @@ void launch(void (*kernel)(Parameters...), unsigned blocks, int threads, std::si
     DDU_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
                                         static_cast<int>(shared)));
   }
-  kernel<<<blocks, static_cast<unsigned>(threads), shared, stream>>>(arguments...);
-  DDU_CUDA_CHECK(cudaGetLastError());
+  const cudaLaunchConfig_t config{dim3(blocks), dim3(static_cast<unsigned>(threads)), shared, stream, nullptr, 0};
+  DDU_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 /// Calls body with a null pointer of the element type.

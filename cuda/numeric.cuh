@@ -26,10 +26,10 @@ __device__ inline double atomicAdd(double* address, double value) {
 namespace ddu::cuda {
 
 /// Whether this device computes with both half types.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kHalfArithmetic = false;
-#else
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
 constexpr bool kHalfArithmetic = true;
+#else
+constexpr bool kHalfArithmetic = false;
 #endif
 
 __device__ __forceinline__ float widen(float v) { return v; }

@@ -91,7 +91,8 @@ template <class T>
 __device__ __forceinline__ void stream_out(void* address, T value) {
 #if __CUDA_ARCH__ >= 800
 #if __CUDA_ARCH__ == 900
-  // What createpolicy.fractional.L2::evict_first gives for the fraction 1.0; as a constant it costs no register.
+  // What createpolicy.fractional.L2::evict_first gives for the fraction 1.0, here and on sm_100 (CUTLASS has the same for
+  // both); as a constant it costs no register.
   constexpr std::uint64_t policy = 0x12F0000000000000;
 #else
   std::uint64_t policy;

@@ -3,6 +3,8 @@
 // A tile: the output positions of one block, one a thread, and the window of the zero-extended input that holds all their
 // taps. The window lies in shared memory with a zero wherever there is no pixel, so that no tap needs a bounds test.
 
+#include <cfloat>
+
 #include "../cpp/src/sampling.h"
 #include "ddu/geometry.h"
 #include "numeric.cuh"
@@ -131,10 +133,11 @@ struct Window {
   int pitch;  // elements from one row to the next
 
   /// Its columns start and end on multiples of four pixels; kPadding elements follow each row.
-  template <int kThreads, int kPadding>
-  __device__ static Window of_tile(const Layout<float>& p, const Job& job, const Position<float>& at, int* slots) {
+  template <int kThreads, int kPadding, class Acc>
+  __device__ static Window of_tile(const Layout<Acc>& p, const Job& job, const Position<Acc>& at, int* slots) {
     // Floats that are not negative have the order of their bits.
-    const float reach = __int_as_float(block_max<kThreads>(at.sampled() ? __float_as_int(fabsf(at.rate)) : 0, slots));
+    const int mine = at.sampled() ? __float_as_int(not_less_than(at.rate < 0 ? -at.rate : at.rate)) : 0;
+    const Acc reach = __int_as_float(block_max<kThreads>(mine, slots));
     const int oy = job.tile_y * p.tile_height, ox = job.tile_x * p.tile_width;
     Window window;
     span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, reach, window.first_y, window.rows);
@@ -159,8 +162,12 @@ struct Window {
     return first >= from - pixels && first + extent <= from + 2 * pixels;
   }
 
+  __device__ static float not_less_than(float rate) { return rate; }
+  __device__ static float not_less_than(double rate) { return rate < FLT_MAX ? __double2float_ru(rate) : FLT_MAX; }
+
   // Offsets are symmetric and cells grow with the position: the extremes are the outer taps of a tile's corners.
-  __device__ static void span(const Sampler<float>& axis, int kernel, int from, int to, float reach, int& first, int& extent) {
+  template <class Acc>
+  __device__ static void span(const Sampler<Acc>& axis, int kernel, int from, int to, Acc reach, int& first, int& extent) {
     first = axis.cell(axis.base(from), axis.offset(0), reach).index;
     extent = axis.cell(axis.base(to), axis.offset(kernel - 1), reach).index - first + 2;
   }
@@ -174,7 +181,7 @@ __device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdivi
 template <int K>
 struct Cells {
   static constexpr int kCount = K ? K : 1;
-  int row[kCount], column[kCount];  // of the window, rows already times its columns
+  int row[kCount], column[kCount];  // of the window, rows already times its pitch
   float fy[kCount], fx[kCount];
 
   __device__ Cells(const Layout<float>& p, const Position<float>& at, const Window& window) {
