@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -16,11 +18,34 @@ namespace {
 using oracle::Case;
 using oracle::Problem;
 
+// Every family of kernels: 3x3 with one channel a group, in packs, in runs of several packs; 5x5, 7x7, others; more taps than
+// integer sums take; images of one tile, of many, narrow ones; maps for each image and for all of them.
 const Case kCases[] = {
-    {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
-    {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
-    {3, 5, 20, 24, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true},
+    {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},       {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
+    {3, 5, 20, 24, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true}, {2, 2, 11, 67, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}, true},
+    {1, 72, 8, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 5, 14, 33, {{5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}},
+    {1, 3, 16, 20, {{7, 7}, {1, 1}, {3, 3}, {1, 1}, 1}},       {1, 2, 12, 12, {{9, 10}, {1, 1}, {4, 5}, {1, 1}, 1}},
+    {1, 3, 40, 3, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 4, 30, 40, {{3, 3}, {1, 1}, {8, 8}, {8, 8}, 2}},
+    {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},
 };
+
+// Rates in multiples of 1/64, which are exact in every type.
+double near_rates(std::mt19937& random) { return std::uniform_int_distribution<int>(-127, 127)(random) / 64.0; }
+double wide_rates(std::mt19937& random) { return std::uniform_int_distribution<int>(192, 384)(random) / 64.0; }
+double any_rates(std::mt19937& random) {
+  switch (random() % 24) {
+    case 0:
+      return 4096;
+    case 1:
+      return -INFINITY;
+    case 2:
+      return NAN;
+    case 3:
+      return 0;
+    default:
+      return near_rates(random);
+  }
+}
 
 bool has_device() {
   int count = 0;
@@ -64,10 +89,43 @@ double error(const oracle::Tensor<T>& actual, const std::vector<oracle::Sum>& ex
                                                             : 1e-13;
   double difference = 0, norm = 0;
   for (std::size_t i = 0; i < expected.size(); ++i) {
-    difference += std::pow(actual[static_cast<std::int64_t>(i)] - expected[i].value, 2);
+    const double value = actual[static_cast<std::int64_t>(i)];
+    if (std::isnan(value) != std::isnan(expected[i].value)) return INFINITY;
+    if (std::isnan(value)) continue;
+    difference += std::pow(value - expected[i].value, 2);
     norm += std::pow(expected[i].value, 2);
   }
-  return std::sqrt(difference / norm) / allowed;
+  return norm > 0 ? std::sqrt(difference / norm) / allowed : difference;
+}
+
+template <class T, class M>
+struct Gradients {
+  oracle::Tensor<T> input;
+  oracle::Tensor<M> map;
+};
+
+struct How {
+  bool deterministic = false, input = true, map = true;
+  std::size_t shift = 0;  // elements from where memory is aligned to where the gradients start
+};
+
+template <class T, class M>
+Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
+  const Memory input(problem.input), map(problem.map), grad_output(problem.grad_output);
+  const Memory grad_input((problem.input.size() + how.shift) * sizeof(T)),
+      grad_map((problem.map.size() + how.shift) * sizeof(M));
+  ddu::Backward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
+  if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
+  if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
+  const Memory workspace(ddu::cuda::workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
+  tensors.workspace = workspace.data();
+  ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
+  const auto shifted = [&](const auto& whole, auto part) {
+    std::memcpy(part.data(), whole.data() + how.shift, part.size() * sizeof *part.data());
+    return part;
+  };
+  return {shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size()))),
+          shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};
 }
 
 template <class T, class M>
@@ -77,42 +135,112 @@ struct Types {
 };
 
 template <class Pair>
-class Cuda : public testing::Test {};
+class Cuda : public testing::Test {
+ protected:
+  using T = typename Pair::Input;
+  using M = typename Pair::Map;
+
+  void SetUp() override {
+    if (!has_device()) GTEST_SKIP() << "no CUDA device";
+  }
+  static void against_the_oracle(const Problem<T, M>& problem) {
+    const ddu::Geometry& g = problem.geometry;
+    const auto expected = oracle::run(g, problem.input, problem.map, problem.grad_output);
+    const Memory input(problem.input), map(problem.map), output(problem.grad_output.size() * sizeof(T));
+    ddu::cuda::unfold(g, problem.types(), {input.data(), map.data(), output.data()}, nullptr);
+    EXPECT_LE(error(output.template on_host<T>(), expected.output), 1);
+    for (const bool deterministic : {false, true}) {
+      SCOPED_TRACE(deterministic ? "deterministic" : "default");
+      const auto both = backward(problem, {deterministic});
+      EXPECT_LE(error(both.input, expected.grad_input), 1);
+      EXPECT_LE(error(both.map, expected.grad_map), 1);
+      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), 1);
+      EXPECT_LE(error(backward(problem, {deterministic, false, true}).map, expected.grad_map), 1);
+    }
+  }
+};
 using Pairs =
     testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>, Types<double, double>>;
 TYPED_TEST_SUITE(Cuda, Pairs);
 
 TYPED_TEST(Cuda, AgainstTheOracle) {
-  using T = typename TypeParam::Input;
-  using M = typename TypeParam::Map;
-  if (!has_device()) GTEST_SKIP() << "no CUDA device";
-  for (const Case& c : kCases) {
-    SCOPED_TRACE(&c - kCases);
-    // Multiples of 1/64 are exact in every type.
-    const Problem<T, M> problem(c, [](auto& random) { return std::uniform_int_distribution<int>(-127, 127)(random) / 64.0; });
-    const ddu::Geometry& g = problem.geometry;
-    const auto expected = oracle::run(g, problem.input, problem.map, problem.grad_output);
-    const Memory input(problem.input), map(problem.map), grad_output(problem.grad_output);
-    const Memory output(problem.grad_output.size() * sizeof(T));
-    ddu::cuda::unfold(g, problem.types(), {input.data(), map.data(), output.data()}, nullptr);
-    EXPECT_LE(error(output.on_host<T>(), expected.output), 1);
-    for (const bool deterministic : {false, true}) {
-      const Memory grad_input(problem.input.size() * sizeof(T)), grad_map(problem.map.size() * sizeof(M));
-      ddu::Backward tensors{grad_output.data(), input.data(), map.data(), grad_input.data(), grad_map.data(), nullptr};
-      const Memory workspace(ddu::cuda::workspace_bytes(g, problem.types(), tensors, deterministic));
-      tensors.workspace = workspace.data();
-      ddu::cuda::unfold_backward(g, problem.types(), tensors, deterministic, nullptr);
-      EXPECT_LE(error(grad_input.on_host<T>(), expected.grad_input), 1);
-      EXPECT_LE(error(grad_map.on_host<M>(), expected.grad_map), 1);
+  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  for (const auto rates : {near_rates, wide_rates, any_rates}) {
+    for (const Case& c : kCases) {
+      SCOPED_TRACE(testing::Message() << "case " << &c - kCases
+                                      << (rates == near_rates   ? ", near rates"
+                                          : rates == wide_rates ? ", wide rates"
+                                                                : ", any rates"));
+      this->against_the_oracle(Problem(c, rates));
     }
   }
+}
+
+TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
+  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  for (const Case& c : kCases) {
+    SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
+    const Problem problem(c, any_rates);
+    const auto once = backward(problem, {true});
+    setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
+    const auto again = backward(problem, {true});
+    unsetenv("DDU_EMULATION_BACKWARDS");
+    EXPECT_EQ(once.input, again.input);
+    EXPECT_EQ(once.map, again.map);
+  }
+}
+
+TYPED_TEST(Cuda, GradientsMayStartAnywhere) {
+  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  const Problem problem(kCases[5], near_rates);
+  for (const bool deterministic : {false, true}) {
+    const auto aligned = backward(problem, {deterministic}), shifted = backward(problem, {deterministic, true, true, 1});
+    for (std::int64_t i = 0; i < std::int64_t(problem.input.size()); ++i) {
+      EXPECT_NEAR(shifted.input[i], aligned.input[i], 1e-2 * std::fabs(aligned.input[i]) + 1e-4);
+    }
+  }
+}
+
+TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
+  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  const Problem problem(kCases[0], near_rates);
+  const ddu::Backward tensors{};
+  for (const bool deterministic : {false, true}) {
+    EXPECT_EQ(ddu::cuda::workspace_bytes(problem.geometry, problem.types(), tensors, deterministic), 0u);
+    ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, deterministic, nullptr);
+  }
+}
+
+using CudaFloat = Cuda<Types<float, float>>;
+
+TEST_F(CudaFloat, GradientsOfAnySize) {
+  for (const double scale : {1e-42, 1e-30, 1e-3, 1e30, 1e37}) {
+    SCOPED_TRACE(scale);
+    Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
+    for (std::int64_t i = 0; i < std::int64_t(problem.grad_output.size()); ++i) {
+      problem.grad_output.set(i, scale * double(1 + i % 3));  // all of one sign: as much as can come together does
+    }
+    const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
+    for (const bool deterministic : {false, true}) {
+      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), scale < 1e-37 ? 1e6 : 1);
+    }
+  }
+}
+
+TEST_F(CudaFloat, GradientsOfAnyRange) {
+  Problem<float, float> problem(kCases[0], near_rates);
+  for (std::int64_t i = 0; i < std::int64_t(problem.grad_output.size()); ++i) {
+    problem.grad_output.set(i, problem.grad_output[i] * std::pow(10, double(i % 70 / 3 - 12)));
+  }
+  this->against_the_oracle(problem);
 }
 
 TEST(CudaWithoutDevice, SaysWhatIsMissing) {
   if (has_device()) GTEST_SKIP() << "there is a CUDA device";
   const Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
   const char memory[64] = {};
-  const ddu::Backward backward{memory, memory, memory, nullptr, nullptr, nullptr};
+  char result[64];
+  const ddu::Backward backward{memory, memory, memory, result, nullptr, nullptr};
   const auto expect_error = [&](auto call) {
     try {
       call();
