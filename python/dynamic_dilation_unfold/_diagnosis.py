@@ -84,8 +84,8 @@ def _best_wheel(state: State) -> str | None:
 
 def _mend(state: State) -> str:
     tag = _best_wheel(state)
+    public = state.version.partition("+")[0]
     if tag and state.index:
-        public = state.version.partition("+")[0]
         return (
             f"install the wheel for CUDA {text(WHEELS[tag][0])}: pip install --force-reinstall --no-deps "
             f"--index-url {state.index}/{tag}/ dynamic-dilation-unfold=={public}+{tag}"
@@ -96,7 +96,8 @@ def _mend(state: State) -> str:
     architectures = ";".join(sorted({"{}{}-real".format(*gpu.capability) for gpu in state.gpus}))
     return (
         f"build it from its sources with an nvcc of CUDA {state.driver[0]}: pip install --force-reinstall --no-deps "
-        f"-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}' ."
+        f"-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}' "
+        f"--no-binary dynamic-dilation-unfold dynamic-dilation-unfold=={public}"
     )
 
 

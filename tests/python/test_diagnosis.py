@@ -69,7 +69,8 @@ STATES = [
     (
         change(CPU, index="", gpus=(HOPPER, MAXWELL)),
         f"{NO_KERNELS}build it from its sources with an nvcc of CUDA 13: pip install --force-reinstall --no-deps "
-        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=52-real;90-real' .",
+        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=52-real;90-real' "
+        "--no-binary dynamic-dilation-unfold dynamic-dilation-unfold==1.2.3",
     ),
     (
         change(CPU, torch_cuda=(12, 6), driver=(12, 6), gpus=(FUTURE,)),  # the driver cannot read newer PTX
@@ -78,7 +79,8 @@ STATES = [
     (
         change(CPU, torch_cuda=(12, 1), driver=(12, 2), gpus=(FUTURE,)),
         f"{NO_KERNELS}build it from its sources with an nvcc of CUDA 12: pip install --force-reinstall --no-deps "
-        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=150-real' .",
+        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=150-real' "
+        "--no-binary dynamic-dilation-unfold dynamic-dilation-unfold==1.2.3",
     ),
     # Architectures.
     (
