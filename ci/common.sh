@@ -40,14 +40,23 @@ die() {
 
 # Prints a Python that this package supports and that can make virtual environments.
 find_python() {
-  local python
-  for python in ${DDU_PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
+  local python windows=
+  if [ "${OS:-}" = Windows_NT ]; then windows=python; fi # an environment's only name for its Python there
+  for python in ${DDU_PYTHON:-$windows python3 python3.14 python3.13 python3.12 python3.11 python3.10}; do
     if "$python" -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
       echo "$python"
       return
     fi
   done
   die "no Python >= 3.10 with venv among: ${DDU_PYTHON:-python3 python3.1x}"
+}
+
+# activate DIR: the virtual environment there.
+activate() {
+  local bin=bin
+  if [ ! -d "$1/bin" ]; then bin=Scripts; fi # Windows
+  # shellcheck disable=SC1090
+  source "$1/$bin/activate"
 }
 
 # fresh_venv NAME [REQUIREMENT...]: makes an environment anew and activates it.
@@ -57,8 +66,7 @@ fresh_venv() {
   python=$(find_python)
   rm -rf "$dir"
   "$python" -m venv "$dir"
-  # shellcheck disable=SC1091
-  source "$dir/bin/activate"
+  activate "$dir"
   if [ $# -gt 0 ]; then python -m pip install -qq "$@"; fi
 }
 
@@ -69,14 +77,13 @@ tool_venv() {
     fresh_venv "$1" -r "$requirements"
     cp "$requirements" "$dir/requirements.txt"
   fi
-  # shellcheck disable=SC1091
-  source "$dir/bin/activate"
+  activate "$dir"
 }
 
 # nvcc_of TAG: prints the nvcc here whose version is that of the tag's toolkit in ci/matrix.toml; fails if there is none.
 nvcc_of() {
   local toolkit nvcc
-  toolkit=$(ci/matrix get "$1" toolkit)
+  toolkit=$("$root/ci/matrix" get "$1" toolkit)
   for nvcc in "${CUDACXX:-nvcc}" nvcc "$cuda12/bin/nvcc" "/usr/local/cuda-$toolkit/bin/nvcc"; do
     if "$nvcc" --version 2>/dev/null | grep -q "release $toolkit,"; then
       command -v "$nvcc"
@@ -84,6 +91,22 @@ nvcc_of() {
     fi
   done
   return 1
+}
+
+# matrix_environment TAG [PLATFORM]: exports what ci/matrix says that a build needs set.
+matrix_environment() {
+  local settings name value
+  settings=$("$root/ci/matrix" environment "$@")
+  while IFS='=' read -r name value; do export "$name=$value"; done <<<"$settings"
+}
+
+# build_as TAG: exports what a build of that tag needs set, here and without a container.
+build_as() {
+  if [ "$1" != cpu ]; then
+    CUDACXX=$(nvcc_of "$1") || die "no nvcc of CUDA $("$root/ci/matrix" get "$1" toolkit) here, in CUDACXX or in DDU_CUDA12"
+    export CUDACXX
+  fi
+  matrix_environment "$1"
 }
 
 # The time that archives record: the commit's, so that builds of one commit are equal to the byte.

@@ -2,9 +2,11 @@
 include(CMakePackageConfigHelpers)
 
 set(DDU_INSTALL_LIBDIR "${CMAKE_INSTALL_LIBDIR}")
+set(DDU_INSTALL_BINDIR "${CMAKE_INSTALL_BINDIR}")
 set(DDU_INSTALL_INCLUDEDIR "${CMAKE_INSTALL_INCLUDEDIR}")
 if(SKBUILD)
   set(DDU_INSTALL_LIBDIR "dynamic_dilation_unfold/lib")
+  set(DDU_INSTALL_BINDIR "dynamic_dilation_unfold")  # Windows looks for a DLL beside the module, and knows no RPATH
   set(DDU_INSTALL_INCLUDEDIR "dynamic_dilation_unfold/include")
 else()
   # Not in a wheel, which turns symbolic links into copies. Before 1.0, a minor version may change the ABI.
@@ -20,6 +22,7 @@ if(type STREQUAL "STATIC_LIBRARY")
 endif()
 
 install(TARGETS ddu EXPORT DynamicDilationUnfoldTargets
+        RUNTIME DESTINATION "${DDU_INSTALL_BINDIR}"
         LIBRARY DESTINATION "${DDU_INSTALL_LIBDIR}"
         ARCHIVE DESTINATION "${DDU_INSTALL_LIBDIR}"
         INCLUDES DESTINATION "${DDU_INSTALL_INCLUDEDIR}")

@@ -7,7 +7,7 @@ import importlib.metadata
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -16,8 +16,8 @@ from ._wheels import WHEELS, Version
 
 READY = "ready"
 
-# torch's own wheels for a driver of that major version.
-_TORCH_WHEELS = {11: "https://download.pytorch.org/whl/cu118", 12: "https://download.pytorch.org/whl/cu126"}
+UPDATE = "update the driver"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: the driver starts, and has nothing to drive
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class State:
     torch_hip: bool
     driver: Version | None  # the newest CUDA that it serves
     gpus: tuple[Gpu, ...]
+    driver_error: int = 0  # of cuInit, if the driver does not start
 
     def covers(self, gpu: Gpu) -> bool:
         return self.toolkit is not None and _covers(self.toolkit, self.architectures, self.driver, gpu)
@@ -84,20 +85,47 @@ def _best_wheel(state: State) -> str | None:
 
 def _mend(state: State) -> str:
     tag = _best_wheel(state)
+    public = state.version.partition("+")[0]
     if tag and state.index:
-        public = state.version.partition("+")[0]
         return (
             f"install the wheel for CUDA {text(WHEELS[tag][0])}: pip install --force-reinstall --no-deps "
             f"--index-url {state.index}/{tag}/ dynamic-dilation-unfold=={public}+{tag}"
         )
     assert state.driver
     if state.driver[0] < min(toolkit[0] for toolkit, _ in WHEELS.values()):
-        return "update the driver"
+        return UPDATE
     architectures = ";".join(sorted({"{}{}-real".format(*gpu.capability) for gpu in state.gpus}))
     return (
         f"build it from its sources with an nvcc of CUDA {state.driver[0]}: pip install --force-reinstall --no-deps "
-        f"-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}' ."
+        f"-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES={architectures}' "
+        f"--no-binary dynamic-dilation-unfold dynamic-dilation-unfold=={public}"
     )
+
+
+def _torch_cuda(state: State) -> Version | None:
+    """Of torch's own wheels, the CUDA of those that serve driver and GPUs."""
+    assert state.driver
+    capabilities = [gpu.capability for gpu in state.gpus]
+    if state.driver[0] >= 13 and min(capabilities) >= (7, 5):
+        return 13, 0
+    if state.driver >= (12, 8) and max(capabilities) >= (10, 0):
+        return 12, 8
+    if state.driver[0] >= 12:
+        return 12, 6
+    return (11, 8) if state.driver[0] == 11 else None
+
+
+def _mend_torch(state: State) -> str | None:
+    """The command that installs such a torch, and then, if this build does not serve beside it, a wheel that does."""
+    cuda = _torch_cuda(state)
+    if not cuda:
+        return None
+    after = replace(state, torch_cuda=cuda)
+    rest = "" if verdict(after) == READY else _mend(after)
+    if rest == UPDATE:
+        return None
+    index = f"https://download.pytorch.org/whl/cu{cuda[0]}{cuda[1]}"
+    return f"pip install --force-reinstall torch --index-url {index}" + (f"; then {rest}" if rest else "")
 
 
 def verdict(state: State) -> str:
@@ -107,14 +135,25 @@ def verdict(state: State) -> str:
             f"torch {state.torch} is built for ROCm, for which there are no kernels: move the tensors to the CPU, "
             "or call dynamic_dilation_unfold.reference, which runs on any device"
         )
-    if not state.gpus or not state.driver or not state.torch_cuda:
+    if not state.toolkit and not state.torch_cuda:
+        return READY  # on the CPU, as was asked for
+    if state.driver_error:
+        return (
+            f"the NVIDIA driver does not start (CUDA error {state.driver_error}): reboot, or reinstall the driver, "
+            "whose parts may be of different versions"
+        )
+    if not state.gpus or not state.driver:
         return READY  # on the CPU
+    if not state.torch_cuda:
+        command = _mend_torch(state)
+        return f"torch {state.torch} is built without CUDA: " + (
+            f"install one with CUDA: {command}" if command else f"{UPDATE}, then install one with CUDA"
+        )
     if state.torch_cuda[0] > state.driver[0]:
-        where = _TORCH_WHEELS.get(state.driver[0])
+        command = _mend_torch(state)
         return (
             f"torch {state.torch} is built for CUDA {text(state.torch_cuda)} and the driver serves CUDA "
-            f"{text(state.driver)}: update the driver"
-            + (f", or install an older torch: pip install --force-reinstall torch --index-url {where}" if where else "")
+            f"{text(state.driver)}: {UPDATE}" + (f", or install an older torch: {command}" if command else "")
         )
     if not state.toolkit:
         return f"this build has no CUDA kernels; {_mend(state)}"
@@ -137,7 +176,7 @@ def explain(message: str) -> str:
 
 
 def gather() -> State:
-    driver, gpus = _driver()
+    driver, gpus, driver_error = _driver()
     try:
         version = importlib.metadata.version("dynamic-dilation-unfold")
     except importlib.metadata.PackageNotFoundError:  # run from the sources
@@ -154,25 +193,28 @@ def gather() -> State:
         torch_hip=torch.version.hip is not None,
         driver=driver,
         gpus=gpus,
+        driver_error=driver_error,
     )
 
 
-def _driver() -> tuple[Version | None, tuple[Gpu, ...]]:
-    """The newest CUDA that the driver serves, and its GPUs: from the driver, whatever torch was built for."""
+def _driver() -> tuple[Version | None, tuple[Gpu, ...], int]:
+    """The newest CUDA that the driver serves, its GPUs, its error: from the driver, whatever torch was built for."""
     try:
         cuda = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return None, ()
+        return None, (), 0
     number = ctypes.c_int()
     if cuda.cuDriverGetVersion(ctypes.byref(number)) != 0:
-        return None, ()
-    return (number.value // 1000, number.value % 1000 // 10), tuple(_gpus(cuda))
+        return None, (), 0
+    version = (number.value // 1000, number.value % 1000 // 10)
+    error: int = cuda.cuInit(0)
+    return version, () if error else tuple(_gpus(cuda)), 0 if error == _NO_DEVICE else error
 
 
 def _gpus(cuda: ctypes.CDLL) -> Iterator[Gpu]:
     count, device, major, minor = (ctypes.c_int() for _ in range(4))
     name = ctypes.create_string_buffer(256)
-    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
+    if cuda.cuDeviceGetCount(ctypes.byref(count)) != 0:
         return
     for index in range(count.value):
         cuda.cuDeviceGet(ctypes.byref(device), index)

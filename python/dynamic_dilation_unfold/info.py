@@ -45,6 +45,7 @@ def collect() -> dict[str, Any]:
         "torch": state.torch,
         "torch_cuda": text(state.torch_cuda) if state.torch_cuda else None,
         "driver": text(state.driver) if state.driver else None,
+        "driver_error": state.driver_error or None,
         "gpus": [
             {"name": gpu.name, "capability": text(gpu.capability), "covered": state.covers(gpu)} for gpu in state.gpus
         ],
@@ -60,6 +61,7 @@ def lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         )
         for index, gpu in enumerate(about["gpus"])
     ]
+    error = f", error {about['driver_error']}" if about["driver_error"] else ""
     return [
         ("version", about["version"]),
         ("wheel tag", about["tag"]),
@@ -69,7 +71,7 @@ def lines(about: dict[str, Any]) -> list[tuple[str, str]]:
         ("OpenMP", " ".join(about["openmp"]) or ("not in this build" if not _C.has_openmp else "unknown")),
         ("Python", f"{about['python']} on {about['system']}"),
         ("torch", f"{about['torch']}, CUDA {about['torch_cuda'] or 'none'}"),
-        ("driver", f"CUDA {about['driver']}" if about["driver"] else "none"),
+        ("driver", f"CUDA {about['driver']}{error}" if about["driver"] else "none"),
         *(gpus or [("GPUs", "none")]),
         ("verdict", about["verdict"]),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 
@@ -37,11 +38,19 @@ def pip(tag: str) -> str:
     return f"pip install --force-reinstall --no-deps --index-url {INDEX}/{tag}/ dynamic-dilation-unfold==1.2.3+{tag}"
 
 
+def torch_for(cuda: str) -> str:
+    return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{cuda}"
+
+
 def change(state: State, **changes: object) -> State:
     return dataclasses.replace(state, **changes)
 
 
 NO_KERNELS = "this build has no CUDA kernels; "
+TOO_NEW = "torch 2.13.0 is built for CUDA 13.0 and the driver serves CUDA"
+NO_CUDA = "torch 2.13.0 is built without CUDA: "
+DOES_NOT_START = "the NVIDIA driver does not start"
+REBOOT = "reboot, or reinstall the driver, whose parts may be of different versions"
 STATES = [
     # Nothing is wrong.
     (CU130, READY),
@@ -69,7 +78,8 @@ STATES = [
     (
         change(CPU, index="", gpus=(HOPPER, MAXWELL)),
         f"{NO_KERNELS}build it from its sources with an nvcc of CUDA 13: pip install --force-reinstall --no-deps "
-        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=52-real;90-real' .",
+        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=52-real;90-real' "
+        "--no-binary dynamic-dilation-unfold dynamic-dilation-unfold==1.2.3",
     ),
     (
         change(CPU, torch_cuda=(12, 6), driver=(12, 6), gpus=(FUTURE,)),  # the driver cannot read newer PTX
@@ -78,7 +88,8 @@ STATES = [
     (
         change(CPU, torch_cuda=(12, 1), driver=(12, 2), gpus=(FUTURE,)),
         f"{NO_KERNELS}build it from its sources with an nvcc of CUDA 12: pip install --force-reinstall --no-deps "
-        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=150-real' .",
+        "-C cmake.define.DDU_CUDA=ON -C 'cmake.define.CMAKE_CUDA_ARCHITECTURES=150-real' "
+        "--no-binary dynamic-dilation-unfold dynamic-dilation-unfold==1.2.3",
     ),
     # Architectures.
     (
@@ -102,12 +113,53 @@ STATES = [
     ),
     (
         change(CU130, driver=(12, 4)),
-        "torch 2.13.0 is built for CUDA 13.0 and the driver serves CUDA 12.4: update the driver, or install an older "
-        "torch: pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/cu126",
+        f"{TOO_NEW} 12.4: update the driver, or install an older torch: {torch_for('cu126')}; then install the "
+        f"wheel for CUDA 12.6: {pip('cu126')}",
     ),
     (
+        change(CU130, driver=(12, 8), gpus=(HOPPER, BLACKWELL)),
+        f"{TOO_NEW} 12.8: update the driver, or install an older torch: {torch_for('cu128')}; then install the "
+        f"wheel for CUDA 12.8: {pip('cu128')}",
+    ),
+    (
+        change(CPU, driver=(12, 4)),
+        f"{TOO_NEW} 12.4: update the driver, or install an older torch: {torch_for('cu126')}; then install the "
+        f"wheel for CUDA 12.6: {pip('cu126')}",
+    ),
+    (
+        change(CU126, driver=(12, 4)),  # which serves beside the older torch too
+        f"{TOO_NEW} 12.4: update the driver, or install an older torch: {torch_for('cu126')}",
+    ),
+    (
+        change(CU126, toolkit=(11, 8), driver=(11, 8)),
+        f"{TOO_NEW} 11.8: update the driver, or install an older torch: {torch_for('cu118')}",
+    ),
+    (change(CU130, driver=(11, 8)), f"{TOO_NEW} 11.8: update the driver"),  # no wheel serves it
+    (
         change(CU130, driver=(10, 2)),
-        "torch 2.13.0 is built for CUDA 13.0 and the driver serves CUDA 10.2: update the driver",
+        f"{TOO_NEW} 10.2: update the driver",
+    ),
+    (change(CU130, gpus=(), driver_error=803), f"{DOES_NOT_START} (CUDA error 803): {REBOOT}"),
+    (change(CPU, gpus=(), driver_error=999), f"{DOES_NOT_START} (CUDA error 999): {REBOOT}"),
+    (change(CU130, torch_cuda=None, gpus=(), driver_error=3), f"{DOES_NOT_START} (CUDA error 3): {REBOOT}"),
+    (change(CPU, torch_cuda=None, gpus=(), driver_error=804), READY),  # on the CPU, as both are made for
+    # torch without CUDA beside a build with it.
+    (change(CU130, torch_cuda=None), f"{NO_CUDA}install one with CUDA: {torch_for('cu130')}"),
+    (change(CU130, torch_cuda=None, driver=None, gpus=()), READY),
+    (change(CU130, torch_cuda=None, gpus=()), READY),
+    (change(CU126, torch_cuda=None, driver=(12, 2)), f"{NO_CUDA}install one with CUDA: {torch_for('cu126')}"),
+    (change(CU126, torch_cuda=None, gpus=(PASCAL,)), f"{NO_CUDA}install one with CUDA: {torch_for('cu126')}"),
+    (
+        change(CU126, torch_cuda=None, driver=(12, 9), gpus=(BLACKWELL,)),
+        f"{NO_CUDA}install one with CUDA: {torch_for('cu128')}",
+    ),
+    (
+        change(CU130, torch_cuda=None, driver=(12, 4)),
+        f"{NO_CUDA}install one with CUDA: {torch_for('cu126')}; then install the wheel for CUDA 12.6: {pip('cu126')}",
+    ),
+    (
+        change(CU130, torch_cuda=None, driver=(10, 2)),
+        f"{NO_CUDA}update the driver, then install one with CUDA",
     ),
     (
         change(CPU, torch="2.13.0", torch_cuda=None, torch_hip=True, driver=None, gpus=()),
@@ -126,7 +178,11 @@ def test_verdict(state: State, sentence: str) -> None:
 def test_the_wheel_that_is_named_mends_it(state: State) -> None:
     tag = verdict(state).rpartition("+")[2]
     toolkit, architectures = WHEELS[tag]
-    assert verdict(change(state, toolkit=toolkit, architectures=architectures)) == READY
+    mended = change(state, toolkit=toolkit, architectures=architectures)
+    if torch := re.search(r"download\.pytorch\.org/whl/cu(\d\d)(\d)", verdict(state)):
+        assert verdict(change(state, torch_cuda=(int(torch[1]), int(torch[2])))) != READY
+        mended = change(mended, torch_cuda=(int(torch[1]), int(torch[2])))
+    assert verdict(mended) == READY
 
 
 def test_this_machine_as_torch_sees_it() -> None:
@@ -170,11 +226,13 @@ class Driver:
         return 0
 
 
-@pytest.mark.parametrize(("status", "gpus"), [(0, (HOPPER, PASCAL)), (100, ())])
-def test_driver(status: int, gpus: tuple[Gpu, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("status", "gpus", "error"), [(0, (HOPPER, PASCAL), 0), (100, (), 0), (3, (), 3), (803, (), 803), (999, (), 999)]
+)
+def test_driver(status: int, gpus: tuple[Gpu, ...], error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(status))
     state = _diagnosis.gather()
-    assert (state.driver, state.gpus) == ((12, 4), gpus)
+    assert (state.driver, state.gpus, state.driver_error) == ((12, 4), gpus, error)
 
 
 def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,14 +241,18 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
     state = _diagnosis.gather()
-    assert (state.driver, state.gpus) == (None, ())
+    assert (state.driver, state.gpus, state.driver_error) == (None, (), 0)
     assert verdict(state) == READY
 
 
 # --- The command, and the exception of a call -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("state", [CU130, CPU, change(CU130, gpus=(PASCAL,)), change(CPU, driver=None, gpus=())])
+BROKEN = change(CU130, gpus=(), driver_error=803)
+INFORMED = [CU130, CPU, change(CU130, gpus=(PASCAL,)), change(CPU, driver=None, gpus=()), BROKEN]
+
+
+@pytest.mark.parametrize("state", INFORMED)
 def test_info(state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("dynamic_dilation_unfold.info.gather", lambda: state)
     status = 0 if verdict(state) == READY else 1
@@ -203,6 +265,7 @@ def test_info(state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert cli.main(["info", "--json"]) == status
     about = json.loads(capsys.readouterr().out)
     assert about["verdict"] == verdict(state)
+    assert about["driver_error"] == (state.driver_error or None)
     assert about["tag"] == (state.version.partition("+")[2] or "cpu")
     assert about["architectures"] == (state.architectures.split(";") if state.architectures else [])
     assert [gpu["covered"] for gpu in about["gpus"]] == [state.covers(gpu) for gpu in state.gpus]
