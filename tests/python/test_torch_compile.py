@@ -1,5 +1,6 @@
 """Compilers and exporters. Values against eager mode's."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,20 @@ def test_compiled_transforms(name, device):
     for a, b in zip(*(torch.utils._pytree.tree_leaves(v) for v in (compiled(x, rates), expected)), strict=True):
         assert relative_error(a, b) <= 1e-5
         assert float(b.norm()) > 0
+
+
+def test_compiled_nested_forward_mode_is_not_silent(device):
+    """Torch 2.13 cannot compile ``jvp`` in ``jvp`` of any function. Where a release can, the value is right."""
+    x, rates = (t.double() for t in example(SHAPES[0], device))
+
+    def second(function):
+        inner = lambda m: torch.func.jvp(lambda m: function(x, m), (m,), (m.cos(),))[1]  # noqa: E731
+        return lambda m: torch.func.jvp(inner, (m,), (m.sin(),))[1]
+
+    with contextlib.suppress(torch._dynamo.exc.TorchDynamoException, RuntimeError):
+        actual = torch.compile(second(unfold), backend="aot_eager")(rates)
+        expected = second(lambda x, m: reference(x, 3, m, padding=1, groups=2))(rates)
+        assert relative_error(actual, expected) <= 1e-12
 
 
 def test_compiled_double_backward_says_so(device):
