@@ -7,7 +7,6 @@ plain eager calls take the shorter way of :mod:`._autograd` to the same kernels.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _C, _kernels, cost
 from ._batching import backward_over_batch, unfold_over_batch
-from ._derivatives import backward_of, filled, pullback, reference_of
+from ._derivatives import backward_of, filled, has_dtensor, pullback, reference_of
 from ._options import Options, Pair
 
 NAME = "dynamic_dilation_unfold"
@@ -152,8 +151,7 @@ def _backward_of(dilation_map: Tensor, *rest: Any) -> Any:
 
 def is_sharded(*tensors: Tensor) -> bool:
     """Whether a DTensor is among them. The first one registers the sharding rules."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not any(isinstance(t, module.DTensor) for t in tensors):
+    if not has_dtensor(*tensors):
         return False
     _register_sharding()
     return True
@@ -183,8 +181,16 @@ def _in_torch(*tensors: Tensor) -> bool:
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _for_shards(dilation_map: Tensor, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The options of a call on DTensors: where the groups are those of the whole map, a shard's map says its own."""
+    *pairs, groups = options
+    is_whole = dilation_map.dim() >= 3 and dilation_map.shape[-3] == groups
+    return (*pairs, 0) if is_whole else options
+
+
 def _unfold_autograd(keyset: Any, input: Tensor, dilation_map: Tensor, *options: Any) -> Any:
-    is_sharded(input, dilation_map)
+    if is_sharded(input, dilation_map):
+        options = _for_shards(dilation_map, options)
     if _in_torch(input, dilation_map):
         return reference_of(options_of(dilation_map, *options))(input, dilation_map)
     return apply(_Unfold, keyset, input, dilation_map, *options)
@@ -192,7 +198,8 @@ def _unfold_autograd(keyset: Any, input: Tensor, dilation_map: Tensor, *options:
 
 def _backward_autograd(keyset: Any, *arguments: Any) -> Any:
     tensors = arguments[:3]
-    is_sharded(*tensors)
+    if is_sharded(*tensors):
+        arguments = (*tensors, *_for_shards(tensors[2], arguments[3:-1]), arguments[-1])
     if _in_torch(*tensors):
         return _backward_of(tensors[2], *arguments[3:])(*tensors)
     return apply(_UnfoldBackward, keyset, *arguments)
