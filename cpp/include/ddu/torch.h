@@ -304,8 +304,8 @@ inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const
 /// returns       [B, C*kH*kW, Ho*Wo] or [C*kH*kW, Ho*Wo]
 ///
 /// The result is new memory. Any thread may call. Runs on at::get_num_threads() threads, or on the current stream of the
-/// tensors' device. Throws ddu::invalid_argument,
-/// ddu::type_error or ddu::error with the messages that Python's ValueError, TypeError and RuntimeError have.
+/// tensors' device. Throws ddu::invalid_argument, ddu::type_error or ddu::error with the messages that Python's ValueError,
+/// TypeError and RuntimeError have; torch's own errors (c10::Error) pass through, as where it has no memory.
 inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const at::Tensor& dilation_map,
                                const TorchOptions& options = {}) {
   const auto [x, map] = torch_detail::autocast(input, dilation_map);
