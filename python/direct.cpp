@@ -52,6 +52,11 @@ struct Call {
     geometry = ddu::make_geometry(input.shape(), map.shape(), options);
     return input.find_data() && map.find_data();
   }
+  bool is_shape_of_output(const Tensor& tensor) const {
+    const std::int64_t sizes[] = {geometry.batch, geometry.channels * geometry.taps(), geometry.positions()};
+    const int first = 4 - input.dims;  // unbatched calls have no batch
+    return tensor.dims == 3 - first && std::equal(sizes + first, std::end(sizes), tensor.sizes);
+  }
   bool on_cpu() const { return input.device == kCpu; }
   int threads() const { return static_cast<int>(integer(call(torch.get_num_threads))); }
   ddu::cuda::Stream stream() const {
@@ -111,8 +116,7 @@ py::object unfold_backward(PyObject* const* arguments) {
   Call c;
   Tensor grad;
   if (!c.read(arguments + 1) || !grad.read(arguments[0])) return py::none();
-  if (grad.device != c.input.device || grad.type != c.input.type || grad.numel() != c.geometry.output_numel() ||
-      !grad.find_data()) {
+  if (grad.device != c.input.device || grad.type != c.input.type || !c.is_shape_of_output(grad) || !grad.find_data()) {
     return py::none();
   }
   ddu::Backward tensors{grad.data, c.input.data, c.map.data, nullptr, nullptr, nullptr};

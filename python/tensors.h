@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <numeric>
+#include <string>
 
 #include "ddu/geometry.h"
 #include "dlpack.h"
@@ -47,6 +48,7 @@ PyObject* const name_is_cuda = name("is_cuda");
 PyObject* const name_get_device = name("get_device");
 PyObject* const name_is_neg = name("is_neg");
 PyObject* const name_contiguous = name("contiguous");
+PyObject* const name_layout = name("layout");
 PyObject* const name_data_ptr = name("data_ptr");
 PyObject* const name_requires_grad = name("requires_grad");
 PyObject* const name_current_level = name("_current_level");
@@ -115,7 +117,8 @@ struct Tensor {
   bool find_data() {
     if (call(object, name_is_neg).ptr() != Py_False) return false;
     if (!in_place) {
-      copy = call(object, name_contiguous);
+      copy = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, name_contiguous));
+      if (!copy) return forget_other_layout();
       data = address_of(copy.ptr());
     }
     return data || numel() == 0;
@@ -124,6 +127,12 @@ struct Tensor {
   ddu::Shape shape() const { return {sizes, dims}; }
 
  private:
+  /// After an error of contiguous(): false for a tensor that is not strided, which the caller explains; else it goes on.
+  bool forget_other_layout() {
+    py::error_already_set raised;
+    if (std::string(py::str(get(object, name_layout))) == "torch.strided") throw raised;
+    return false;
+  }
   bool read_view() {
     dlpack::Tensor view;
     if (torch.exchange->view(object, &view) != 0) {
@@ -154,7 +163,12 @@ struct Tensor {
       if (get(object, name_is_cuda).ptr() != Py_True) return false;
       device = integer(call(object, name_get_device));
     }
-    const py::object dtype = get(object, name_dtype), shape = get(object, name_shape);
+    const py::object dtype = get(object, name_dtype);
+    const auto shape = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, name_shape));
+    if (!shape) {  // a nested tensor
+      forget_runtime_error();
+      return false;
+    }
     while (type < 4 && dtype.ptr() != torch.dtypes[type]) ++type;
     if (type == 4 || PyTuple_GET_SIZE(shape.ptr()) > 4) return false;
     dims = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));

@@ -2,7 +2,8 @@
 
 A plain call goes to the kernels, through :class:`PlainUnfold` if it is differentiated, which costs least. Under
 transforms of ``torch.func``, forward-mode differentiation, modes, profilers or with tensor subclasses it goes through
-:class:`Unfold` and :class:`UnfoldBackward`, which know them all. Compilers get the registered operator.
+:class:`Unfold` and :class:`UnfoldBackward`, which know them all but forward mode inside forward mode: that is left to
+the reference. Compilers get the registered operator.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
 from . import _C, _diagnosis, _kernels
@@ -36,8 +38,17 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
         if torch.is_grad_enabled() and (input.requires_grad or dilation_map.requires_grad):
             return _record(input, dilation_map, options)
         return _run(input, dilation_map, options)
+    if _forward_mode_is_nested():
+        return reference_of(options)(input, dilation_map)
     output: Tensor = apply(Unfold, input, dilation_map, options)
     return output
+
+
+def _forward_mode_is_nested() -> bool:
+    """Whether one ``torch.func.jvp`` runs inside another: torch calls ``Function.jvp`` without the outer tangents."""
+    functorch = torch._C._functorch
+    levels = functorch.get_interpreter_stack() or ()
+    return sum(level.key() == functorch.TransformType.Jvp for level in levels) > 1
 
 
 def _for_kernels(*tensors: Tensor) -> bool:
@@ -60,6 +71,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Non
         first, second = backward_op(grad, input, dilation_map, *options, list(wanted))
     elif not torch.is_grad_enabled() and _for_kernels(grad, input, dilation_map):
         return *_kernels.unfold_backward(grad, input, dilation_map, options, wanted), None
+    elif _forward_mode_is_nested():
+        tensors = unwrap_dead_wrappers((grad, input, dilation_map))  # as Function.apply does
+        first, second = backward_of(options, wanted)(*tensors)
     else:
         first, second = apply(UnfoldBackward, grad, input, dilation_map, options, wanted)
     return first if wanted[0] else None, second if wanted[1] else None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,10 +16,28 @@ Tensors = tuple[Tensor, ...]
 Gradients = tuple[Tensor | None, Tensor | None]
 
 
+def has_dtensor(*tensors: Any) -> bool:
+    module = sys.modules.get("torch.distributed.tensor")  # takes a second to import
+    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+
+
+def _unwrapped(tensor: Tensor) -> Tensor:
+    """The tensor below the wrappers of torch.func's transforms."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor)
+    return tensor
+
+
 def reference_of(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
     kernel_size, stride, padding, dilation, groups = options
 
     def forward(input: Tensor, dilation_map: Tensor) -> Tensor:
+        if has_dtensor(_unwrapped(input), _unwrapped(dilation_map)):
+            raise RuntimeError(
+                "of DTensors there are first derivatives in reverse mode alone: for second derivatives or forward "
+                "mode, gather them with full_tensor()"
+            )
         own_groups = groups or dilation_map.shape[-3]  # see _ops.py
         return dynamic_dilation_unfold_reference(
             input, kernel_size, dilation_map, stride, padding, dilation, own_groups

@@ -18,10 +18,13 @@ DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
 
 
 def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
-    """Raises for what no kernel takes: not tensors, dtypes, devices."""
+    """Raises for what no kernel takes: not tensors, layouts, dtypes, devices."""
     for name, value in (("input", input), ("dilation_map", dilation_map)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+        if value.layout != torch.strided or value.is_nested:
+            layout = "a nested tensor" if value.is_nested else value.layout
+            raise TypeError(f"{name} must be a dense tensor of layout torch.strided, got {layout}")
     input_type, map_type = DTYPES.get(input.dtype), DTYPES.get(dilation_map.dtype)
     if input_type is None or map_type is None:
         raise TypeError(
@@ -36,8 +39,19 @@ def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
         )
 
 
-def output_shape(input: Tensor, columns: int, positions: int) -> tuple[int, ...]:
+def output_shape(input: Tensor, dilation_map: Tensor, kernel_size: Sequence[int]) -> tuple[int, ...]:
+    columns = input.shape[-3] * kernel_size[0] * kernel_size[1]
+    positions = dilation_map.shape[-2] * dilation_map.shape[-1]
     return (columns, positions) if input.dim() == 3 else (input.shape[0], columns, positions)
+
+
+def check_grad(grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
+    """Raises for a gradient that is not like the output, whose shape is given."""
+    if (grad.shape, grad.dtype, grad.device) != (shape, input.dtype, input.device):
+        raise ValueError(
+            f"grad must be {input.dtype} of shape {list(shape)} on {input.device}, as the output is, "
+            f"got {grad.dtype} of shape {list(grad.shape)} on {grad.device}"
+        )
 
 
 def is_wrapper(tensor: Tensor) -> bool:
@@ -59,7 +73,8 @@ def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
         return reference_of(options)(input, dilation_map)
     with _current(input.device):
         output = _C.unfold(_resolved(input), _resolved(dilation_map), *options)
-    assert output is not None
+    if output is None:
+        raise _without_memory(input=input, dilation_map=dilation_map)
     return output
 
 
@@ -68,6 +83,7 @@ def unfold_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients with respect to input and map; None for one that is not wanted."""
     _C.check_geometry(input.shape, dilation_map.shape, *options)
+    check_grad(grad, input, output_shape(input, dilation_map, options.kernel_size))
     if input.device.type not in DEVICES:
         return reference_backward(grad, input, dilation_map, options, wanted)
     want_input, want_map = wanted
@@ -76,11 +92,15 @@ def unfold_backward(
             _resolved(grad), _resolved(input), _resolved(dilation_map), *options, want_input, want_map
         )
     if grads is None:
-        raise ValueError(
-            f"grad must be like the output for an input of {input.dtype} on {input.device}, "
-            f"got {grad.dtype} of shape {tuple(grad.shape)} on {grad.device}"
-        )
+        raise _without_memory(grad=grad, input=input, dilation_map=dilation_map)
     return grads
+
+
+def _without_memory(**tensors: Tensor) -> RuntimeError:
+    """The error about the first of the tensors that has nothing to read."""
+    freed = (name for name, t in tensors.items() if t.numel() > 0 and t.untyped_storage().nbytes() == 0)
+    name = next(freed, " or ".join(tensors))
+    return RuntimeError(f"{name} has no memory that the kernels could read: was its storage freed?")
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

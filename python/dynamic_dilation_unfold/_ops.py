@@ -7,7 +7,6 @@ plain eager calls take the shorter way of :mod:`._autograd` to the same kernels.
 from __future__ import annotations
 
 import functools
-import sys
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from . import _C, _kernels, cost
 from ._batching import backward_over_batch, unfold_over_batch
-from ._derivatives import backward_of, filled, pullback, reference_of
+from ._derivatives import backward_of, filled, has_dtensor, pullback, reference_of
 from ._options import Options, Pair
 
 NAME = "dynamic_dilation_unfold"
@@ -37,13 +36,21 @@ def options_of(
     dilation_map: Tensor, kernel_size: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Options:
     """Options of a call of an operator, where groups = 0 means the map's: a shard has some of the groups."""
-    groups = groups or dilation_map.shape[-3]
-    return Options(_pair(kernel_size), _pair(stride), _pair(padding), _pair(dilation), groups)
+    if groups == 0 and dilation_map.dim() >= 3:
+        groups = dilation_map.shape[-3]
+    return Options(
+        _pair("kernel_size", kernel_size),
+        _pair("stride", stride),
+        _pair("padding", padding),
+        _pair("dilation", dilation),
+        groups,
+    )
 
 
-def _pair(values: Any) -> Pair:
-    first, second = values if len(values) == 2 else (values[0], values[0])
-    return (first, second)
+def _pair(name: str, values: Any) -> Pair:
+    if len(values) not in (1, 2):
+        raise ValueError(f"{name} must be a pair of ints, got {list(values)}")
+    return (values[0], values[-1])
 
 
 # --- Kernels ---------------------------------------------------------------------------------------------------------
@@ -68,23 +75,27 @@ library.impl("unfold_backward", _backward_kernel, "CompositeExplicitAutograd")
 # --- Fakes -----------------------------------------------------------------------------------------------------------
 
 
-def _validate(input: Tensor, dilation_map: Tensor, options: Options) -> None:
+def _validate(input: Tensor, dilation_map: Tensor, options: Options, grad: Tensor | None = None) -> None:
     """The rule for shapes is the C++ library's; symbolic sizes are checked when the compiled program runs."""
     _kernels.check_tensors(input, dilation_map)
-    if all(isinstance(n, int) for n in (*input.shape, *dilation_map.shape)):
-        _C.check_geometry(input.shape, dilation_map.shape, *options)
+    sizes = (*input.shape, *dilation_map.shape, *(() if grad is None else grad.shape))
+    if not all(isinstance(n, int) for n in sizes):
+        return
+    _C.check_geometry(input.shape, dilation_map.shape, *options)
+    if grad is not None:
+        _kernels.check_grad(grad, input, _kernels.output_shape(input, dilation_map, options.kernel_size))
 
 
 def _unfold_fake(input: Tensor, dilation_map: Tensor, *raw: Any) -> Tensor:
     options = options_of(dilation_map, *raw)
     _validate(input, dilation_map, options)
-    columns = input.shape[-3] * options.kernel_size[0] * options.kernel_size[1]
-    positions = dilation_map.shape[-2] * dilation_map.shape[-1]
-    return input.new_empty(_kernels.output_shape(input, columns, positions))
+    return input.new_empty(_kernels.output_shape(input, dilation_map, options.kernel_size))
 
 
 def _backward_fake(grad: Tensor, input: Tensor, dilation_map: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    grads = (t.new_empty(t.shape) if want else None for t, want in zip((input, dilation_map), rest[-1], strict=True))
+    *raw, wanted = rest
+    _validate(input, dilation_map, options_of(dilation_map, *raw), grad)
+    grads = (t.new_empty(t.shape) if want else None for t, want in zip((input, dilation_map), wanted, strict=True))
     first, second = grads
     return filled((first, second), input)
 
@@ -140,8 +151,7 @@ def _backward_of(dilation_map: Tensor, *rest: Any) -> Any:
 
 def is_sharded(*tensors: Tensor) -> bool:
     """Whether a DTensor is among them. The first one registers the sharding rules."""
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is None or not any(isinstance(t, module.DTensor) for t in tensors):
+    if not has_dtensor(*tensors):
         return False
     _register_sharding()
     return True
@@ -171,8 +181,16 @@ def _in_torch(*tensors: Tensor) -> bool:
     return any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
+def _for_shards(dilation_map: Tensor, options: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The options of a call on DTensors: where the groups are those of the whole map, a shard's map says its own."""
+    *pairs, groups = options
+    is_whole = dilation_map.dim() >= 3 and dilation_map.shape[-3] == groups
+    return (*pairs, 0) if is_whole else options
+
+
 def _unfold_autograd(keyset: Any, input: Tensor, dilation_map: Tensor, *options: Any) -> Any:
-    is_sharded(input, dilation_map)
+    if is_sharded(input, dilation_map):
+        options = _for_shards(dilation_map, options)
     if _in_torch(input, dilation_map):
         return reference_of(options_of(dilation_map, *options))(input, dilation_map)
     return apply(_Unfold, keyset, input, dilation_map, *options)
@@ -180,7 +198,8 @@ def _unfold_autograd(keyset: Any, input: Tensor, dilation_map: Tensor, *options:
 
 def _backward_autograd(keyset: Any, *arguments: Any) -> Any:
     tensors = arguments[:3]
-    is_sharded(*tensors)
+    if is_sharded(*tensors):
+        arguments = (*tensors, *_for_shards(tensors[2], arguments[3:-1]), arguments[-1])
     if _in_torch(*tensors):
         return _backward_of(tensors[2], *arguments[3:])(*tensors)
     return apply(_UnfoldBackward, keyset, *arguments)
@@ -215,9 +234,9 @@ if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold)
 def _unfold_flops(input: Any, dilation_map: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
-    return cost.forward(input, dilation_map, _pair(kernel_size)).flops
+    return cost.forward(input, dilation_map, _pair("kernel_size", kernel_size)).flops
 
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold_backward)
 def _backward_flops(grad: Any, input: Any, dilation_map: Any, kernel_size: Any, *rest: Any, **_: Any) -> int:
-    return cost.backward(input, dilation_map, _pair(kernel_size), wanted=rest[4]).flops
+    return cost.backward(input, dilation_map, _pair("kernel_size", kernel_size), wanted=rest[4]).flops

@@ -14,6 +14,7 @@ from ._options import make_options
 
 # torch.is_autocast_enabled raises for the others. Asked here, because compilers cannot.
 _AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(kind)}
+_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def dynamic_dilation_unfold(
@@ -70,8 +71,13 @@ def dynamic_dilation_unfold(
 
 
 def _autocast(input: Tensor, dilation_map: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns feed a matrix product, so they take its dtype; rates lose too much in a half type."""
-    if not (isinstance(input, Tensor) and isinstance(dilation_map, Tensor)) or input.dtype == torch.float64:
+    """The columns feed a matrix product, so they take its dtype; rates lose too much in a half type.
+
+    Beside a tensor of any other dtype both stay as they are: float64 is meant, and the rest is refused as ever.
+    """
+    if not (isinstance(input, Tensor) and isinstance(dilation_map, Tensor)):
+        return input, dilation_map
+    if input.dtype not in _AUTOCAST_DTYPES or dilation_map.dtype not in _AUTOCAST_DTYPES:
         return input, dilation_map
     kind = input.device.type
     if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):

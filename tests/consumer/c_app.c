@@ -124,6 +124,7 @@ static void test_errors(ddu_geometry* geometry) {
 int main(void) {
   ddu_geometry geometry;
   EXPECT(strcmp(ddu_last_error(), "") == 0);
+  EXPECT(strcmp(ddu_version(), DDU_VERSION) == 0);
   for (int i = 0; i < B * C * H * W; ++i) image[i] = (double)rand() / RAND_MAX;
   for (int i = 0; i < B * COLUMNS * P; ++i) grad[i] = (double)rand() / RAND_MAX - 0.5;
   EXPECT(geometry_of(1, W, &geometry) == DDU_OK);

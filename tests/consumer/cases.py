@@ -86,10 +86,17 @@ def error_cases():
         *((x.to(dtype), rates, {}) for dtype in NO_KERNELS),
         (x, rates.to(torch.complex64), {}),
         (x, rates.to("meta"), {}),
+        (x.long(), rates, {"autocast": True}),
+        (x.to(torch.complex64), rates.bfloat16(), {"autocast": True}),
+        (x, rates.long(), {"autocast": True}),
+        (x, rates.double(), {"autocast": True}),
+        (x.double(), rates, {"autocast": True}),
     ]:
         call = {**base, **options}
+        autocast = call.pop("autocast", False)
         try:
-            dynamic_dilation_unfold(input, dilation_map=dilation_map, **call)
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                dynamic_dilation_unfold(input, dilation_map=dilation_map, **call)
         except tuple(KINDS) as e:
             meta = dilation_map.is_meta  # a file of tensors has none of that device
             yield {
@@ -97,6 +104,7 @@ def error_cases():
                 "input": input,
                 "map": torch.ones(dilation_map.shape) if meta else dilation_map,
                 "meta": meta,
+                "autocast": autocast,
                 "kind": KINDS[type(e)],
                 "message": str(e),
             }

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iterator>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -83,11 +84,24 @@ void test_values(const Case& cases) {
   expect(number > 50, "there are calls to compare");
 }
 
+/// Autocast of the CPU to bfloat16 while it lives.
+class Autocast {
+ public:
+  explicit Autocast(bool enabled) {
+    at::autocast::set_autocast_enabled(at::kCPU, enabled);
+    at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
+  }
+  Autocast(const Autocast&) = delete;
+  Autocast& operator=(const Autocast&) = delete;
+  ~Autocast() { at::autocast::set_autocast_enabled(at::kCPU, false); }
+};
+
 void test_errors(const Case& cases) {
   for (const Case& given : cases.list("errors")) {
     const at::Tensor stored = given.tensor("map");
     const at::Tensor map = given["meta"].toBool() ? stored.to(at::kMeta) : stored;
     std::string kind = "none", message;
+    const Autocast autocast(given["autocast"].toBool());
     try {
       ddu::torch_unfold(given.tensor("input"), given.pair("kernel_size"), map, given.options());
     } catch (const ddu::invalid_argument& e) {
@@ -121,6 +135,14 @@ void test_rest(const Case& cases) {
   expect(of_eight_bits.find("got input torch.float8_e5m2 and dilation_map torch.float32") != std::string::npos, of_eight_bits);
   expect(thrown_by([&] { ddu::torch_unfold({}, {3, 3}, map); }) == "input must be a defined tensor", "undefined input");
 
+  const auto sparse = thrown_by([&] { ddu::torch_unfold(x.detach().to_sparse(), {3, 3}, map); });
+  expect(sparse == "input must be a dense tensor of layout torch.strided, got torch.sparse_coo", sparse);
+  const auto freed_map = map.detach().clone();
+  freed_map.storage().unsafeGetStorageImpl()->set_data_ptr_noswap({});
+  freed_map.storage().unsafeGetStorageImpl()->set_nbytes(0);
+  const auto freed = thrown_by([&] { ddu::torch_unfold(x, {3, 3}, freed_map, {{1, 1}, {1, 1}}); });
+  expect(freed == "dilation_map has no memory that the kernels could read: was its storage freed?", freed);
+
   // Second derivatives are refused, not silently zero.
   const auto columns = ddu::torch_unfold(x, {3, 3}, map, {{1, 1}, {1, 1}});
   const auto grads = torch::autograd::grad({columns.square().sum()}, {x, map}, {}, true, true);
@@ -128,10 +150,10 @@ void test_rest(const Case& cases) {
   expect(twice.find("differentiable once") != std::string::npos, "second derivative: '" + twice + "'");
 
   const Case autocast(cases["autocast"]);
-  at::autocast::set_autocast_enabled(at::kCPU, true);
-  at::autocast::set_autocast_dtype(at::kCPU, at::kBFloat16);
-  const auto cast = ddu::torch_unfold(autocast.tensor("input"), {3, 3}, autocast.tensor("map"), {{1, 1}, {1, 1}});
-  at::autocast::set_autocast_enabled(at::kCPU, false);
+  const auto cast = [&] {
+    const Autocast enabled(true);
+    return ddu::torch_unfold(autocast.tensor("input"), {3, 3}, autocast.tensor("map"), {{1, 1}, {1, 1}});
+  }();
   expect(same(cast, autocast.tensor("columns")), "autocast");
 
   std::ostringstream printed;
@@ -148,6 +170,41 @@ void test_rest(const Case& cases) {
   }
   for (std::thread& thread : threads) thread.join();
   for (const at::Tensor& result : results) expect(same(result, columns.detach()), "threads");
+}
+
+void test_operators() {
+  const auto x = at::rand({1, 2, 8, 8}), map = at::rand({1, 1, 8, 8});
+  const auto backward = [&](const at::Tensor& grad, std::vector<std::int64_t> kernel_size) {
+    const std::vector<std::int64_t> one{1, 1};
+    return thrown_by([&] { ddu::torch_detail::backward_autograd(grad, x, map, kernel_size, one, one, one, 1, {true, true}); });
+  };
+  expect(backward(at::ones({1, 18, 64}), {3, 3}).empty(), "a gradient like the output");
+  const auto shape = backward(at::ones({1, 64, 18}), {3, 3});
+  expect(shape ==
+             "grad must be torch.float32 of shape [1, 18, 64] on cpu, as the output is, got torch.float32 of shape "
+             "[1, 64, 18] on cpu",
+         shape);
+  const auto type = backward(at::ones({1, 18, 64}, at::kDouble), {3, 3});
+  expect(type.find("got torch.float64 of shape") != std::string::npos, type);
+  const auto pair = backward(at::ones({1, 18, 64}), {3, 3, 3});
+  expect(pair == "kernel_size must be a pair of ints, got [3, 3, 3]", pair);
+}
+
+/// Several threads register at once. Whichever returns first, the operators work: not the schemas alone are there.
+void test_registration() {
+  std::vector<std::thread> threads;
+  std::vector<std::string> thrown(4);
+  for (std::string& message : thrown) {
+    threads.emplace_back([&] {
+      message = thrown_by([] {
+        ddu::register_torch_operators();
+        const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("dynamic_dilation_unfold::unfold_backward", "");
+        if (!op.hasKernelForDispatchKey(c10::DispatchKey::Autograd)) throw std::runtime_error("no kernel");
+      });
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (const std::string& message : thrown) expect(message.empty(), "registration: " + message);
 }
 
 void test_schemas(const Case& cases) {
@@ -192,11 +249,11 @@ int main(int count, char** arguments) {
   const std::string directory = arguments[1];
   try {
     const Case cases = read(directory + "/cases.pt");
-    ddu::register_torch_operators();
-    ddu::register_torch_operators();
+    test_registration();
     test_values(cases);
     test_errors(cases);
     test_rest(cases);
+    test_operators();
     test_schemas(cases);
     test_program(cases.list("program"), directory + "/model.pt2");
     if (count > 2 && std::string(arguments[2]) == "cuda") test_cuda(cases, directory);

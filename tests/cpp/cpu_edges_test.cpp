@@ -104,6 +104,7 @@ TEST(CpuEdges, TypesAreChecked) {
   const ddu::Types mixed{ddu::DType::float32, ddu::DType::float64};
   EXPECT_THROW(ddu::cpu::unfold(problem.geometry, mixed, {}, 1), ddu::type_error);
   EXPECT_THROW(ddu::cpu::unfold_backward(problem.geometry, mixed, {}, 1), ddu::type_error);
+  EXPECT_THROW(ddu::cpu::workspace_bytes(problem.geometry, mixed, {}, 1), ddu::type_error);
 }
 
 TEST(CpuEdges, BuildWithoutCudaSaysSo) {

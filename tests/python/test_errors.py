@@ -1,8 +1,13 @@
 """Every error: its type, and a message that names the argument, what is expected and what was given."""
 
+import contextlib
+import re
+
 import pytest
 import torch
 from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, reference
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 INPUT = (2, 4, 6, 7)
 MAP = (2, 1, 6, 7)
@@ -217,6 +222,108 @@ def test_arguments_that_are_no_tensors():
     with pytest.raises(TypeError, match=r"^kernel_size must be an int or a pair of ints, got tensor\(") as caught:
         dynamic_dilation_unfold(x, rates, 3, padding=1)
     assert len(str(caught.value)) < 120
+
+
+DENSE = "must be a dense tensor of layout torch.strided, got "
+LAYOUTS = {
+    "torch.sparse_coo": Tensor.to_sparse,
+    "torch._mkldnn": Tensor.to_mkldnn,
+    "a nested tensor": lambda t: torch.nested.nested_tensor(list(t)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage")
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(layout, recorded):
+    x, rates = torch.ones(INPUT), torch.ones(MAP)
+    other = lambda t: LAYOUTS[layout](t).requires_grad_(recorded)  # noqa: E731
+    with pytest.raises(TypeError, match=rf"^input {re.escape(DENSE + layout)}$"):
+        dynamic_dilation_unfold(other(x), 3, rates, padding=1)
+    with pytest.raises(TypeError, match=rf"^dilation_map {re.escape(DENSE + layout)}$"):
+        dynamic_dilation_unfold(x, 3, other(rates), padding=1)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_freed_storage(recorded, device):
+    """As code that shards parameters leaves them between uses."""
+    x, rates = torch.ones(INPUT, device=device), torch.ones(MAP, device=device)
+    for freed, name in ((x, "input"), (rates, "dilation_map")):
+        freed.untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=f"^{name} has no memory that the kernels could read"):
+            dynamic_dilation_unfold(x.requires_grad_(recorded), 3, rates, padding=1)
+        x = torch.ones(INPUT, device=device)
+    rates = torch.ones(MAP, device=device)
+    output = dynamic_dilation_unfold(x.requires_grad_(), 3, rates, padding=1)
+    x.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError, match=r"^input has no memory that the kernels could read"):
+        output.sum().backward()
+
+
+AUTOCAST = [
+    *((x, rates) for x in (torch.int64, torch.bool, torch.complex64) for rates in (torch.float32, torch.bfloat16)),
+    *((torch.float32, rates) for rates in (torch.int64, torch.complex64, torch.float64)),
+    (torch.bfloat16, torch.float64),
+    (torch.float64, torch.float32),
+    (torch.float64, torch.float16),
+]
+
+
+@pytest.mark.parametrize(("dtype", "map_dtype"), AUTOCAST, ids=str)
+def test_autocast_refuses_what_is_refused_without_it(dtype, map_dtype, device):
+    messages = []
+    for enabled in (False, True):
+        with torch.autocast(device, torch.bfloat16, enabled=enabled), pytest.raises(TypeError) as caught:
+            call(device, dtype=dtype, map_dtype=map_dtype)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+UNFOLD = torch.ops.dynamic_dilation_unfold.unfold
+BACKWARD = torch.ops.dynamic_dilation_unfold.unfold_backward
+PAIRS = {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
+
+
+@pytest.fixture(params=["real", "fake"])
+def tensors(request, device):
+    """The factory of tensors for the registered operators, which compilers call with fakes."""
+    with FakeTensorMode() if request.param == "fake" else contextlib.nullcontext():
+        yield lambda *shape, dtype=torch.float32: torch.ones(shape, device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("values", [[3, 3, 3], []], ids=str)
+def test_pairs_of_the_operator(name, values, tensors):
+    options = {**PAIRS, name: values}
+    with pytest.raises(ValueError, match=rf"^{name} must be a pair of ints, got {re.escape(str(values))}$"):
+        UNFOLD(tensors(*INPUT), tensors(*MAP), *options.values(), 1)
+
+
+@pytest.mark.parametrize("shape", [(6, 7), (7,), ()], ids=str)
+def test_groups_of_a_map_without_groups(shape, tensors):
+    with pytest.raises(ValueError, match=r"groups must be positive and divide the input's 4 channels, got 0"):
+        UNFOLD(tensors(*INPUT), tensors(*shape), *PAIRS.values(), 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 42, 36), torch.float32),
+        ((2, 36, 41), torch.float32),
+        ((36, 84), torch.float32),
+        ((2, 36, 42), torch.float16),
+    ],
+    ids=str,
+)
+def test_gradients_of_the_operator(shape, dtype, tensors):
+    with pytest.raises(ValueError, match=r"^grad must be torch.float32 of shape ") as caught:
+        BACKWARD(tensors(*shape, dtype=dtype), tensors(*INPUT), tensors(*MAP), *PAIRS.values(), 1, [True, True])
+    named = re.sub(r":\d", "", str(caught.value))
+    device = tensors(1).device.type
+    assert named == (
+        f"grad must be torch.float32 of shape [2, 36, 42] on {device}, as the output is, "
+        f"got {dtype} of shape {list(shape)} on {device}"
+    )
 
 
 def test_devices_that_differ(device):

@@ -1,5 +1,6 @@
 """Compilers and exporters. Values against eager mode's."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dynamic_dilation_unfold import onnx as exporter
 from helpers import CASES, Case, Model, random_input, random_map, relative_error, run
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor import config as inductor
 
 # Compilers warn about themselves: their own deprecated calls, devices they cannot use.
 pytestmark = [
@@ -91,6 +93,9 @@ def test_shapes_become_dynamic(device):
     [("inductor", False, True), ("inductor", True, False), ("aot_eager", True, True)],
 )
 def test_training_step(backend, autocast, dynamic, model, device):
+    # Else what lies between operators stays float32, the rates are not eager's, and their gradient jumps.
+    rounds = hasattr(inductor, "emulate_precision_casts")
+    options = {"emulate_precision_casts": True} if rounds and backend == "inductor" and autocast else {}
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
 
     def step(forward: Any, x: Tensor) -> list[Tensor]:
@@ -102,11 +107,15 @@ def test_training_step(backend, autocast, dynamic, model, device):
 
     for shape in SHAPES[:2]:
         x = example(shape, device)[0]
-        actual, expected = step(compiled, x), step(model, x)
+        with inductor.patch(options):
+            actual = step(compiled, x)
+        expected = step(model, x)
         assert [t.dtype for t in actual] == [t.dtype for t in expected]
         if backend == "inductor" and autocast:
-            # What lies between operators stays float32, so the rates are not eager's, and their gradient jumps.
+            # The rates' own layer apart, where Inductor cannot be told to round between operators.
+            compared = slice(None) if rounds else slice(-2, None)
             assert relative_error(actual[0], expected[0]) <= 0.05
+            assert all(relative_error(a, b) <= 0.02 for a, b in zip(actual[compared], expected[compared], strict=True))
         else:
             assert all(relative_error(a, b) <= 1e-5 for a, b in zip(actual, expected, strict=True))
 
@@ -148,6 +157,20 @@ def test_compiled_transforms(name, device):
     for a, b in zip(*(torch.utils._pytree.tree_leaves(v) for v in (compiled(x, rates), expected)), strict=True):
         assert relative_error(a, b) <= 1e-5
         assert float(b.norm()) > 0
+
+
+def test_compiled_nested_forward_mode_is_not_silent(device):
+    """Torch 2.13 cannot compile ``jvp`` in ``jvp`` of any function. Where a release can, the value is right."""
+    x, rates = (t.double() for t in example(SHAPES[0], device))
+
+    def second(function):
+        inner = lambda m: torch.func.jvp(lambda m: function(x, m), (m,), (m.cos(),))[1]  # noqa: E731
+        return lambda m: torch.func.jvp(inner, (m,), (m.sin(),))[1]
+
+    with contextlib.suppress(torch._dynamo.exc.TorchDynamoException, RuntimeError):
+        actual = torch.compile(second(unfold), backend="aot_eager")(rates)
+        expected = second(lambda x, m: reference(x, 3, m, padding=1, groups=2))(rates)
+        assert relative_error(actual, expected) <= 1e-12
 
 
 def test_compiled_double_backward_says_so(device):

@@ -254,3 +254,89 @@ def refused(rank: int, kind: str) -> None:
 @needs_rules
 def test_dtensor_errors():
     launch(refused, 2, "cpu")
+
+
+def first_derivatives_alone(rank: int, kind: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh(kind, (2,))
+    x, rates = (
+        distribute_tensor(t.to(kind), mesh, [Shard(0)]).requires_grad_()
+        for t in (random_input((4, 8, 5, 6)), random_map("fractional", (4, 4, 5, 6)))
+    )
+    message = "of DTensors there are first derivatives in reverse mode alone: .* gather them with full_tensor"
+    loss = lambda rates: dynamic_dilation_unfold(x, 3, rates, padding=1, groups=4).square().sum()  # noqa: E731
+    (grad,) = torch.autograd.grad(loss(rates), rates, create_graph=True)
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.grad(grad.square().sum(), x)
+    with pytest.raises(RuntimeError, match=message):
+        torch.func.grad(lambda m: torch.func.grad(loss)(m).square().sum())(rates.detach())
+    with pytest.raises(RuntimeError):  # torch's own, before the operator is called
+        torch.func.jvp(loss, (rates.detach(),), (rates.detach(),))
+
+
+@needs_rules
+def test_dtensor_derivatives(kind):
+    launch(first_derivatives_alone, 2, kind)
+
+
+def compiled(rank: int, kind: str) -> None:
+    """Groups stay on their ranks: nothing but the operators is in the programs."""
+    from torch._dynamo.backends.common import aot_autograd
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    programs: list[list[Any]] = []
+
+    def note(graph: Any, _: Any) -> Any:
+        programs.append(
+            [node.target for node in graph.graph.nodes if "unfold" in str(node.target) or "c10d" in str(node.target)]
+        )
+        return graph
+
+    mesh = init_device_mesh(kind, (2,))
+    x, rates = random_input((4, 8, 5, 6)).to(kind), random_map("fractional", (4, 4, 5, 6)).to(kind)
+    call = functools.partial(dynamic_dilation_unfold, kernel_size=3, padding=1, groups=4)
+    leaves = x.clone().requires_grad_(), rates.clone().requires_grad_()
+    expected = call(leaves[0], dilation_map=leaves[1])
+    expected.square().sum().backward()
+    shards = [distribute_tensor(t, mesh, [Shard(1)]).requires_grad_() for t in (x, rates)]
+    backend = aot_autograd(fw_compiler=note, bw_compiler=note)
+    output = torch.compile(call, fullgraph=True, backend=backend)(shards[0], dilation_map=shards[1])
+    assert output.placements == (Shard(1),)
+    output.square().sum().backward()
+    operators = torch.ops.dynamic_dilation_unfold
+    assert programs == [[operators.unfold.default], [operators.unfold_backward.default]]
+    assert torch.equal(output.full_tensor(), expected)
+    for shard, leaf in zip(shards, leaves, strict=True):
+        assert shard.grad.placements == (Shard(1),)
+        assert relative_error(shard.grad.full_tensor(), leaf.grad) <= 1e-6
+
+
+@pytest.mark.skipif(TORCH < (2, 13), reason=f"not tried with torch {torch.__version__}")
+def test_compiled_dtensor(kind):
+    launch(compiled, 2, kind)
+
+
+def operator_alone(rank: int, kind: str) -> None:
+    """The registered operator and torch.func keep groups on their ranks too."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh(kind, (2,))
+    x, rates = random_input((4, 8, 5, 6)).to(kind), random_map("fractional", (4, 4, 5, 6)).to(kind)
+    call = lambda x, m: torch.ops.dynamic_dilation_unfold.unfold(x, m, [3] * 2, [1] * 2, [1] * 2, [1] * 2, 4)  # noqa: E731
+    shards = [distribute_tensor(t, mesh, [Shard(1)]) for t in (x, rates)]
+    assert call(*shards).placements == (Shard(1),)
+    grad = lambda x, m: torch.func.grad(  # noqa: E731
+        lambda m: dynamic_dilation_unfold(x, 3, m, padding=1, groups=4).square().sum()
+    )(m)
+    assert grad(*shards).placements == (Shard(1),)
+    for function in (call, grad):
+        assert relative_error(function(*shards).full_tensor(), function(x, rates)) <= 1e-6
+
+
+@needs_rules
+def test_dtensor_operator(kind):
+    launch(operator_alone, 2, kind)

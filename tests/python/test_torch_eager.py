@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import _C, DynamicDilationUnfold, _kernels, dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import (
+    _C,
+    DynamicDilationUnfold,
+    _autograd,
+    _kernels,
+    dynamic_dilation_unfold,
+    functional,
+    reference,
+)
 from helpers import (
     CASES,
     DTYPES,
@@ -125,6 +133,44 @@ class Tagged(Tensor):
         return super().__torch_function__(function, types, args, kwargs or {})
 
 
+class Wrapper(Tensor):
+    """A subclass that holds another tensor, and notes the operators called with it."""
+
+    calls: list[Any] = []  # noqa: RUF012
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Wrapper":
+        kept = {"dtype": inner.dtype, "device": inner.device, "strides": inner.stride()}
+        wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, **kept)
+        wrapper.inner = inner
+        return wrapper
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        cls.calls.append(function)
+        unwrap = lambda v: v.inner if isinstance(v, Wrapper) else v  # noqa: E731
+        wrap = lambda v: Wrapper(v) if isinstance(v, Tensor) else v  # noqa: E731
+        args, kwargs = torch.utils._pytree.tree_map(unwrap, (args, kwargs or {}))
+        return torch.utils._pytree.tree_map(wrap, function(*args, **kwargs))
+
+
+@pytest.mark.parametrize("wrapped", ["input", "map", "both"])
+def test_wrapper_subclasses_dispatch_the_operator(wrapped, device):
+    tensors = example(device)
+    expected = run(dynamic_dilation_unfold, *tensors, torch.ones(CASE.output_shape, device=device), CASE.options)
+    Wrapper.calls.clear()
+    x, rates = (
+        (Wrapper(t) if wrapped in (name, "both") else t).requires_grad_()
+        for name, t in zip(("input", "map"), tensors, strict=True)
+    )
+    output = ours(x, rates)
+    assert type(output) is Wrapper
+    grads = torch.autograd.grad(output, (x, rates), Wrapper(torch.ones(CASE.output_shape, device=device)))
+    assert [f for f in Wrapper.calls if f.namespace != "aten"] == [UNFOLD, BACKWARD]
+    actual = [t.inner if isinstance(t, Wrapper) else t for t in (output, *grads)]
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
 def test_subclasses_see_the_operator(device):
     x, rates = example(device)
     Tagged.calls.clear()
@@ -217,6 +263,36 @@ def test_devices_without_kernels_run_the_reference(device, monkeypatch):
         for grad, want, other in zip(grads, wanted, expected[1:], strict=True):
             # The reference's own scatter adds in any order on a GPU.
             assert relative_error(grad, other) <= 1e-6 if want else grad.numel() == 0
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_public_function_without_kernels(recorded, device, monkeypatch):
+    """The same through the function and its backward, where the C++ side declines as it does for a device it lacks."""
+
+    def forward(ctx, input, dilation_map, options):
+        ctx.save_for_backward(input, dilation_map)
+        ctx.options = options
+        return _autograd._forward(input, dilation_map, options)
+
+    monkeypatch.setattr(_kernels, "DEVICES", set())
+    monkeypatch.setattr(functional, "plain_unfold", lambda *_: None)
+    monkeypatch.setattr(_autograd.PlainUnfold, "forward", staticmethod(forward))
+    monkeypatch.setattr(_C, "plain_backward", lambda ctx, grad: _autograd._backward(ctx, grad))
+    for name in ("unfold", "unfold_backward"):
+        monkeypatch.setattr(_C, name, None)
+    grad = random_input(CASE.output_shape, seed=3).to(device)
+    x, rates = example(device)
+    expected = run(reference, x, rates, grad, CASE.options)
+    if not recorded:
+        assert torch.equal(ours(x, rates), expected.output)
+        return
+    for wanted in [(True, True), (True, False), (False, True)]:
+        leaves = [t.clone().requires_grad_(want) for t, want in zip((x, rates), wanted, strict=True)]
+        output = ours(*leaves)
+        assert torch.equal(output, expected.output)
+        output.backward(grad)
+        for leaf, want, other in zip(leaves, wanted, expected[1:], strict=True):
+            assert relative_error(leaf.grad, other) <= 1e-6 if want else leaf.grad is None
 
 
 @pytest.mark.parametrize("wanted", ["input", "map", "both"])

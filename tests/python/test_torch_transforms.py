@@ -196,6 +196,75 @@ def test_hessian(function, device):
         assert_close(actual(primals[1]), expected(primals[1]))
 
 
+def jvp(function: Callable[[Tensor], Tensor], tangent: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda value: torch.func.jvp(function, (value,), (tangent,))[1]
+
+
+NESTED = {
+    "jvp of jvp": lambda f, t: jvp(jvp(lambda v: f(v).sin(), t), t),
+    "jvp of jvp of jvp": lambda f, t: jvp(jvp(jvp(lambda v: f(v).sin(), t), t), t),
+    "jvp of grad of jvp": lambda f, t: jvp(torch.func.grad(jvp(lambda v: f(v).sin().square().sum(), t)), t),
+    "jvp of jvp of grad": lambda f, t: jvp(jvp(torch.func.grad(lambda v: f(v).sin().square().sum()), t), t),
+    "grad of jvp of jvp": lambda f, t: torch.func.grad(jvp(jvp(lambda v: f(v).sin().square().sum(), t), t)),
+    "jvp of jvp of vmap": lambda f, t: jvp(jvp(lambda v: torch.vmap(f)(torch.stack([v, v.cos()])).sin(), t), t),
+    "vmap of jvp of jvp": lambda f, t: lambda v: torch.vmap(jvp(jvp(lambda u: f(u).sin(), t), t))(torch.stack([v, -v])),
+}
+
+
+@pytest.mark.parametrize("moving", [0, 1], ids=["input", "map"])
+@pytest.mark.parametrize("name", NESTED)
+@FUNCTIONS
+def test_nested_forward_mode(function, name, moving, device):
+    if function is registered and "vmap" in name and not hasattr(torch.library, "register_vmap"):
+        pytest.skip(f"torch {torch.__version__} has no vmap rules for registered operators")
+    primals, tangents = example(device), example(device, seed=7)
+
+    def derivative(function):
+        def partial(value):
+            return function(*(value if i == moving else primals[i] for i in (0, 1)))
+
+        return NESTED[name](partial, tangents[moving])(primals[moving])
+
+    assert_close(derivative(function), derivative(definition))
+
+
+@FUNCTIONS
+def test_jacfwd_of_jacfwd(function, device):
+    primals = example(device, SMALL)
+
+    def second(function):
+        return torch.func.jacfwd(torch.func.jacfwd(loss(function, SMALL), (0, 1)), (0, 1))(*primals)
+
+    assert_close(second(function)[0][1], second(definition)[0][1])
+    assert_close(second(function)[1], second(definition)[1])
+
+
+@pytest.mark.parametrize("recorded", ["by vjp", "by autograd"])
+def test_nested_forward_mode_of_a_backward(recorded, device):
+    """The transforms are around the backward alone, of a forward that was recorded before them."""
+    tangent = torch.randn(CASE.output_shape, generator=torch.Generator().manual_seed(3), dtype=torch.double).to(device)
+
+    def derivative(function):
+        x, rates = example(device)
+        if recorded == "by vjp":
+            pull = torch.func.vjp(function, x, rates)[1]
+        else:
+            leaves = x.requires_grad_(), rates.requires_grad_()
+            output = function(*leaves)
+            pull = lambda grad: torch.autograd.grad(output, leaves, grad, retain_graph=True)  # noqa: E731
+        inner = lambda grad: torch.func.jvp(lambda g: pull(g.sin()), (grad,), (grad.cos(),))[1]  # noqa: E731
+        return torch.func.jvp(inner, (tangent.cos(),), (tangent,))[1]
+
+    assert_close(derivative(ours), derivative(definition))
+
+
+def test_dual_level_and_jvp_do_not_nest(device):
+    """Torch has one level of its own for both, and says so."""
+    x, rates = example(device)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="Nested forward mode AD is not supported"):
+        torch.func.jvp(lambda m: ours(x, m), (rates,), (rates,))
+
+
 # --- vmap -------------------------------------------------------------------------------------------------------------
 
 # Shapes of input and map of one slice.

@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "ddu/export.h"
+#include "ddu/version.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -92,8 +93,8 @@ typedef struct ddu_backward {
 /* Text of this thread's latest failure; valid until its next one. "" before the first. */
 DDU_API const char* ddu_last_error(void) DDU_NOEXCEPT;
 
-/* The build. */
-DDU_API const char* ddu_version(void) DDU_NOEXCEPT;            /* "0.1.0" */
+/* The build. ddu_version() is DDU_VERSION of the library that runs, which may be newer than the header's. */
+DDU_API const char* ddu_version(void) DDU_NOEXCEPT;
 DDU_API const char* ddu_cpu_capability(void) DDU_NOEXCEPT;     /* "avx512", "avx2" or "baseline" */
 DDU_API int ddu_cpu_has_openmp(void) DDU_NOEXCEPT;             /* whether the CPU kernels are parallel */
 DDU_API int ddu_cuda_toolkit_version(void) DDU_NOEXCEPT;       /* 1000 * major + 10 * minor; 0 for a build without CUDA */

@@ -19,6 +19,7 @@
 #include <cstdint>
 #include <optional>
 #include <ostream>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -98,10 +99,29 @@ inline std::string dtype_name(const at::Tensor& tensor) {
   return name;
 }
 
+/// As Python prints it: "torch.sparse_coo", and a nested tensor as what it is.
+inline std::string layout_name(const at::Tensor& tensor) {
+  static constexpr std::pair<at::Layout, const char*> names[] = {
+      {at::kStrided, "strided"},      {at::kSparse, "sparse_coo"},    {at::kSparseCsr, "sparse_csr"},
+      {at::kSparseCsc, "sparse_csc"}, {at::kSparseBsr, "sparse_bsr"}, {at::kSparseBsc, "sparse_bsc"}};
+  if (tensor.is_nested()) return "a nested tensor";
+  for (const auto& [layout, name] : names) {
+    if (layout == tensor.layout()) return std::string("torch.") + name;
+  }
+  return "torch._mkldnn";
+}
+
+/// Throws, with Python's messages, for what has no elements in memory as the kernels read them.
+inline void check_dense(const char* name, const at::Tensor& tensor) {
+  if (!tensor.defined()) throw type_error((std::string(name) + " must be a defined tensor").c_str());
+  if (tensor.layout() == at::kStrided && !tensor.is_nested()) return;
+  throw type_error((std::string(name) + " must be a dense tensor of layout torch.strided, got " + layout_name(tensor)).c_str());
+}
+
 /// Throws, with Python's messages, for what no kernel takes.
 inline Types check_tensors(const at::Tensor& input, const at::Tensor& dilation_map) {
-  if (!input.defined()) throw type_error("input must be a defined tensor");
-  if (!dilation_map.defined()) throw type_error("dilation_map must be a defined tensor");
+  check_dense("input", input);
+  check_dense("dilation_map", dilation_map);
   const auto input_type = dtype_of(input), map_type = dtype_of(dilation_map);
   if (!input_type || !map_type) {
     throw type_error(("input and dilation_map must be float16, bfloat16, float32 or float64, got input " + dtype_name(input) +
@@ -123,9 +143,26 @@ inline Geometry geometry_of(const at::Tensor& input, const at::Tensor& dilation_
                        {dilation_map.sizes().data(), static_cast<int>(dilation_map.dim())}, options);
 }
 
+/// Throws, with Python's message, for a gradient that is not like the output.
+inline void check_grad(const at::Tensor& grad, const at::Tensor& input, const Geometry& g) {
+  check_dense("grad", grad);
+  std::vector<std::int64_t> sizes{g.channels * g.taps(), g.positions()};
+  if (input.dim() == 4) sizes.insert(sizes.begin(), g.batch);
+  if (grad.sizes() == at::IntArrayRef(sizes) && grad.scalar_type() == input.scalar_type() && grad.device() == input.device()) {
+    return;
+  }
+  std::ostringstream text;
+  text << "grad must be " << dtype_name(input) << " of shape " << at::IntArrayRef(sizes) << " on " << input.device()
+       << ", as the output is, got " << dtype_name(grad) << " of shape " << grad.sizes() << " on " << grad.device();
+  throw invalid_argument(text.str().c_str());
+}
+
 /// The tensor with its values laid out as the kernels read them, none of them implied by a flag.
-inline at::Tensor in_memory(const at::Tensor& tensor) {
+inline at::Tensor in_memory(const char* name, const at::Tensor& tensor) {
   if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
+  if (tensor.numel() > 0 && tensor.storage().nbytes() == 0) {
+    throw error((std::string(name) + " has no memory that the kernels could read: was its storage freed?").c_str());
+  }
   return tensor.resolve_neg().contiguous();
 }
 
@@ -155,7 +192,7 @@ inline at::Tensor scratch(std::size_t bytes, const at::Tensor& like) {
 inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options) {
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
-  const at::Tensor input = in_memory(given_input), map = in_memory(given_map);
+  const at::Tensor input = in_memory("input", given_input), map = in_memory("dilation_map", given_map);
   const std::int64_t columns = geometry.channels * geometry.taps();
   at::Tensor output = input.dim() == 3 ? at::empty({columns, geometry.positions()}, input.options())
                                        : at::empty({geometry.batch, columns, geometry.positions()}, input.options());
@@ -171,7 +208,9 @@ inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor&
                                  const Options& options, Wanted wanted) {
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
-  const at::Tensor grad = in_memory(given_grad), input = in_memory(given_input), map = in_memory(given_map);
+  check_grad(given_grad, given_input, geometry);
+  const at::Tensor grad = in_memory("grad", given_grad), input = in_memory("input", given_input),
+                   map = in_memory("dilation_map", given_map);
   Gradients grads;
   if (wanted[0]) grads.first = at::empty(input.sizes(), input.options());
   if (wanted[1]) grads.second = at::empty(map.sizes(), map.options());
@@ -244,9 +283,13 @@ struct Unfold : torch::autograd::Function<Unfold> {
   }
 };
 
-/// Under autocast the columns take its type, since they feed a matrix product; rates lose too much in a half type.
+/// Under autocast the columns take its type, since they feed a matrix product; rates lose too much in a half type. Beside a
+/// tensor of any other type both stay as they are: float64 is meant, and the rest is refused as ever.
 inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const at::Tensor& map) {
-  if (!input.defined() || !map.defined() || input.scalar_type() == at::kDouble) return {input, map};
+  const auto may_be_cast = [](const at::Tensor& tensor) {
+    return tensor.defined() && dtype_of(tensor) && tensor.scalar_type() != at::kDouble;
+  };
+  if (!may_be_cast(input) || !may_be_cast(map)) return {input, map};
   const at::DeviceType device = input.device().type();
   if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return {input, map};
   return {input.to(at::autocast::get_autocast_dtype(device)), map.to(at::kFloat)};
@@ -261,8 +304,8 @@ inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const
 /// returns       [B, C*kH*kW, Ho*Wo] or [C*kH*kW, Ho*Wo]
 ///
 /// The result is new memory. Any thread may call. Runs on at::get_num_threads() threads, or on the current stream of the
-/// tensors' device. Throws ddu::invalid_argument,
-/// ddu::type_error or ddu::error with the messages that Python's ValueError, TypeError and RuntimeError have.
+/// tensors' device. Throws ddu::invalid_argument, ddu::type_error or ddu::error with the messages that Python's ValueError,
+/// TypeError and RuntimeError have; torch's own errors (c10::Error) pass through, as where it has no memory.
 inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const at::Tensor& dilation_map,
                                const TorchOptions& options = {}) {
   const auto [x, map] = torch_detail::autocast(input, dilation_map);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -22,7 +23,9 @@ using Ints = at::IntArrayRef;
 inline Pair pair_of(const char* name, Ints values) {
   if (values.size() == 2) return {values[0], values[1]};
   if (values.size() == 1) return {values[0], values[0]};
-  throw type_error((std::string(name) + " must be a pair of ints, got " + std::to_string(values.size())).c_str());
+  std::ostringstream text;
+  text << name << " must be a pair of ints, got " << values;
+  throw invalid_argument(text.str().c_str());
 }
 
 /// groups = 0 means the map's: a shard of a tensor has some of the groups.
@@ -60,10 +63,13 @@ inline std::tuple<at::Tensor, at::Tensor> backward_kernel(const at::Tensor& grad
 
 }  // namespace torch_detail
 
-/// Registers dynamic_dilation_unfold::unfold and ::unfold_backward until the process ends. Does nothing where they are there
-/// already: another call, or Python's package in the same process.
+/// Registers dynamic_dilation_unfold::unfold and ::unfold_backward until the process ends. Any thread may call; on return the
+/// operators are there. Does nothing where they are there already: after another call, or after Python's package was imported
+/// in the same process. Not the other way round: that import fails ("Only a single TORCH_LIBRARY can be used to register the
+/// namespace dynamic_dilation_unfold"), so a program that embeds Python imports the package first, or not at all.
 inline void register_torch_operators() {
-  const auto define = [] {
+  const auto define = []() -> std::optional<torch::Library> {
+    if (c10::Dispatcher::singleton().findSchema({"dynamic_dilation_unfold::unfold", ""})) return std::nullopt;
     torch::Library library(torch::Library::DEF, "dynamic_dilation_unfold", std::nullopt, __FILE__, __LINE__);
     const std::string options = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups";
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
@@ -79,8 +85,7 @@ inline void register_torch_operators() {
     library.impl("unfold_backward", torch::dispatch(DispatchKey::Autograd, &torch_detail::backward_autograd));
     return library;
   };
-  if (c10::Dispatcher::singleton().findSchema({"dynamic_dilation_unfold::unfold", ""})) return;
-  static const torch::Library library = define();
+  static const std::optional<torch::Library> library = define();  // a second thread waits for the first
 }
 
 }  // namespace ddu

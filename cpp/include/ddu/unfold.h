@@ -44,7 +44,8 @@ DDU_API void unfold_backward(const Geometry& geometry, Types types, const Backwa
 /// Scratch bytes of unfold_backward with the same arguments (`tensors.workspace` is not read).
 DDU_API size_t workspace_bytes(const Geometry& geometry, Types types, const Backward& tensors, int threads);
 
-/// Instruction set that the kernels use on this processor: "avx512", "avx2" or "baseline".
+/// Instruction set that the kernels use: "avx512", "avx2" or "baseline". The best of this processor, or what the environment
+/// variable DDU_CPU_CAPABILITY names at the first call ("baseline" where the processor lacks that).
 DDU_API const char* capability();
 /// Whether the kernels are parallel (built with OpenMP).
 DDU_API bool has_openmp();

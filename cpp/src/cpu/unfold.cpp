@@ -150,6 +150,7 @@ void unfold(const Geometry& g, Types types, const Forward& tensors, int threads)
 }
 
 std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& tensors, int threads) {
+  check_types(types);
   return BackwardPlan(g, types, tensors, kernels_of(types.input), threads).bytes();
 }
 
