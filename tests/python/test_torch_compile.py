@@ -94,7 +94,7 @@ def test_shapes_become_dynamic(device):
 )
 def test_training_step(backend, autocast, dynamic, model, device):
     # Else what lies between operators stays float32, the rates are not eager's, and their gradient jumps.
-    rounds = hasattr(inductor, "emulate_precision_casts")
+    rounds = TORCH >= (2, 13)  # as an option that fails on the CPU in 2.7
     options = {"emulate_precision_casts": True} if rounds and backend == "inductor" and autocast else {}
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend=backend)
 
