@@ -70,6 +70,27 @@ fresh_venv() {
   if [ $# -gt 0 ]; then python -m pip install -qq "$@"; fi
 }
 
+# torch_venv NAME RELEASE [REQUIREMENT...]: the same with a release of torch, as torch==2.13.0, which is unpacked once and linked
+# from then on: it takes most of the time. What is installed beside it replaces files and leaves those of others as they are.
+torch_venv() {
+  local dir=$work/venv/$1 release=$2 base
+  base=$work/venv/$("$(find_python)" -c 'import sys; print("cp%d%d" % sys.version_info[:2])')-$release
+  if [ "$(uname)" != Linux ]; then
+    fresh_venv "$@"
+    return
+  fi
+  if [ ! -e "$base/complete" ]; then
+    fresh_venv "$(basename "$base")" "$release"
+    deactivate
+    touch "$base/complete"
+  fi
+  rm -rf "$dir"
+  cp -al "$base" "$dir"
+  grep -lI "$base" "$dir"/bin/* "$dir/pyvenv.cfg" | xargs sed -i "s|$base|$dir|g"
+  activate "$dir"
+  if [ $# -gt 2 ]; then python -m pip install -qq "${@:3}"; fi
+}
+
 # tool_venv NAME: activates an environment with ci/requirements/NAME.txt, made anew only when that file changes.
 tool_venv() {
   local dir=$work/venv/$1 requirements=$root/ci/requirements/$1.txt
