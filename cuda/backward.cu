@@ -50,6 +50,7 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
     plan.shape = {128, 32, blocks_at_once(three, both), both ? 1 : 2, kBackwardPack, 64, element, 1536};
   }
   const Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
+  // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
   plan.clears = plan.tiled && !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
   if (given.grad_input && is_half(types.input))
     plan.input_sums = aligned(sizeof(float) * static_cast<std::size_t>(g.input_numel()));

@@ -195,8 +195,13 @@ TYPED_TEST(Cuda, GradientsMayStartAnywhere) {
   const Problem problem(kCases[5], near_rates);
   for (const bool deterministic : {false, true}) {
     const auto aligned = backward(problem, {deterministic}), shifted = backward(problem, {deterministic, true, true, 1});
-    for (std::int64_t i = 0; i < std::int64_t(problem.input.size()); ++i) {
-      EXPECT_NEAR(shifted.input[i], aligned.input[i], 1e-2 * std::fabs(aligned.input[i]) + 1e-4);
+    if (deterministic) {
+      EXPECT_EQ(shifted.input, aligned.input);
+      EXPECT_EQ(shifted.map, aligned.map);
+    } else {  // sums may be added in another order
+      const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
+      EXPECT_LE(error(shifted.input, expected.grad_input), 1);
+      EXPECT_LE(error(shifted.map, expected.grad_map), 1);
     }
   }
 }
@@ -214,7 +219,7 @@ TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
 using CudaFloat = Cuda<Types<float, float>>;
 
 TEST_F(CudaFloat, GradientsOfAnySize) {
-  for (const double scale : {1e-42, 1e-30, 1e-3, 1e30, 1e37}) {
+  for (const double scale : {1e-36, 1e-30, 1e-3, 1e30, 1e37}) {
     SCOPED_TRACE(scale);
     Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
     for (std::int64_t i = 0; i < std::int64_t(problem.grad_output.size()); ++i) {
@@ -222,7 +227,7 @@ TEST_F(CudaFloat, GradientsOfAnySize) {
     }
     const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
     for (const bool deterministic : {false, true}) {
-      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), scale < 1e-37 ? 1e6 : 1);
+      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), 1);
     }
   }
 }

@@ -4,6 +4,7 @@
 // Included before each of cuda/*.cu, which the host's compiler then takes as they are. Shows what they compute, that every
 // barrier is reached by all, and, since the order of the threads is the caller's choice, whether results depend on it. Shows
 // nothing of speed, and nothing of what stands behind `#if __CUDA_ARCH__`.
+// The sources call shared arrays static, as CUDA takes them to be, so that one serves all fibers.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
