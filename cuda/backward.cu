@@ -10,7 +10,8 @@ namespace {
 struct Plan {
   bool tiled;
   bool deterministic;
-  bool clears;  // blocks clear the planes that they add to: nobody else does
+  bool clears;   // blocks clear the planes that they add to: nobody else does
+  bool cleared;  // a kernel before clears the input's gradient
   Shape shape;
   std::int64_t parts = 1;  // sums for the map that are kept apart; 0 where all are added to one
   std::size_t input_sums = 0, map_sums = 0, windows = 0, places = 0, left_over = 0;  // bytes, in this order
@@ -70,20 +71,21 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
       plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * tiles));
     }
   }
+  plan.cleared = given.grad_input && !plan.windows && !plan.clears;
   return plan;
 }
 
 template <class T, int K, bool kInput, bool kMap, int kThreads, int kMinBlocks>
-void run_tiles(const Geometry& g, const Layout<float>& p, const BackwardPointers<T>& tensors, Stream stream) {
+void run_tiles(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
   using Tile = BackwardTile<T, K, kInput, kMap, kThreads>;
-  launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks>, blocks_of(p, g), kThreads, p.capacity * Tile::kElementBytes,
-         stream, p, tensors);
+  launch(backward_kernel<T, K, kInput, kMap, kThreads, kMinBlocks>,
+         {blocks_of(p, g), kThreads, p.capacity * Tile::kElementBytes, plan.cleared}, stream, p, tensors);
 }
 
 template <class T, int K, bool kInput, bool kMap>
 void run_shape(const Geometry& g, const Layout<float>& p, const Plan& plan, const BackwardPointers<T>& tensors, Stream stream) {
-  if (plan.deterministic) return run_tiles<T, K, kInput, kMap, 256, 2>(g, p, tensors, stream);
-  run_tiles<T, K, kInput, kMap, 128, blocks_at_once(K == 3, kInput && kMap)>(g, p, tensors, stream);
+  if (plan.deterministic) return run_tiles<T, K, kInput, kMap, 256, 2>(g, p, plan, tensors, stream);
+  run_tiles<T, K, kInput, kMap, 128, blocks_at_once(K == 3, kInput && kMap)>(g, p, plan, tensors, stream);
 }
 
 template <class T, int K>
@@ -97,6 +99,8 @@ void run_kernel_size(const Geometry& g, const Layout<float>& p, const Plan& plan
 constexpr unsigned grid_for(std::int64_t count) {
   return static_cast<unsigned>(std::min<std::int64_t>((count + 255) / 256, 16384));
 }
+
+unsigned blocks_of_spans(std::int64_t count) { return grid_size(ceil_div(count, Span::kOfBlock)); }
 
 template <class T>
 void run(const Geometry& g, Types types, const Backward& given, const Plan& plan, Stream stream) {
@@ -126,9 +130,12 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   const auto clear = [&](void* memory, std::size_t bytes) {
     if (memory && bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   };
-  if (!plan.windows && !plan.clears) clear(tensors.grad_input, sizeof(Acc) * static_cast<std::size_t>(g.input_numel()));
   if (!plan.parts) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
   clear(tensors.left_over, plan.left_over);
+  if (plan.cleared) {  // last, since what follows may overlap with it
+    launch(clear_kernel<Acc>, {blocks_of_spans(g.input_numel()), Span::kThreads}, stream, tensors.grad_input, g.input_numel(),
+           is_aligned(tensors.grad_input, 4 * sizeof(Acc)));
+  }
 
   if constexpr (!std::is_same_v<T, double>) {
     if (plan.tiled && g.h.kernel_size == 3 && g.w.kernel_size == 3) {
@@ -141,8 +148,8 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     BackwardPointers<T> direct = tensors;
     if (plan.deterministic) direct.grad_input = nullptr;
     const unsigned blocks = blocks_of(p, g);
-    if (direct.grad_input || direct.grad_map) launch(backward_direct_kernel<T, 256>, blocks, 256, 0, stream, p, direct);
-    if (plan.places) launch(places_kernel<T>, blocks, 256, 0, stream, p, tensors);
+    if (direct.grad_input || direct.grad_map) launch(backward_direct_kernel<T, 256>, {blocks, 256}, stream, p, direct);
+    if (plan.places) launch(places_kernel<T>, {blocks, 256}, stream, p, tensors);
   }
   if (given.grad_input && plan.deterministic) {
     const std::int64_t planes = ceil_div(g.pixels(), 256) * g.groups * g.batch;
@@ -154,18 +161,18 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
         sums.windows = tensors.windows;
         sums.places = tensors.places;
         sums.left_over = tensors.left_over;
-        launch(add_windows_kernel, grid_size(planes * ceil_div(g.group_channels(), chunk)), 256, 0, stream, p, sums, chunk);
+        launch(add_windows_kernel, {grid_size(planes * ceil_div(g.group_channels(), chunk)), 256}, stream, p, sums, chunk);
       }
     }
     // As many as fill the device, and a few more: hardly any has work to do where tiles stored their windows.
     const std::int64_t packs = ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch;
     const std::int64_t enough = std::max<std::int64_t>(plan.left_over ? 8 : 64, ceil_div(1024, packs));
     const unsigned blocks = static_cast<unsigned>(std::min(Patch::count(p), enough));
-    launch(gather_kernel<T>, grid_size(blocks * packs), 256, 0, stream, p, tensors, blocks);
+    launch(gather_kernel<T>, {grid_size(blocks * packs), 256}, stream, p, tensors, blocks);
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {
-      launch(narrow_kernel<T>, grid_for(ceil_div(g.input_numel(), 4)), 256, 0, stream,
+      launch(narrow_kernel<T>, {blocks_of_spans(g.input_numel()), Span::kThreads, 0, plan.tiled && !plan.deterministic}, stream,
              static_cast<const float*>(tensors.grad_input), static_cast<T*>(given.grad_input), g.input_numel(),
              is_aligned(given.grad_input, 4 * sizeof(T)));
     }
@@ -173,7 +180,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   if (plan.map_sums) {
     const auto reduce = [&](auto* map) {
       using M = std::remove_pointer_t<decltype(map)>;
-      launch(reduce_map_kernel<M, Acc>, grid_for(g.map_numel()), 256, 0, stream, static_cast<const Acc*>(tensors.grad_map),
+      launch(reduce_map_kernel<M, Acc>, {grid_for(g.map_numel()), 256}, stream, static_cast<const Acc*>(tensors.grad_map),
              static_cast<M*>(given.grad_map), g.map_numel(), std::max<std::int64_t>(plan.parts, 1));
     };
     if constexpr (sizeof(T) == 2) {

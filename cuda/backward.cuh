@@ -213,6 +213,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   auto* pixels = reinterpret_cast<typename Tile::Element*>(shared);
   int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Tile::Element) : 0));
 
+  let_next_start();
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
   if (kInput && tensors.clears) {  // before the barriers of what follows
@@ -232,11 +233,14 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     }
   };
   const bool fits = window.fits(p.capacity) && (!ordered || window.near_tile(p, job));
-  if (ordered && job.part == 0 && threadIdx.x == 0) {
-    tensors.places[place_index(p, job)] = {window.first_y, window.first_x, fits ? window.rows : -window.rows, window.columns};
-  }
+  const auto note_place = [&](int rows) {  // on either way by itself: once for both, it slowed float32 by a tenth
+    if (job.part != 0 || threadIdx.x != 0) return;
+    tensors.places[place_index(p, job)] = {window.first_y, window.first_x, rows, window.columns};
+  };
   if (!fits) {
+    wait_for_previous();
     if (ordered) {
+      note_place(-window.rows);
       leave_over(first_channel, job.channels);
     } else if (kInput) {
       scatter_direct(p, at, columns, grad_input, job.channels);
@@ -244,6 +248,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     if (kMap) add_map(p, job, at, slopes_direct(p, at, columns, planes, job.channels), tensors.grad_map, tensors.map_part);
     return;
   }
+  if (ordered) note_place(window.rows);
   float* stored = tensors.windows + (job.plane(p) * p.by_tiles.divisor + tile_index) * p.capacity;
   const Quad quad(p, window, int(threadIdx.x));
   const Cells<K> cells(p, at, window);
@@ -281,6 +286,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
 
   const float bound = kInput ? tile.most_taps_in_a_pixel(cells, slots) : 0;
   float sum_y = 0, sum_x = 0;
+  wait_for_previous();  // up to here nothing is written that it clears
   for (int left = job.channels; left > 0; left -= kPack) {
     bool finite = true;
     if (kMap) finite = !__syncthreads_or(!fill<kThreads>(p, window, quad, fetch, planes, plane_bytes, left, pixels));

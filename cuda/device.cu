@@ -34,6 +34,10 @@ void check(cudaError_t status, const char* call, const char* file, int line) {
   throw cuda_error(text);
 }
 
+namespace {
+__global__ void any_kernel() {}
+}  // namespace
+
 const Device& current_device() {
   constexpr int kMost = 64;
   static Device devices[kMost];
@@ -47,6 +51,13 @@ const Device& current_device() {
     DDU_CUDA_CHECK(
         cudaDeviceGetAttribute(&device.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));
     DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
+    int driver = 0;
+    cudaFuncAttributes code{};
+    DDU_CUDA_CHECK(cudaDriverGetVersion(&driver));
+    DDU_CUDA_CHECK(cudaFuncGetAttributes(&code, reinterpret_cast<const void*>(&any_kernel)));
+    // Kernels wait for each other from sm_90 on: those that run here may be translated from older code, for any device. And
+    // older drivers cannot capture such launches into a graph.
+    device.overlaps = code.ptxVersion >= 90 && driver >= 12030;
     devices[index] = device;
   });
   return devices[index];

@@ -1,6 +1,7 @@
 #pragma once
 
-// What follows the backward kernels: sums to the gradients' types, and the rest of a deterministic backward.
+// What goes before the backward kernels and what follows them: zeros to add to, sums to the gradients' types, and the rest of
+// a deterministic backward.
 
 #include <climits>
 
@@ -9,17 +10,50 @@
 
 namespace ddu::cuda {
 
+/// Where one thread of a kernel over `count` elements has its quads of them: all at once, so that their loads overlap.
+struct Span {
+  static constexpr int kQuads = 4;
+  static constexpr int kThreads = 256;
+  static constexpr int kOfBlock = 4 * kQuads * kThreads;  // elements
+  std::int64_t first, count;
+
+  __device__ explicit Span(std::int64_t elements)
+      : first(std::int64_t{blockIdx.x} * kOfBlock + 4 * threadIdx.x), count(elements) {}
+  __device__ std::int64_t quad(int i) const { return first + 4 * kThreads * i; }
+  __device__ bool whole() const { return quad(kQuads - 1) + 4 <= count; }
+  /// Calls body(element) for those there are.
+  template <class Body>
+  __device__ void for_each(Body body) const {
+    for (int i = 0; i < 4 * kQuads; ++i) {
+      if (const std::int64_t element = quad(i / 4) + i % 4; element < count) body(element);
+    }
+  }
+};
+
+/// Sets sums to zero; `aligned` says that four of them are.
+template <class Acc>
+__global__ void __launch_bounds__(Span::kThreads) clear_kernel(Acc* sums, std::int64_t count, bool aligned) {
+  let_next_start();
+  const Span span(count);
+  if (!aligned || !span.whole()) return span.for_each([&](std::int64_t i) { sums[i] = 0; });
+#pragma unroll
+  for (int i = 0; i < Span::kQuads; ++i) *reinterpret_cast<Pack<Acc, 4>*>(sums + span.quad(i)) = {};
+}
+
 /// Rounds sums, which lie aligned, to a half type; `aligned` says that four of the gradient do too.
 template <class T>
-__global__ void narrow_kernel(const float* sums, T* gradient, std::int64_t count, bool aligned) {
-  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x * 4;
-  for (std::int64_t i = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4; i < count; i += step) {
-    if (aligned && i + 4 <= count) {
-      const float4 v = *reinterpret_cast<const float4*>(sums + i);
-      *reinterpret_cast<Pack<T, 4>*>(gradient + i) = {narrow<T>(v.x), narrow<T>(v.y), narrow<T>(v.z), narrow<T>(v.w)};
-    } else {
-      for (std::int64_t j = i; j < min(i + 4, count); ++j) gradient[j] = narrow<T>(sums[j]);
-    }
+__global__ void __launch_bounds__(Span::kThreads)
+    narrow_kernel(const float* sums, T* gradient, std::int64_t count, bool aligned) {
+  wait_for_previous();
+  const Span span(count);
+  if (!aligned || !span.whole()) return span.for_each([&](std::int64_t i) { gradient[i] = narrow<T>(sums[i]); });
+  float4 v[Span::kQuads];
+#pragma unroll
+  for (int i = 0; i < Span::kQuads; ++i) v[i] = *reinterpret_cast<const float4*>(sums + span.quad(i));
+#pragma unroll
+  for (int i = 0; i < Span::kQuads; ++i) {
+    *reinterpret_cast<Pack<T, 4>*>(gradient + span.quad(i)) = {narrow<T>(v[i].x), narrow<T>(v[i].y), narrow<T>(v[i].z),
+                                                               narrow<T>(v[i].w)};
   }
 }
 

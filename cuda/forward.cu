@@ -20,7 +20,7 @@ void run(const Geometry& g, Types types, const ForwardPointers<T>& tensors, int 
     p.burst = kWalks ? 2 : 3;
     p.ahead = static_cast<unsigned>(kWalks ? places / 2 : 2 * places);
   }
-  launch(forward_kernel<T, K, kPack, kThreads, kMinBlocks, kWalks>, blocks, kThreads, p.capacity * element_bytes, stream, p,
+  launch(forward_kernel<T, K, kPack, kThreads, kMinBlocks, kWalks>, {blocks, kThreads, p.capacity * element_bytes}, stream, p,
          tensors, input_bytes);
 }
 
@@ -55,7 +55,7 @@ void unfold(const Geometry& g, Types types, const Forward& given, Stream stream)
     }
     const Layout<accumulator_t<T>> p = make_layout<accumulator_t<T>>(g, types, {256, 32, 4, 4, 1, 16, 0, 0}, current_device());
     const unsigned blocks = blocks_of(p, g);
-    launch(forward_direct_kernel<T, 256>, blocks, 256, 0, stream, p, tensors);
+    launch(forward_direct_kernel<T, 256>, {blocks, 256}, stream, p, tensors);
   });
 }
 

@@ -21,6 +21,7 @@ struct Device {
   int multiprocessors;
   int shared_per_multiprocessor;  // bytes
   int shared_per_block;
+  bool overlaps;  // kernels of a stream, where they ask for it
 };
 /// Of the current device; asked for once.
 const Device& current_device();
@@ -109,16 +110,28 @@ unsigned blocks_of(const Layout<Acc>& p, const Geometry& g) {
   return grid_size(std::int64_t{p.tile_rows} * p.tile_columns * p.by_chunks.divisor * g.groups * g.batch);
 }
 
+/// What a launch is made of, but for the kernel and its arguments.
+struct Grid {
+  unsigned blocks;
+  int threads;
+  std::size_t shared = 0;  // bytes of dynamic memory
+  bool overlap = false;    // starts while the kernel before it still runs, and calls wait_for_previous()
+};
+
 /// Launches a kernel, with as much dynamic shared memory as it asks for.
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), unsigned blocks, int threads, std::size_t shared, Stream stream,
-            Arguments... arguments) {
-  if (blocks == 0) return;
-  if (shared > 40 * 1024) {  // 48 KiB come unasked, and kernels have a little of their own
+void launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream, Arguments... arguments) {
+  if (grid.blocks == 0) return;
+  if (grid.shared > 40 * 1024) {  // 48 KiB come unasked, and kernels have a little of their own
     DDU_CUDA_CHECK(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                        static_cast<int>(shared)));
+                                        static_cast<int>(grid.shared)));
   }
-  const cudaLaunchConfig_t config{dim3(blocks), dim3(static_cast<unsigned>(threads)), shared, stream, nullptr, 0};
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  const unsigned attributes = grid.overlap && current_device().overlaps ? 1 : 0;
+  const cudaLaunchConfig_t config{dim3(grid.blocks), dim3(static_cast<unsigned>(grid.threads)), grid.shared, stream, &overlap,
+                                  attributes};
   DDU_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 

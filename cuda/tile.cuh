@@ -11,6 +11,19 @@
 
 namespace ddu::cuda {
 
+/// Of a kernel whose launch may overlap with the one before: waits until that has ended and what it wrote can be read.
+__device__ __forceinline__ void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+  cudaGridDependencySynchronize();
+#endif
+}
+/// The next kernel, if its launch may overlap with this one, is launched as soon as every block has come here or ended.
+__device__ __forceinline__ void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+  cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
 /// Division by a number that is known before the kernel starts: one multiplication (Granlund & Montgomery 1994, for 31 bits).
 struct Divider {
   unsigned divisor = 1, magic = 0, shift = 0;
