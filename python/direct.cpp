@@ -173,8 +173,9 @@ py::object plain_unfold(PyObject* const* arguments) {
 /// (context, input, dilation_map, options) -> output.
 py::object plain_forward(PyObject* const* arguments) {
   PyObject *context = arguments[0], *options = arguments[3];
-  own(PyObject_CallMethodObjArgs(context, name_save_for_backward, arguments[1], arguments[2], nullptr));
-  if (PyObject_SetAttr(context, name_options, options) != 0) throw py::error_already_set();
+  const py::object saved = own(PyTuple_Pack(2, arguments[1], arguments[2]));
+  set(context, name_to_save, saved.ptr());  // all that save_for_backward does
+  set(context, name_options, options);
   PyObject* all[kUnfoldArguments] = {arguments[1], arguments[2]};
   for (int i = 0; i < 5; ++i) all[2 + i] = PyTuple_GET_ITEM(options, i);
   py::object output = unfold(all);
@@ -278,4 +279,5 @@ py::object explain(const char* message) {
 void add_direct_calls(py::module_& module) {
   if (PyModule_AddFunctions(module.ptr(), methods) != 0) throw py::error_already_set();
   module.def("attach", &attach);
+  module.attr("apply_backward") = own(PyInstanceMethod_New(module.attr("plain_backward").ptr()));  // with its context as self
 }

@@ -52,7 +52,7 @@ PyObject* const name_layout = name("layout");
 PyObject* const name_data_ptr = name("data_ptr");
 PyObject* const name_requires_grad = name("requires_grad");
 PyObject* const name_current_level = name("_current_level");
-PyObject* const name_save_for_backward = name("save_for_backward");
+PyObject* const name_to_save = name("to_save");
 PyObject* const name_saved_tensors = name("saved_tensors");
 PyObject* const name_needs_input_grad = name("needs_input_grad");
 PyObject* const name_options = name("options");
@@ -63,6 +63,9 @@ py::object own(PyObject* object) {
 }
 
 py::object get(PyObject* object, PyObject* attribute) { return own(PyObject_GetAttr(object, attribute)); }
+void set(PyObject* object, PyObject* attribute, PyObject* value) {
+  if (PyObject_SetAttr(object, attribute, value) != 0) throw py::error_already_set();
+}
 py::object call(PyObject* function) { return own(PyObject_CallNoArgs(function)); }
 py::object call(PyObject* object, PyObject* method) { return own(PyObject_CallMethodNoArgs(object, method)); }
 

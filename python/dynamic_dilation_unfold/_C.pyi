@@ -66,3 +66,6 @@ def plain_forward(ctx: object, input: Tensor, dilation_map: Tensor, options: tup
 
 def plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None]:
     """Its ``backward``."""
+
+def apply_backward(node: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None]:
+    """The same as a method of the node, as which the engine calls it."""

@@ -101,8 +101,10 @@ def _allocator(device: str) -> Callable[..., Tensor]:
     return fast
 
 
-# Function.apply of Python first looks for transforms, of which there are none here.
+# Function.apply of Python first looks for transforms, of which there are none here; and for the engine, its node's class
+# first looks for a vjp beside the backward.
 _record: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
+PlainUnfold._backward_cls.apply = _C.apply_backward  # type: ignore[attr-defined]
 _C.attach(
     tensor_types=(Tensor, torch.nn.Parameter),
     dtypes=tuple(_kernels.DTYPES),
