@@ -5,11 +5,15 @@ python cases.py DIRECTORY
 
 import itertools
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 import torch._inductor
 from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold
+
+sys.path.append(str(Path(__file__).parents[1] / "python"))
+from plain_package import why_not  # noqa: E402
 
 OPTIONS = ("kernel_size", "stride", "padding", "dilation")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in the order of ddu::DType
@@ -153,6 +157,8 @@ def export(package, device, dtype):
 def main():
     directory = Path(sys.argv[1])
     directory.mkdir(parents=True, exist_ok=True)
+    with_cuda = torch.cuda.is_available() and _C.cuda_toolkit_version
+    tried = ThreadPoolExecutor().submit(why_not, "cuda") if with_cuda else None  # meanwhile: a compiler takes its time
     torch.manual_seed(0)
     operators = torch.ops.dynamic_dilation_unfold
     cases = {
@@ -163,13 +169,10 @@ def main():
         "module": repr(DynamicDilationUnfold((3, 5), 2, (1, 2), 1, 4)),
         "program": export(str(directory / "model.pt2"), "cpu", torch.float32),
     }
-    if torch.cuda.is_available() and _C.cuda_toolkit_version:
-        # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
-        sys.path.append(str(Path(__file__).parents[1] / "python"))
-        from plain_package import why_not
-
-        if reason := why_not("cuda"):
+    if tried:
+        if reason := tried.result():
             print(f"no package for CUDA: {reason}")
+        # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
         cases["program_cuda"] = [] if reason else export(str(directory / "model-cuda.pt2"), "cuda", torch.float64)
     torch.save(cases, directory / "cases.pt")
     batched = [case for case in cases["values"] if case["input"].dim() == 4]
