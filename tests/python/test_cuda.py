@@ -58,6 +58,21 @@ def test_streams_side_by_side():
         assert_close(actual, other, TOLERANCE[torch.float32])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_calls_close_upon_each_other(dtype):
+    """The kernels of a call may overlap: none adds to what is not clear yet, and none rounds what is not complete.
+
+    With a map of ones and whole numbers as gradients the sums are exact, in any order.
+    """
+    case = Case(4, 32, 160, 160, padding=1)
+    x, rates = torch.zeros(case.shape, dtype=dtype, device="cuda"), torch.ones(case.map_shape, device="cuda")
+    grads = [torch.randint(-8, 9, case.output_shape, device="cuda").to(dtype) for _ in range(3)]
+    expected = [torch.nn.functional.fold(grad.float(), case.shape[2:], 3, padding=1).to(dtype) for grad in grads]
+    results = [run(dynamic_dilation_unfold, x, rates, grad, case.options)[1] for grad in grads * 10]
+    for actual, other in zip(results, itertools.cycle(expected), strict=False):
+        assert_same_bits(actual, other)
+
+
 def test_nothing_waits_for_the_device():
     x, rates, grad = tensors(CASE)
     run(dynamic_dilation_unfold, x, rates, grad, CASE.options)
