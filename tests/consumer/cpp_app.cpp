@@ -207,31 +207,6 @@ void test_cuda(const Case& given, bool deterministic) {
   CHECK(cudaStreamDestroy(stream));
 }
 
-/// Scratch bytes over bytes of the input, of a square kernel over 4x64x128x128.
-double workspace_share(std::int64_t kernel_size, ddu::DType type, bool deterministic) {
-  const std::int64_t input_sizes[] = {4, 64, 128, 128}, map_sizes[] = {4, 1, 128, 128};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = kernel_size;
-  options.padding[0] = options.padding[1] = kernel_size / 2;
-  const ddu::Geometry g = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
-  char some;  // both gradients are wanted; the addresses are not used
-  const ddu::Backward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
-  const double bytes = static_cast<double>(ddu::cuda::workspace_bytes(g, {type, ddu::DType::float32}, tensors, deterministic));
-  return bytes / static_cast<double>(size_of(g.input_numel(), type));
-}
-
-/// What docs/cpp.md says of the scratch memory.
-void test_workspace() {
-  const auto within = [](double share, double low, double high) {
-    expect(low <= share && share <= high, "scratch memory of " + std::to_string(share) + " times the input");
-  };
-  within(workspace_share(3, ddu::DType::float32, false), 0, 0);
-  within(workspace_share(3, ddu::DType::float16, false), 2, 2.01);
-  within(workspace_share(3, ddu::DType::float32, true), 2.5, 2.7);
-  within(workspace_share(5, ddu::DType::float32, true), 4, 4.2);
-  within(workspace_share(3, ddu::DType::float16, true), 7, 7.3);
-}
-
 #endif
 
 /// Why nothing can run on CUDA; null where it can.
@@ -263,9 +238,6 @@ int run(const std::string& directory, bool must_have_cuda) {
 #endif
     if (failures > failed) std::printf("  in call %d of values.bin\n", calls);
   }
-#if defined(WITH_CUDART)
-  if (!reason) test_workspace();
-#endif
   expect(calls >= 20, "there are calls to compare");
   expect(std::strcmp(ddu::version(), DDU_VERSION) == 0, "the version of the header and of the library");
   expect(!reason || !must_have_cuda, "CUDA is wanted");

@@ -240,6 +240,33 @@ TEST_F(CudaFloat, GradientsOfAnyRange) {
   this->against_the_oracle(problem);
 }
 
+/// Scratch bytes over bytes of the input, of both gradients of a square kernel over 4x64x128x128.
+double scratch_share(std::int64_t kernel_size, ddu::DType type, bool deterministic) {
+  const std::int64_t input_sizes[] = {4, 64, 128, 128}, map_sizes[] = {4, 1, 128, 128};
+  ddu::Options options;
+  options.kernel_size[0] = options.kernel_size[1] = kernel_size;
+  options.padding[0] = options.padding[1] = kernel_size / 2;
+  const ddu::Geometry g = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
+  char some;  // its address is not used
+  const ddu::Backward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
+  const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
+  const auto bytes = ddu::cuda::workspace_bytes(g, {type, map}, tensors, deterministic);
+  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
+}
+
+TEST_F(CudaFloat, ScratchMemoryIsAsDocumented) {  // in docs/cpp.md
+  const auto within = [](double share, double low, double high) {
+    EXPECT_GE(share, low);
+    EXPECT_LE(share, high);
+  };
+  EXPECT_EQ(scratch_share(3, ddu::DType::float32, false), 0);
+  EXPECT_EQ(scratch_share(3, ddu::DType::float64, false), 0);
+  EXPECT_EQ(scratch_share(3, ddu::DType::float16, false), 2);
+  within(scratch_share(3, ddu::DType::float32, true), 2.9, 3);
+  within(scratch_share(5, ddu::DType::float32, true), 4.5, 4.6);
+  within(scratch_share(3, ddu::DType::float16, true), 7.8, 8);
+}
+
 TEST(CudaWithoutDevice, SaysWhatIsMissing) {
   if (has_device()) GTEST_SKIP() << "there is a CUDA device";
   const Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
