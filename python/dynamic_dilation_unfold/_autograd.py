@@ -101,7 +101,7 @@ def _allocator(device: str) -> Callable[..., Tensor]:
     return fast
 
 
-# Function.apply of Python first looks for transforms, of which there are none here; and for the engine, its node's class
+# Function.apply of Python first looks for transforms, of which there are none here. Its node, which the engine calls,
 # first looks for a vjp beside the backward.
 _record: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
 PlainUnfold._backward_cls.apply = _C.apply_backward  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import torch._inductor
 from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold
 
 sys.path.append(str(Path(__file__).parents[1] / "python"))
-from plain_package import why_not  # noqa: E402
+from plain_package import why_not
 
 OPTIONS = ("kernel_size", "stride", "padding", "dilation")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # in the order of ddu::DType
