@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   auto* pixels = reinterpret_cast<typename Tile::Element*>(shared);
   int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Tile::Element) : 0));
 
-  let_next_start();
+  if constexpr (kInput && sizeof(T) == 2) let_next_start();  // which rounds; any other's is not ours to start
   const Job job = Job::of_block(p);
   const Position<float> at(p, job, tensors.map);
   if (kInput && tensors.clears) {  // before the barriers of what follows
