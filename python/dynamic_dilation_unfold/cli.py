@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     for option, folder, holds in (
         ("--cmakedir", "lib/cmake/DynamicDilationUnfold", "CMake package (-DDynamicDilationUnfold_DIR=...)"),
         ("--includedir", "include", "C and C++ headers"),
+        ("--pkgconfigdir", "lib/pkgconfig", "pkg-config file (PKG_CONFIG_PATH=...)"),
     ):
         path = str(Path(cmake_prefix_path, folder))
         root.add_argument(option, action=_Print, nargs=0, const=path, help=f"print the folder of the {holds} and exit")

@@ -46,9 +46,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "file"), [("--cmakedir", "DynamicDilationUnfoldConfig.cmake"), ("--includedir", "ddu/unfold.h")]
+    ("option", "file"),
+    [
+        ("--cmakedir", "DynamicDilationUnfoldConfig.cmake"),
+        ("--includedir", "ddu/unfold.h"),
+        ("--pkgconfigdir", "dynamic-dilation-unfold.pc"),
+    ],
 )
-def test_folders_for_cmake(option: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folders_for_builds(option: str, file: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_status(option) == 0
     assert Path(capsys.readouterr().out.removesuffix("\n"), file).is_file()
 
