@@ -1,5 +1,8 @@
 # DynamicDilationUnfold::torch: what ddu/torch.h needs, which is compiled against the application's Torch.
 if(NOT TARGET DynamicDilationUnfold::torch)
+  if(NOT TORCH_LIBRARIES)
+    find_package(Torch REQUIRED)  # found before in another scope: the targets are here, what to link is not
+  endif()
   add_library(DynamicDilationUnfold::torch INTERFACE IMPORTED ${DDU_TORCH_SCOPE})
   # A toolkit without NVRTC leaves a library not found in Torch's list, which nothing here needs.
   set(ddu_torch_libraries ${TORCH_LIBRARIES})

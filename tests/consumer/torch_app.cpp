@@ -5,6 +5,7 @@
 #include <ddu/torch_library.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/jit/serialization/pickle.h>
+#include <torch/nn/modules/container/sequential.h>
 
 #include <cstdio>
 #include <cstdlib>
@@ -159,6 +160,8 @@ void test_rest(const Case& cases) {
   std::ostringstream printed;
   printed << ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 5}, ddu::TorchOptions{{2, 2}, {1, 2}, {1, 1}, 4});
   expect(printed.str() == cases.text("module"), printed.str());
+  torch::nn::Sequential sequential(ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 3}, ddu::TorchOptions{{1, 1}, {1, 1}}));
+  expect(same(sequential->forward(x, map), columns), "in a Sequential");
   const auto clone = ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 3})->clone();
   expect(clone->as<ddu::nn::DynamicDilationUnfold>()->kernel_size == ddu::Pair{3, 3}, "clone");
 

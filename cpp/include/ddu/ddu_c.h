@@ -1,7 +1,7 @@
 #ifndef DDU_DDU_C_H
 #define DDU_DDU_C_H
 
-/* libddu for C, and for every language that can call C. What the operator computes is in ddu/unfold.h.
+/* libddu for C (C99), and for every language that can call C. What the operator computes is in ddu/unfold.h.
  *
  * Functions return a status; on any but DDU_OK, ddu_last_error() has the text, and outputs are as they were or in part
  * written. Nothing is thrown. Any thread may call; a call is safe beside any other that writes elsewhere.
@@ -33,7 +33,7 @@ enum {
   DDU_INVALID_ARGUMENT = 1, /* a size, an option or a pointer that the caller must change */
   DDU_TYPE_ERROR = 2,       /* element types that do not go together */
   DDU_CUDA_ERROR = 3,       /* a CUDA call failed, or this build cannot serve the device */
-  DDU_INTERNAL_ERROR = 4    /* anything else: no memory or threads to be had */
+  DDU_INTERNAL_ERROR = 4    /* anything else that the C++ runtime throws */
 };
 
 typedef int32_t ddu_dtype;

@@ -330,7 +330,7 @@ class DynamicDilationUnfoldImpl : public torch::nn::Cloneable<DynamicDilationUnf
            << ")";
   }
 
-  at::Tensor forward(const at::Tensor& input, const at::Tensor& dilation_map) const {
+  at::Tensor forward(const at::Tensor& input, const at::Tensor& dilation_map) {  // torch::nn::Sequential takes no const one
     return torch_unfold(input, kernel_size, dilation_map, options);
   }
 
