@@ -1,5 +1,6 @@
 #include "backward.cuh"
 
+#include "exact.cuh"
 #include "finish.cuh"
 #include "launch.h"
 
@@ -14,9 +15,10 @@ struct Plan {
   bool cleared;  // a kernel before clears the input's gradient
   Shape shape;
   std::int64_t parts = 1;  // sums for the map that are kept apart; 0 where all are added to one
-  std::size_t input_sums = 0, map_sums = 0, windows = 0, places = 0, left_over = 0;  // bytes, in this order
+  // Bytes, in this order. What is left over has its sums where the windows were.
+  std::size_t input_sums = 0, map_sums = 0, windows = 0, places = 0, largest = 0, left_over = 0;
 
-  std::size_t bytes() const { return input_sums + map_sums + windows + places + left_over; }
+  std::size_t bytes() const { return input_sums + map_sums + windows + places + largest + left_over; }
 };
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -65,13 +67,18 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   }
   if (given.grad_input && deterministic) {
     const std::int64_t tiles = p.by_tiles.divisor, packs = ceil_div(g.group_channels(), kBackwardPack);
-    plan.places = aligned(sizeof(int4) * static_cast<std::size_t>(g.batch * g.groups * tiles));
+    const auto pixels = static_cast<std::size_t>(g.input_numel());
+    plan.windows =
+        aligned(sizeof(*BackwardPointers<Acc>::high) * pixels) + aligned(sizeof(*BackwardPointers<Acc>::low) * pixels);
+    plan.largest = aligned(sizeof(*BackwardPointers<Acc>::largest) * static_cast<std::size_t>(g.batch * g.groups * packs));
     if (plan.tiled) {
-      plan.windows = aligned(sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity));
-      plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * tiles));
+      const auto windows = sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity);
+      plan.windows = std::max(plan.windows, aligned(windows));
+      plan.places = aligned(sizeof(int4) * static_cast<std::size_t>(g.batch * g.groups * tiles));
+      plan.left_over = aligned(static_cast<std::size_t>(g.batch * g.groups * packs * (1 + tiles)));
     }
   }
-  plan.cleared = given.grad_input && !plan.windows && !plan.clears;
+  plan.cleared = given.grad_input && !(plan.tiled && deterministic) && !plan.clears;
   return plan;
 }
 
@@ -102,6 +109,20 @@ constexpr unsigned grid_for(std::int64_t count) {
 
 unsigned blocks_of_spans(std::int64_t count) { return grid_size(ceil_div(count, Span::kOfBlock)); }
 
+/// Adds what tiles left over, or, where there are no marks, the whole gradient of the input.
+template <class T>
+void add_left_over(const Geometry& g, Layout<accumulator_t<T>> p, const BackwardPointers<T>& tensors, Stream stream) {
+  const std::int64_t packs = ceil_div(g.group_channels(), kBackwardPack), all = packs * g.groups * g.batch;
+  p.chunk = kBackwardPack;  // jobs of one pack
+  p.by_chunks = Divider(static_cast<unsigned>(packs));
+  // As many as fill the device, and a few more: most often nothing is left over, and they only look.
+  const std::int64_t enough = std::max<std::int64_t>(tensors.left_over ? 8 : 64, ceil_div(1024, all));
+  const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
+  for (const auto kernel : {prepare_kernel<T>, scatter_kernel<T>, add_sums_kernel<T>}) {
+    launch(kernel, {grid_size(blocks * all), LeftOver<T>::kThreads, 0, true}, stream, p, tensors, blocks);
+  }
+}
+
 template <class T>
 void run(const Geometry& g, Types types, const Backward& given, const Plan& plan, Stream stream) {
   using Acc = accumulator_t<T>;
@@ -121,9 +142,16 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   tensors.grad_map = static_cast<Acc*>(plan.map_sums ? map_sums : given.grad_map);
   tensors.map_part = plan.parts ? g.map_numel() : 0;
   tensors.clears = plan.clears;
-  tensors.windows = static_cast<float*>(take(plan.windows));
+  void* windows = take(plan.windows);
+  tensors.windows = static_cast<float*>(windows);
+  tensors.high = static_cast<unsigned long long*>(windows);
   tensors.places = static_cast<int4*>(take(plan.places));
+  tensors.largest = static_cast<unsigned long long*>(take(plan.largest));
   tensors.left_over = static_cast<unsigned char*>(take(plan.left_over));
+  if (windows) {
+    const auto high = aligned(sizeof(*tensors.high) * static_cast<std::size_t>(g.input_numel()));
+    tensors.low = reinterpret_cast<unsigned*>(static_cast<unsigned char*>(windows) + high);
+  }
 
   Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
   p.quads = g.w.size % 4 == 0 && is_aligned(tensors.input, 4 * sizeof(T)) && is_aligned(tensors.grad_input, 4 * sizeof(Acc));
@@ -131,7 +159,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     if (memory && bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   };
   if (!plan.parts) clear(tensors.grad_map, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()));
-  clear(tensors.left_over, plan.left_over);
+  clear(tensors.largest, plan.largest + plan.left_over);
   if (plan.cleared) {  // last, since what follows may overlap with it
     launch(clear_kernel<Acc>, {blocks_of_spans(g.input_numel()), Span::kThreads}, stream, tensors.grad_input, g.input_numel(),
            is_aligned(tensors.grad_input, 4 * sizeof(Acc)));
@@ -149,26 +177,20 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
     if (plan.deterministic) direct.grad_input = nullptr;
     const unsigned blocks = blocks_of(p, g);
     if (direct.grad_input || direct.grad_map) launch(backward_direct_kernel<T, 256>, {blocks, 256}, stream, p, direct);
-    if (plan.places) launch(places_kernel<T>, {blocks, 256}, stream, p, tensors);
   }
   if (given.grad_input && plan.deterministic) {
-    const std::int64_t planes = ceil_div(g.pixels(), 256) * g.groups * g.batch;
     if constexpr (std::is_same_v<Acc, float>) {
-      if (plan.windows) {
+      if (plan.tiled) {
         constexpr int chunk = 16;
         BackwardPointers<float> sums{};  // the tensors that do not depend on the input's type
         sums.grad_input = tensors.grad_input;
         sums.windows = tensors.windows;
         sums.places = tensors.places;
-        sums.left_over = tensors.left_over;
-        launch(add_windows_kernel, {grid_size(planes * ceil_div(g.group_channels(), chunk)), 256}, stream, p, sums, chunk);
+        const std::int64_t blocks = ceil_div(g.pixels(), 256) * ceil_div(g.group_channels(), chunk) * g.groups * g.batch;
+        launch(add_windows_kernel, {grid_size(blocks), 256}, stream, p, sums, chunk);
       }
     }
-    // As many as fill the device, and a few more: hardly any has work to do where tiles stored their windows.
-    const std::int64_t packs = ceil_div(g.group_channels(), kBackwardPack) * g.groups * g.batch;
-    const std::int64_t enough = std::max<std::int64_t>(plan.left_over ? 8 : 64, ceil_div(1024, packs));
-    const unsigned blocks = static_cast<unsigned>(std::min(Patch::count(p), enough));
-    launch(gather_kernel<T>, {grid_size(blocks * packs), 256}, stream, p, tensors, blocks);
+    add_left_over(g, p, tensors, stream);
   }
   if constexpr (sizeof(T) == 2) {
     if (given.grad_input) {

@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   const int first_channel = job.channel - job.group * p.group_channels;
   const auto leave_over = [&](int channel, int channels) {
     for (int pack = channel / kPack + int(threadIdx.x); pack * kPack < channel + channels; pack += kThreads) {
-      tensors.left_over[left_over_index(p, job.image, job.group, pack) + tile_index] = 1;
+      unsigned char* marks = tensors.left_over + left_over_index(p, job.image, job.group, pack);
+      marks[0] = marks[1 + tile_index] = 1;
     }
   };
   const bool fits = window.fits(p.capacity) && (!ordered || window.near_tile(p, job));
@@ -240,10 +241,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   if (!fits) {
     wait_for_previous();
     if (ordered) {
-      note_place(-window.rows);
+      note_place(0);
       leave_over(first_channel, job.channels);
     } else if (kInput) {
-      scatter_direct(p, at, columns, grad_input, job.channels);
+      scatter_direct(p, at, columns, job.channels, AddTo<float>{grad_input});
     }
     if (kMap) add_map(p, job, at, slopes_direct(p, at, columns, planes, job.channels), tensors.grad_map, tensors.map_part);
     return;
@@ -307,7 +308,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         if (ordered) {
           leave_over(first_channel + job.channels - left, min(left, kPack));
         } else {
-          scatter_direct(p, at, columns, grad_input, min(left, kPack));
+          scatter_direct(p, at, columns, min(left, kPack), AddTo<float>{grad_input});
         }
         scales = Scales{};  // the integer sums stay zero
       }

@@ -25,9 +25,12 @@ struct BackwardPointers {
   std::int64_t map_part;         // elements between the sums for the map that different blocks write; 0 where they add theirs
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* windows;            // sums of a plane's tiles: [image, channel, tile, capacity]
-  int4* places;              // first row and column, rows and columns of each tile's window: [image, group, tile]. The rows
-                             // are negative where nothing is stored
-  unsigned char* left_over;  // 1 where a tile leaves a pack of channels to gather_kernel: [image, group, pack, tile]
+  int4* places;              // first row and column, rows and columns of each tile's window, or none: [image, group, tile]
+  unsigned char* left_over;  // 1 where a tile leaves a pack to scatter_kernel, after whether any does: [image, group, pack,
+                             // 1 + tile]; null where all do
+  unsigned long long* high;  // ExactSums like the input, in the memory of the windows
+  unsigned* low;
+  unsigned long long* largest;  // gradient left over, as the bits of a double: [image, group, pack]
 };
 
 constexpr int kBackwardPack = 2;
@@ -74,10 +77,17 @@ __global__ void __launch_bounds__(kThreads)
   forward_direct(p, job, at, tensors);
 }
 
-/// Scatters some channels in floating point, straight into global memory. All corners: a gradient may be NaN.
-template <class T>
+/// Adds in floating point, in any order.
+template <class Acc>
+struct AddTo {
+  Acc* sums;
+  __device__ __forceinline__ void operator()(std::int64_t i, Acc term) const { atomicAdd(sums + i, term); }
+};
+
+/// Calls add(pixel, term) for the terms of some channels' gradients. All corners: a gradient may be NaN.
+template <class T, class Add>
 __device__ __forceinline__ void scatter_direct(const Layout<accumulator_t<T>>& p, const Position<accumulator_t<T>>& at,
-                                               const T* grad_output, accumulator_t<T>* grad_input, int channels) {
+                                               const T* grad_output, int channels, Add add) {
   using Acc = accumulator_t<T>;
   if (!at.sampled()) return;
 #pragma unroll 1
@@ -92,7 +102,7 @@ __device__ __forceinline__ void scatter_direct(const Layout<accumulator_t<T>>& p
         const int iy = y.index + corner / 2, ix = x.index + corner % 2;
         const Acc weight = (corner / 2 ? y.fraction : 1 - y.fraction) * (corner % 2 ? x.fraction : 1 - x.fraction);
         if (unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width)) {
-          atomicAdd(grad_input + c * p.pixels() + std::int64_t{iy} * p.width + ix, weight * g);
+          add(c * p.pixels() + std::int64_t{iy} * p.width + ix, weight * g);
         }
       }
     }
@@ -144,11 +154,11 @@ __device__ __forceinline__ std::int64_t place_index(const Layout<Acc>& p, const 
   return (std::int64_t{job.image} * p.groups + job.group) * p.by_tiles.divisor + job.tile_y * p.tile_columns + job.tile_x;
 }
 
-/// Index of the first tile of a pack in BackwardPointers::left_over.
+/// Index of a pack in BackwardPointers::left_over.
 template <class Acc>
 __device__ __forceinline__ std::int64_t left_over_index(const Layout<Acc>& p, int image, int group, int pack) {
   const std::int64_t packs = (p.group_channels + kBackwardPack - 1) / kBackwardPack;
-  return ((std::int64_t{image} * p.groups + group) * packs + pack) * p.by_tiles.divisor;
+  return ((std::int64_t{image} * p.groups + group) * packs + pack) * (1 + std::int64_t{p.by_tiles.divisor});
 }
 
 template <class T, int kThreads>
@@ -158,7 +168,7 @@ __global__ void __launch_bounds__(kThreads)
   const Position<accumulator_t<T>> at(p, job, tensors.map);
   const T* grad_output = tensors.grad_output + job.plane(p) * p.taps() * p.positions();
   if (tensors.grad_input) {
-    scatter_direct(p, at, grad_output, tensors.grad_input + job.plane(p) * p.pixels(), job.channels);
+    scatter_direct(p, at, grad_output, job.channels, AddTo<accumulator_t<T>>{tensors.grad_input + job.plane(p) * p.pixels()});
   }
   if (tensors.grad_map) {
     add_map(p, job, at, slopes_direct(p, at, grad_output, tensors.input + job.plane(p) * p.pixels(), job.channels),

@@ -262,9 +262,10 @@ TEST_F(CudaFloat, ScratchMemoryIsAsDocumented) {  // in docs/cpp.md
   EXPECT_EQ(scratch_share(3, ddu::DType::float32, false), 0);
   EXPECT_EQ(scratch_share(3, ddu::DType::float64, false), 0);
   EXPECT_EQ(scratch_share(3, ddu::DType::float16, false), 2);
-  within(scratch_share(3, ddu::DType::float32, true), 2.9, 3);
+  within(scratch_share(3, ddu::DType::float32, true), 3, 3.1);
   within(scratch_share(5, ddu::DType::float32, true), 4.5, 4.6);
-  within(scratch_share(3, ddu::DType::float16, true), 7.8, 8);
+  within(scratch_share(3, ddu::DType::float16, true), 8, 8.1);
+  within(scratch_share(3, ddu::DType::float64, true), 1.5, 1.7);
 }
 
 TEST(CudaWithoutDevice, SaysWhatIsMissing) {

@@ -83,6 +83,14 @@ T atomicAdd(T* address, V value) {
   *address = T(before + value);
   return before;
 }
+template <class T>
+T atomicMax(T* address, T value) {
+  const T before = *address;
+  *address = std::max(before, value);
+  return before;
+}
+inline double __longlong_as_double(long long value) { return emulation::bits<double>(value); }
+inline long long __double_as_longlong(double value) { return emulation::bits<long long>(value); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(std::uint64_t{a} * b >> 32); }
 inline float __int_as_float(int value) { return emulation::bits<float>(value); }
 inline float __uint_as_float(unsigned value) { return emulation::bits<float>(value); }
