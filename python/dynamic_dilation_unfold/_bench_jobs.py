@@ -14,7 +14,7 @@ from ._timing import Job
 from .functional import dynamic_dilation_unfold
 from .reference import dynamic_dilation_unfold_reference
 
-MAPS = ("ones", "smooth", "noise")
+MAPS = ("ones", "smooth", "noise", "wide")
 # Relative norm of the difference from the reference that rounding explains.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
@@ -94,7 +94,7 @@ def small(workload: Workload) -> Workload:
 
 
 def make_map(kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rates in [0.5, 3], except for ones."""
+    """Rates in [0.5, 3]; but for ones, and for wide ones in [0.5, 16], so that the taps of near positions lie far apart."""
     generator = torch.Generator(device).manual_seed(1)
     batch, groups, height, width = shape
     if kind == "ones":
@@ -103,7 +103,7 @@ def make_map(kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torc
         coarse = torch.rand(batch, groups, 8, 8, generator=generator, device=device)
         rates = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False).clamp(0, 1) * 2.5 + 0.5
     else:
-        rates = torch.rand(shape, generator=generator, device=device) * 2.5 + 0.5
+        rates = torch.rand(shape, generator=generator, device=device) * (15.5 if kind == "wide" else 2.5) + 0.5
     return rates.to(dtype if dtype == torch.float64 else torch.float32)
 
 
