@@ -94,7 +94,7 @@ def small(workload: Workload) -> Workload:
 
 
 def make_map(kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Rates in [0.5, 3]; but for ones, and for wide ones in [0.5, 16], so that the taps of near positions lie far apart."""
+    """Ones; or rates in [0.5, 3]; or wide ones in [0.5, 16], so that near positions have taps far apart."""
     generator = torch.Generator(device).manual_seed(1)
     batch, groups, height, width = shape
     if kind == "ones":
