@@ -9,7 +9,7 @@ namespace ddu::cuda {
 
 /// Sums in fixed point, 96 bits wide: a signed high word and a low one. Their unit follows from the largest gradient of a pack
 /// and from how many taps there are, so that none overflows. That leaves a term 94 bits less those of the number of taps: 70
-/// for 1024x1024 positions of 3x3.
+/// for 1024x1024 positions of 3x3. What is smaller than the largest by more than that counts as nothing.
 struct ExactSums {
   unsigned long long* high;
   unsigned* low;
@@ -19,7 +19,7 @@ struct ExactSums {
     int size, count;
     frexp(largest, &size);
     frexp(double(terms), &count);
-    units = ldexp(1.0, min(62 - count - size, 1000));
+    units = ldexp(1.0, min(62 - count - size, 1023));
   }
 
   /// `term` is finite.
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(LeftOver<T>::kThreads)
   });
 }
 
-/// Adds the sums to the gradient.
+/// Adds the sums to the gradient. Every NaN becomes the same one: its bits would tell which came first.
 template <class T>
 __global__ void __launch_bounds__(LeftOver<T>::kThreads)
     add_sums_kernel(const Layout<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
@@ -142,7 +142,10 @@ __global__ void __launch_bounds__(LeftOver<T>::kThreads)
   if (left.nothing()) return;
   const ExactSums sums = left.sums();
   Acc* grad_input = tensors.grad_input + left.plane();
-  left.for_each_pixel([&](std::int64_t i) { grad_input[i] = Acc(grad_input[i] + sums.value(i)); });
+  left.for_each_pixel([&](std::int64_t i) {
+    const Acc sum = Acc(grad_input[i] + sums.value(i));
+    grad_input[i] = sum == sum ? sum : Acc(NAN);
+  });
 }
 
 }  // namespace ddu::cuda

@@ -3,9 +3,12 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
+#include <limits>
 #include <random>
 #include <string>
 #include <vector>
@@ -87,13 +90,14 @@ double error(const oracle::Tensor<T>& actual, const std::vector<oracle::Sum>& ex
                          : std::is_same_v<T, ddu::bfloat16> ? 4e-3
                          : std::is_same_v<T, float>         ? 2e-6
                                                             : 1e-13;
-  double difference = 0, norm = 0;
+  double difference = 0, norm = 0, largest = std::numeric_limits<double>::min();  // squares of what is so large have no place
+  for (const oracle::Sum& sum : expected) largest = std::max(largest, std::isfinite(sum.value) ? std::fabs(sum.value) : 0);
   for (std::size_t i = 0; i < expected.size(); ++i) {
     const double value = actual[static_cast<std::int64_t>(i)];
     if (std::isnan(value) != std::isnan(expected[i].value)) return INFINITY;
     if (std::isnan(value)) continue;
-    difference += std::pow(value - expected[i].value, 2);
-    norm += std::pow(expected[i].value, 2);
+    difference += std::pow((value - expected[i].value) / largest, 2);
+    norm += std::pow(expected[i].value / largest, 2);
   }
   return norm > 0 ? std::sqrt(difference / norm) / allowed : difference;
 }
@@ -180,13 +184,21 @@ TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
   using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
-    const Problem problem(c, any_rates);
-    const auto once = backward(problem, {true});
-    setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
-    const auto again = backward(problem, {true});
-    unsetenv("DDU_EMULATION_BACKWARDS");
-    EXPECT_EQ(once.input, again.input);
-    EXPECT_EQ(once.map, again.map);
+    Problem problem(c, any_rates);
+    for (const bool finite : {true, false}) {
+      SCOPED_TRACE(finite ? "finite" : "not finite");
+      if (!finite) {
+        const double strange[] = {NAN, -NAN, INFINITY, -INFINITY};
+        const auto size = static_cast<std::int64_t>(problem.grad_output.size());
+        for (std::int64_t i = 0; i < 40; ++i) problem.grad_output.set(i * 7919 % size, strange[i % 4]);
+      }
+      const auto once = backward(problem, {true});
+      setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
+      const auto again = backward(problem, {true});
+      unsetenv("DDU_EMULATION_BACKWARDS");
+      EXPECT_EQ(once.input, again.input);
+      EXPECT_EQ(once.map, again.map);
+    }
   }
 }
 
@@ -217,11 +229,13 @@ TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
 }
 
 using CudaFloat = Cuda<Types<float, float>>;
+using CudaDouble = Cuda<Types<double, double>>;
 
-TEST_F(CudaFloat, GradientsOfAnySize) {
-  for (const double scale : {1e-36, 1e-30, 1e-3, 1e30, 1e37}) {
+template <class T>
+void test_gradients_of_size(std::initializer_list<double> scales) {
+  for (const double scale : scales) {
     SCOPED_TRACE(scale);
-    Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
+    Problem<T, T> problem(kCases[0], [](auto&) { return 1.0; });
     for (std::int64_t i = 0; i < std::int64_t(problem.grad_output.size()); ++i) {
       problem.grad_output.set(i, scale * double(1 + i % 3));  // all of one sign: as much as can come together does
     }
@@ -231,6 +245,8 @@ TEST_F(CudaFloat, GradientsOfAnySize) {
     }
   }
 }
+TEST_F(CudaFloat, GradientsOfAnySize) { test_gradients_of_size<float>({1e-36, 1e-30, 1e-3, 1e30, 1e37}); }
+TEST_F(CudaDouble, GradientsOfAnySize) { test_gradients_of_size<double>({1e-300, 1e-3, 1e300}); }
 
 TEST_F(CudaFloat, GradientsOfAnyRange) {
   Problem<float, float> problem(kCases[0], near_rates);
