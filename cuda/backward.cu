@@ -23,6 +23,12 @@ struct Plan {
 
 std::size_t aligned(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+/// Of the exact sums, the high words come first.
+std::size_t high_bytes(const Geometry& g) {
+  return aligned(sizeof(unsigned long long) * static_cast<std::size_t>(g.input_numel()));
+}
+std::size_t low_bytes(const Geometry& g) { return aligned(sizeof(unsigned) * static_cast<std::size_t>(g.input_numel())); }
+
 /// Beyond these taps of a window, so many can meet in a pixel that integer sums would lose float32's precision.
 constexpr std::int64_t kMostTaps = 81;
 
@@ -67,9 +73,7 @@ Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deter
   }
   if (given.grad_input && deterministic) {
     const std::int64_t tiles = p.by_tiles.divisor, packs = ceil_div(g.group_channels(), kBackwardPack);
-    const auto pixels = static_cast<std::size_t>(g.input_numel());
-    plan.windows =
-        aligned(sizeof(*BackwardPointers<Acc>::high) * pixels) + aligned(sizeof(*BackwardPointers<Acc>::low) * pixels);
+    plan.windows = high_bytes(g) + low_bytes(g);
     plan.largest = aligned(sizeof(*BackwardPointers<Acc>::largest) * static_cast<std::size_t>(g.batch * g.groups * packs));
     if (plan.tiled) {
       const auto windows = sizeof(float) * static_cast<std::size_t>(g.batch * g.channels * tiles * p.capacity);
@@ -148,10 +152,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
   tensors.places = static_cast<int4*>(take(plan.places));
   tensors.largest = static_cast<unsigned long long*>(take(plan.largest));
   tensors.left_over = static_cast<unsigned char*>(take(plan.left_over));
-  if (windows) {
-    const auto high = aligned(sizeof(*tensors.high) * static_cast<std::size_t>(g.input_numel()));
-    tensors.low = reinterpret_cast<unsigned*>(static_cast<unsigned char*>(windows) + high);
-  }
+  if (windows) tensors.low = reinterpret_cast<unsigned*>(static_cast<unsigned char*>(windows) + high_bytes(g));
 
   Layout<Acc> p = make_layout<Acc>(g, types, plan.shape, current_device());
   p.quads = g.w.size % 4 == 0 && is_aligned(tensors.input, 4 * sizeof(T)) && is_aligned(tensors.grad_input, 4 * sizeof(Acc));
