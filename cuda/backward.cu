@@ -7,7 +7,8 @@
 namespace ddu::cuda {
 namespace {
 
-/// How a backward call runs, and where its scratch memory lies: the same for workspace_bytes and for the call itself.
+/// How a backward call runs, and where its scratch memory lies: the same for unfold_backward_workspace_bytes and for the call
+/// itself.
 struct Plan {
   bool tiled;
   bool deterministic;
@@ -43,7 +44,7 @@ int window_elements(const Geometry& g) {
 constexpr int blocks_at_once(bool three, bool both) { return !three ? 6 : both ? 4 : 5; }
 
 template <class Acc>
-Plan make_plan(const Geometry& g, Types types, const Backward& given, bool deterministic) {
+Plan make_plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
   Plan plan{};
   plan.deterministic = deterministic;
   plan.tiled = types.input != DType::float64 && fits_tiles(g, types.input) && g.taps() <= kMostTaps;
@@ -128,7 +129,7 @@ void add_left_over(const Geometry& g, Layout<accumulator_t<T>> p, const Backward
 }
 
 template <class T>
-void run(const Geometry& g, Types types, const Backward& given, const Plan& plan, Stream stream) {
+void run(const Geometry& g, Types types, const UnfoldBackward& given, const Plan& plan, Stream stream) {
   using Acc = accumulator_t<T>;
   auto* scratch = static_cast<unsigned char*>(given.workspace);
   const auto take = [&](std::size_t bytes) {
@@ -214,7 +215,7 @@ void run(const Geometry& g, Types types, const Backward& given, const Plan& plan
 }
 
 template <class Body>
-void with_plan(const Geometry& g, Types types, const Backward& given, bool deterministic, Body body) {
+void with_plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Body body) {
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     body(type, make_plan<accumulator_t<T>>(g, types, given, deterministic));
@@ -223,18 +224,18 @@ void with_plan(const Geometry& g, Types types, const Backward& given, bool deter
 
 }  // namespace
 
-std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& given, bool deterministic) {
+std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
   check_types(types);
-  if (g.output_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
+  if (g.columns_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
   std::size_t bytes = 0;
   with_plan(g, types, given, deterministic, [&](auto*, const Plan& plan) { bytes = plan.bytes(); });
   return bytes;
 }
 
-void unfold_backward(const Geometry& g, Types types, const Backward& given, bool deterministic, Stream stream) {
+void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream) {
   check_types(types);
   if (!given.grad_input && !given.grad_map) return;
-  if (g.output_numel() == 0) {  // no column carries a gradient
+  if (g.columns_numel() == 0) {  // no column carries a gradient
     if (given.grad_map && g.map_numel() > 0) {
       DDU_CUDA_CHECK(cudaMemsetAsync(given.grad_map, 0, size_of(types.map) * static_cast<std::size_t>(g.map_numel()), stream));
     }

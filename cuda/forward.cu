@@ -44,9 +44,14 @@ void run_tiled(const Geometry& g, Types types, const ForwardPointers<T>& tensors
 
 }  // namespace
 
-void unfold(const Geometry& g, Types types, const Forward& given, Stream stream) {
+std::size_t unfold_workspace_bytes(const Geometry&, Types types, const Unfold&) {
   check_types(types);
-  if (g.output_numel() == 0) return;
+  return 0;
+}
+
+void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
+  check_types(types);
+  if (g.columns_numel() == 0) return;
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output)};

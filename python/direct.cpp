@@ -71,6 +71,28 @@ struct Call {
 constexpr Py_ssize_t kUnfoldArguments = 7;     // as Call reads them
 constexpr Py_ssize_t kBackwardArguments = 10;  // grad, those, and whether the gradients of input and map are wanted
 
+/// Scratch memory and its address; None and null for none.
+py::object new_workspace(std::int64_t device, std::size_t bytes, void*& address) {
+  if (bytes == 0) return py::none();
+  const auto size = static_cast<std::int64_t>(bytes);
+  py::object workspace = empty(device, &size, 1, torch.uint8);
+  address = address_of(workspace.ptr());
+  return workspace;
+}
+
+/// The same on the CPU. Tiny tensors, on which an allocation counts, get it on the stack.
+class LocalWorkspace {
+ public:
+  LocalWorkspace(std::size_t bytes, void*& address) {
+    address = small_;
+    if (bytes > sizeof small_) large_ = new_workspace(kCpu, bytes, address);
+  }
+
+ private:
+  alignas(64) unsigned char small_[32 * 1024];
+  py::object large_;
+};
+
 /// The output; None where the call needs its caller's help.
 py::object unfold(PyObject* const* arguments) {
   Call c;
@@ -79,12 +101,15 @@ py::object unfold(PyObject* const* arguments) {
   const std::int64_t sizes[] = {g.batch, g.channels * g.taps(), g.positions()};
   const int first = 4 - c.input.dims;  // unbatched calls have no batch
   py::object output = empty(c.input.device, sizes + first, 3 - first, torch.dtypes[c.input.type]);
-  const ddu::Forward tensors{c.input.data, c.map.data, address_of(output.ptr())};
+  ddu::Unfold tensors{c.input.data, c.map.data, address_of(output.ptr()), nullptr, ddu::MemoryFormat::contiguous};
   if (c.on_cpu()) {
     const int threads = c.threads();
+    const LocalWorkspace workspace(ddu::cpu::unfold_workspace_bytes(g, c.types, tensors, threads), tensors.workspace);
     const py::gil_scoped_release release;
     ddu::cpu::unfold(g, c.types, tensors, threads);
   } else {
+    const py::object workspace =
+        new_workspace(c.input.device, ddu::cuda::unfold_workspace_bytes(g, c.types, tensors), tensors.workspace);
     const ddu::cuda::Stream stream = c.stream();
     const py::gil_scoped_release release;
     ddu::cuda::unfold(g, c.types, tensors, stream);
@@ -102,15 +127,6 @@ py::object new_gradient(const Tensor& of, PyObject* wanted, void*& address) {
   return gradient;
 }
 
-/// Scratch memory and its address; None and null for none.
-py::object new_workspace(std::int64_t device, std::size_t bytes, void*& address) {
-  if (bytes == 0) return py::none();
-  const auto size = static_cast<std::int64_t>(bytes);
-  py::object workspace = empty(device, &size, 1, torch.uint8);
-  address = address_of(workspace.ptr());
-  return workspace;
-}
-
 /// The pair of gradients, None for one that is not wanted; None alone where the call needs its caller's help.
 py::object unfold_backward(PyObject* const* arguments) {
   Call c;
@@ -119,20 +135,18 @@ py::object unfold_backward(PyObject* const* arguments) {
   if (grad.device != c.input.device || grad.type != c.input.type || !c.is_shape_of_output(grad) || !grad.find_data()) {
     return py::none();
   }
-  ddu::Backward tensors{grad.data, c.input.data, c.map.data, nullptr, nullptr, nullptr};
+  ddu::UnfoldBackward tensors{grad.data, c.input.data, c.map.data, nullptr, nullptr, nullptr, ddu::MemoryFormat::contiguous};
   const py::object grad_input = new_gradient(c.input, arguments[8], tensors.grad_input);
   const py::object grad_map = new_gradient(c.map, arguments[9], tensors.grad_map);
   if (c.on_cpu()) {
     const int threads = c.threads();
-    const std::size_t bytes = ddu::cpu::workspace_bytes(c.geometry, c.types, tensors, threads);
-    alignas(64) unsigned char at_hand[32 * 1024];  // enough for tiny tensors, on which an allocation counts
-    tensors.workspace = at_hand;
-    const py::object workspace = bytes <= sizeof at_hand ? py::none() : new_workspace(kCpu, bytes, tensors.workspace);
+    const LocalWorkspace workspace(ddu::cpu::unfold_backward_workspace_bytes(c.geometry, c.types, tensors, threads),
+                                   tensors.workspace);
     const py::gil_scoped_release release;
     ddu::cpu::unfold_backward(c.geometry, c.types, tensors, threads);
   } else {
     const bool deterministic = call(torch.is_deterministic).ptr() == Py_True;
-    const std::size_t bytes = ddu::cuda::workspace_bytes(c.geometry, c.types, tensors, deterministic);
+    const std::size_t bytes = ddu::cuda::unfold_backward_workspace_bytes(c.geometry, c.types, tensors, deterministic);
     const py::object workspace = new_workspace(c.input.device, bytes, tensors.workspace);
     const ddu::cuda::Stream stream = c.stream();
     const py::gil_scoped_release release;

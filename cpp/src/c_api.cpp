@@ -74,13 +74,14 @@ void expect(bool fine, const char* message) {
   if (!fine) throw invalid_argument(message);
 }
 
-void expect_pointers(const Geometry& g, const Forward& tensors) {
-  if (g.output_numel() == 0) return;
+void expect_pointers(const Geometry& g, const Unfold& tensors, std::size_t workspace) {
+  if (g.columns_numel() == 0) return;
   expect(tensors.input && tensors.dilation_map && tensors.output, "input, dilation_map and output must not be null");
+  expect(tensors.workspace || workspace == 0, "workspace must not be null");
 }
 
-void expect_pointers(const Geometry& g, const Backward& tensors, std::size_t workspace) {
-  if (g.output_numel() == 0) return;
+void expect_pointers(const Geometry& g, const UnfoldBackward& tensors, std::size_t workspace) {
+  if (g.columns_numel() == 0) return;
   expect(tensors.grad_output && tensors.input && tensors.dilation_map, "grad_output, input and dilation_map must not be null");
   expect(tensors.workspace || workspace == 0, "workspace must not be null");
 }
@@ -106,60 +107,81 @@ ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims, const i
   });
 }
 
-ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors, int threads) noexcept {
+ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors, int threads) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Forward>("tensors", tensors);
-    ddu::expect_pointers(g, t);
+    const auto t = ddu::required<ddu::Unfold>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cpu::unfold_workspace_bytes(g, ddu::types_of(types), t, threads));
     ddu::cpu::unfold(g, ddu::types_of(types), t, threads);
   });
 }
 
-ddu_status ddu_cpu_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors, int threads,
-                                   size_t* bytes) noexcept {
+ddu_status ddu_cpu_unfold_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors, int threads,
+                                          size_t* bytes) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    const auto t = ddu::required<ddu::Unfold>("tensors", tensors);
     ddu::expect(bytes, "bytes must not be null");
-    *bytes = ddu::cpu::workspace_bytes(g, ddu::types_of(types), t, threads);
+    *bytes = ddu::cpu::unfold_workspace_bytes(g, ddu::types_of(types), t, threads);
   });
 }
 
-ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+ddu_status ddu_cpu_unfold_backward_workspace_bytes(const ddu_geometry* geometry, ddu_types types,
+                                                   const ddu_unfold_backward* tensors, int threads, size_t* bytes) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::UnfoldBackward>("tensors", tensors);
+    ddu::expect(bytes, "bytes must not be null");
+    *bytes = ddu::cpu::unfold_backward_workspace_bytes(g, ddu::types_of(types), t, threads);
+  });
+}
+
+ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_unfold_backward* tensors,
                                    int threads) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
-    ddu::expect_pointers(g, t, ddu::cpu::workspace_bytes(g, ddu::types_of(types), t, threads));
+    const auto t = ddu::required<ddu::UnfoldBackward>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cpu::unfold_backward_workspace_bytes(g, ddu::types_of(types), t, threads));
     ddu::cpu::unfold_backward(g, ddu::types_of(types), t, threads);
   });
 }
 
-ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors, void* stream) noexcept {
+ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors, void* stream) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Forward>("tensors", tensors);
-    ddu::expect_pointers(g, t);
+    const auto t = ddu::required<ddu::Unfold>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cuda::unfold_workspace_bytes(g, ddu::types_of(types), t));
     ddu::cuda::unfold(g, ddu::types_of(types), t, static_cast<ddu::cuda::Stream>(stream));
   });
 }
 
-ddu_status ddu_cuda_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
-                                    int deterministic, size_t* bytes) noexcept {
+ddu_status ddu_cuda_unfold_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors,
+                                           size_t* bytes) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
+    const auto t = ddu::required<ddu::Unfold>("tensors", tensors);
     ddu::expect(bytes, "bytes must not be null");
-    *bytes = ddu::cuda::workspace_bytes(g, ddu::types_of(types), t, deterministic != 0);
+    *bytes = ddu::cuda::unfold_workspace_bytes(g, ddu::types_of(types), t);
   });
 }
 
-ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+ddu_status ddu_cuda_unfold_backward_workspace_bytes(const ddu_geometry* geometry, ddu_types types,
+                                                    const ddu_unfold_backward* tensors, int deterministic,
+                                                    size_t* bytes) noexcept {
+  return ddu::guarded([&] {
+    const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
+    const auto t = ddu::required<ddu::UnfoldBackward>("tensors", tensors);
+    ddu::expect(bytes, "bytes must not be null");
+    *bytes = ddu::cuda::unfold_backward_workspace_bytes(g, ddu::types_of(types), t, deterministic != 0);
+  });
+}
+
+ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_unfold_backward* tensors,
                                     int deterministic, void* stream) noexcept {
   return ddu::guarded([&] {
     const auto g = ddu::required<ddu::Geometry>("geometry", geometry);
-    const auto t = ddu::required<ddu::Backward>("tensors", tensors);
-    ddu::expect_pointers(g, t, ddu::cuda::workspace_bytes(g, ddu::types_of(types), t, deterministic != 0));
+    const auto t = ddu::required<ddu::UnfoldBackward>("tensors", tensors);
+    ddu::expect_pointers(g, t, ddu::cuda::unfold_backward_workspace_bytes(g, ddu::types_of(types), t, deterministic != 0));
     ddu::cuda::unfold_backward(g, ddu::types_of(types), t, deterministic != 0, static_cast<ddu::cuda::Stream>(stream));
   });
 }

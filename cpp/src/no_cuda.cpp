@@ -10,9 +10,10 @@ namespace {
 
 }  // namespace
 
-void unfold(const Geometry&, Types, const Forward&, Stream) { unavailable(); }
-void unfold_backward(const Geometry&, Types, const Backward&, bool, Stream) { unavailable(); }
-std::size_t workspace_bytes(const Geometry&, Types, const Backward&, bool) { unavailable(); }
+void unfold(const Geometry&, Types, const Unfold&, Stream) { unavailable(); }
+std::size_t unfold_workspace_bytes(const Geometry&, Types, const Unfold&) { unavailable(); }
+void unfold_backward(const Geometry&, Types, const UnfoldBackward&, bool, Stream) { unavailable(); }
+std::size_t unfold_backward_workspace_bytes(const Geometry&, Types, const UnfoldBackward&, bool) { unavailable(); }
 int toolkit_version() { return 0; }
 const char* architectures() { return ""; }
 

@@ -47,7 +47,7 @@ int run() {
   const std::int64_t sizes[] = {1, 1, kHeight, kWidth};
   const ddu::Geometry geometry = ddu::make_geometry({sizes, 4}, {sizes, 4}, options);
 
-  std::vector<float> columns(static_cast<std::size_t>(geometry.output_numel()));
+  std::vector<float> columns(static_cast<std::size_t>(geometry.columns_numel()));
   ddu::cpu::unfold(geometry, kTypes, {image.data(), rates.data(), columns.data()}, threads);
 
   const std::size_t positions = image.size(), taps = columns.size() / positions;
@@ -63,8 +63,8 @@ int run() {
   // Gradients of the sum of the blurred image.
   const std::vector<float> grad(columns.size(), 1.0F / static_cast<float>(taps));
   std::vector<float> grad_image(image.size()), grad_rates(rates.size());
-  ddu::Backward backward{grad.data(), image.data(), rates.data(), grad_image.data(), grad_rates.data(), nullptr};
-  const auto workspace = scratch(ddu::cpu::workspace_bytes(geometry, kTypes, backward, threads));
+  ddu::UnfoldBackward backward{grad.data(), image.data(), rates.data(), grad_image.data(), grad_rates.data(), nullptr};
+  const auto workspace = scratch(ddu::cpu::unfold_backward_workspace_bytes(geometry, kTypes, backward, threads));
   backward.workspace = workspace.get();
   ddu::cpu::unfold_backward(geometry, kTypes, backward, threads);
 

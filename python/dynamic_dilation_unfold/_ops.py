@@ -25,7 +25,7 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 library = torch.library.Library(NAME, "DEF")
 library.define(f"unfold(Tensor input, Tensor dilation_map, {_OPTIONS}) -> Tensor", tags=_TAGS)
 library.define(
-    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] wanted) -> (Tensor, Tensor)",
+    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] output_mask) -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 unfold_op = torch.ops.dynamic_dilation_unfold.unfold.default
@@ -234,9 +234,9 @@ if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold)
 def _unfold_flops(input: Any, dilation_map: Any, kernel_size: Any, *_: Any, **__: Any) -> int:
-    return cost.forward(input, dilation_map, _pair("kernel_size", kernel_size)).flops
+    return cost.unfold(input, dilation_map, _pair("kernel_size", kernel_size)).flops
 
 
 @register_flop_formula(torch.ops.dynamic_dilation_unfold.unfold_backward)
 def _backward_flops(grad: Any, input: Any, dilation_map: Any, kernel_size: Any, *rest: Any, **_: Any) -> int:
-    return cost.backward(input, dilation_map, _pair("kernel_size", kernel_size), wanted=rest[4]).flops
+    return cost.unfold_backward(input, dilation_map, _pair("kernel_size", kernel_size), output_mask=rest[4]).flops

@@ -95,7 +95,7 @@ def measure_problem(
         "dtype": str(dtype).removeprefix("torch."),
         "map": kind,
         "output_bytes": workload.output_elements() * dtype.itemsize,
-        "bytes": {"forward": cost.forward(*sizes).bytes, "backward": cost.backward(*sizes).bytes},
+        "bytes": {"forward": cost.unfold(*sizes).bytes, "backward": cost.unfold_backward(*sizes).bytes},
         "differences": differences,
         "wrong": not max(differences.values()) < TOLERANCE[dtype],
         "unavailable": {},

@@ -26,7 +26,7 @@ class Cost(NamedTuple):
     bytes: int
 
 
-def forward(
+def unfold(
     input: Sequence[int],
     dilation_map: Sequence[int],
     kernel_size: int | Sequence[int],
@@ -46,21 +46,21 @@ def forward(
     )
 
 
-def backward(
+def unfold_backward(
     input: Sequence[int],
     dilation_map: Sequence[int],
     kernel_size: int | Sequence[int],
     dtype: torch.dtype = torch.float32,
     map_dtype: torch.dtype | None = None,
-    wanted: Sequence[bool] = (True, True),
+    output_mask: Sequence[bool] = (True, True),
 ) -> Cost:
-    """Reads the gradient of the columns and the map, and for the map's gradient the input; writes what is ``wanted``.
+    """Reads the gradient of the columns and the map, and for the map's gradient the input; writes what is ``output_mask``.
 
     Args:
-        wanted: Whether the gradients of input and map are computed. The others are :func:`forward`'s.
+        output_mask: Whether the gradients of input and map are computed. The others are :func:`unfold`'s.
     """
     columns, rates = _columns(input, dilation_map, kernel_size), _map_bytes(dilation_map, dtype, map_dtype)
-    of_input, of_map = wanted
+    of_input, of_map = output_mask
     if not (of_input or of_map):
         return Cost(0, 0)
     flops = (_GRAD_INPUT * bool(of_input) + _GRAD_MAP * bool(of_map)) * columns

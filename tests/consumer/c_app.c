@@ -37,7 +37,7 @@ static double pixel(int b, int c, int y, int x) {
 
 /* The sum of the columns times grad: the scalar whose derivatives backward gives. */
 static double objective(const ddu_geometry* geometry) {
-  const ddu_forward tensors = {image, map, moved};
+  const ddu_unfold tensors = {image, map, moved, NULL, DDU_CONTIGUOUS};
   double sum = 0;
   EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 2) == DDU_OK);
   for (int i = 0; i < B * COLUMNS * P; ++i) sum += moved[i] * grad[i];
@@ -56,7 +56,7 @@ static double slope(const ddu_geometry* geometry, double* value) {
 }
 
 static void test_values(const ddu_geometry* geometry) {
-  const ddu_forward tensors = {image, map, output};
+  const ddu_unfold tensors = {image, map, output, NULL, DDU_CONTIGUOUS};
   int different = 0;
   for (int i = 0; i < B * P; ++i) map[i] = 1.0;
   EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 2) == DDU_OK);
@@ -69,11 +69,11 @@ static void test_values(const ddu_geometry* geometry) {
 }
 
 static void test_gradients(const ddu_geometry* geometry) {
-  ddu_backward tensors = {grad, image, map, grad_image, grad_map, NULL};
+  ddu_unfold_backward tensors = {grad, image, map, grad_image, grad_map, NULL, DDU_CONTIGUOUS};
   size_t bytes = 0;
   char* memory = NULL;
   for (int i = 0; i < B * P; ++i) map[i] = 0.37 + 0.83 * rand() / RAND_MAX; /* taps off whole pixels, almost surely */
-  EXPECT(ddu_cpu_workspace_bytes(geometry, kDouble, &tensors, 2, &bytes) == DDU_OK);
+  EXPECT(ddu_cpu_unfold_backward_workspace_bytes(geometry, kDouble, &tensors, 2, &bytes) == DDU_OK);
   EXPECT(bytes > 0);
   memory = malloc(bytes + 64);
   EXPECT(ddu_cpu_unfold_backward(geometry, kDouble, &tensors, 2) == DDU_INVALID_ARGUMENT);
@@ -92,9 +92,9 @@ static void test_gradients(const ddu_geometry* geometry) {
 
 static void test_errors(ddu_geometry* geometry) {
   const ddu_types mixed = {DDU_FLOAT32, DDU_FLOAT64}, unknown = {7, 7};
-  ddu_forward tensors = {image, map, NULL};
+  ddu_unfold tensors = {image, map, NULL, NULL, DDU_CONTIGUOUS};
   size_t bytes = 0;
-  ddu_backward backward = {grad, image, map, grad_image, grad_map, NULL};
+  ddu_unfold_backward backward = {grad, image, map, grad_image, grad_map, NULL, DDU_CONTIGUOUS};
   EXPECT(geometry_of(2, W, geometry) == DDU_INVALID_ARGUMENT);
   EXPECT(strcmp(ddu_last_error(), "groups must be positive and divide the input's 3 channels, got 2") == 0);
   EXPECT(geometry_of(1, W - 1, geometry) == DDU_INVALID_ARGUMENT);
@@ -110,12 +110,12 @@ static void test_errors(ddu_geometry* geometry) {
   EXPECT(ddu_cpu_unfold(geometry, mixed, &tensors, 1) == DDU_TYPE_ERROR);
   EXPECT(strcmp(ddu_last_error(), "dilation_map must have the input's dtype float32, got float64") == 0);
   EXPECT(ddu_cpu_unfold(geometry, unknown, &tensors, 1) == DDU_TYPE_ERROR);
-  EXPECT(ddu_cpu_workspace_bytes(geometry, kDouble, &backward, 1, NULL) == DDU_INVALID_ARGUMENT);
+  EXPECT(ddu_cpu_unfold_backward_workspace_bytes(geometry, kDouble, &backward, 1, NULL) == DDU_INVALID_ARGUMENT);
   if (ddu_cuda_toolkit_version() == 0) {
     const char* none = "this build of dynamic_dilation_unfold has no CUDA kernels";
     EXPECT(ddu_cuda_unfold(geometry, kDouble, &tensors, NULL) == DDU_CUDA_ERROR);
     EXPECT(strcmp(ddu_last_error(), none) == 0);
-    EXPECT(ddu_cuda_workspace_bytes(geometry, kDouble, &backward, 0, &bytes) == DDU_CUDA_ERROR);
+    EXPECT(ddu_cuda_unfold_backward_workspace_bytes(geometry, kDouble, &backward, 0, &bytes) == DDU_CUDA_ERROR);
     EXPECT(ddu_cuda_unfold_backward(geometry, kDouble, &backward, 0, NULL) == DDU_CUDA_ERROR);
     EXPECT(strcmp(ddu_cuda_architectures(), "") == 0);
   }

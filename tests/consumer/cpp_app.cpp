@@ -61,8 +61,8 @@ bool read(std::ifstream& file, Case& given) {
   const ddu::Geometry& g = given.geometry;
   tensor(given.input, g.input_numel(), given.types.input);
   tensor(given.map, g.map_numel(), given.types.map);
-  tensor(given.grad, g.output_numel(), given.types.input);
-  tensor(given.columns, g.output_numel(), given.types.input);
+  tensor(given.grad, g.columns_numel(), given.types.input);
+  tensor(given.columns, g.columns_numel(), given.types.input);
   tensor(given.grad_input, g.input_numel(), given.types.input);
   tensor(given.grad_map, g.map_numel(), given.types.map);
   return static_cast<bool>(file);
@@ -75,10 +75,10 @@ void test_cpu(const Case& given, int threads) {
   expect(columns == given.columns, "columns");
   for (const int wanted : {1, 2, 3}) {
     Bytes grad_input(given.grad_input.size()), grad_map(given.grad_map.size());
-    ddu::Backward tensors{given.grad.data(), given.input.data(), given.map.data(), nullptr, nullptr, nullptr};
+    ddu::UnfoldBackward tensors{given.grad.data(), given.input.data(), given.map.data(), nullptr, nullptr, nullptr};
     if (wanted & 1) tensors.grad_input = grad_input.data();
     if (wanted & 2) tensors.grad_map = grad_map.data();
-    Bytes scratch(ddu::cpu::workspace_bytes(g, given.types, tensors, threads) + 64);
+    Bytes scratch(ddu::cpu::unfold_backward_workspace_bytes(g, given.types, tensors, threads) + 64);
     tensors.workspace = scratch.data() + (64 - reinterpret_cast<std::uintptr_t>(scratch.data()) % 64);
     ddu::cpu::unfold_backward(g, given.types, tensors, threads);
     if (wanted & 1) expect(grad_input == given.grad_input, "gradient of the input");
@@ -87,7 +87,7 @@ void test_cpu(const Case& given, int threads) {
 }
 
 void test_errors(const Case& given) {
-  const ddu::Forward tensors{given.input.data(), given.map.data(), nullptr};
+  const ddu::Unfold tensors{given.input.data(), given.map.data(), nullptr};
   try {
     ddu::cpu::unfold(given.geometry, {ddu::DType::float32, ddu::DType::float64}, tensors, 1);
     expect(false, "a map of another type");
@@ -175,8 +175,8 @@ void test_cuda(const Case& given, bool deterministic) {
   const ddu::Geometry& g = given.geometry;
   const DeviceBytes input(given.input), map(given.map), grad(given.grad);
   const DeviceBytes columns(given.columns.size()), grad_input(given.grad_input.size()), grad_map(given.grad_map.size());
-  ddu::Backward tensors{grad.data(), input.data(), map.data(), grad_input.data(), grad_map.data(), nullptr};
-  const DeviceBytes workspace(ddu::cuda::workspace_bytes(g, given.types, tensors, deterministic));
+  ddu::UnfoldBackward tensors{grad.data(), input.data(), map.data(), grad_input.data(), grad_map.data(), nullptr};
+  const DeviceBytes workspace(ddu::cuda::unfold_backward_workspace_bytes(g, given.types, tensors, deterministic));
   tensors.workspace = workspace.data();
   CHECK(cudaDeviceSynchronize());
 

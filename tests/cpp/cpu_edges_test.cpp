@@ -94,8 +94,9 @@ TEST(CpuEdges, EmptyTensors) {
 
 TEST(CpuEdges, NothingWantedNeedsNoMemory) {
   const oracle::Problem<float, float> problem(Case{1, 2, 8, 8, kThree}, between_half_and_three);
-  const ddu::Backward tensors{problem.grad_output.data(), problem.input.data(), problem.map.data(), nullptr, nullptr, nullptr};
-  EXPECT_EQ(ddu::cpu::workspace_bytes(problem.geometry, problem.types(), tensors, 4), 0u);
+  const ddu::UnfoldBackward tensors{
+      problem.grad_output.data(), problem.input.data(), problem.map.data(), nullptr, nullptr, nullptr};
+  EXPECT_EQ(ddu::cpu::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, 4), 0u);
   ddu::cpu::unfold_backward(problem.geometry, problem.types(), tensors, 4);
 }
 
@@ -104,7 +105,7 @@ TEST(CpuEdges, TypesAreChecked) {
   const ddu::Types mixed{ddu::DType::float32, ddu::DType::float64};
   EXPECT_THROW(ddu::cpu::unfold(problem.geometry, mixed, {}, 1), ddu::type_error);
   EXPECT_THROW(ddu::cpu::unfold_backward(problem.geometry, mixed, {}, 1), ddu::type_error);
-  EXPECT_THROW(ddu::cpu::workspace_bytes(problem.geometry, mixed, {}, 1), ddu::type_error);
+  EXPECT_THROW(ddu::cpu::unfold_backward_workspace_bytes(problem.geometry, mixed, {}, 1), ddu::type_error);
 }
 
 TEST(CpuEdges, BuildWithoutCudaSaysSo) {

@@ -118,10 +118,11 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
   const Memory input(problem.input), map(problem.map), grad_output(problem.grad_output);
   const Memory grad_input((problem.input.size() + how.shift) * sizeof(T)),
       grad_map((problem.map.size() + how.shift) * sizeof(M));
-  ddu::Backward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
+  ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
   if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
   if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
-  const Memory workspace(ddu::cuda::workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
+  const Memory workspace(
+      ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
   const auto shifted = [&](const auto& whole, auto part) {
@@ -221,9 +222,9 @@ TYPED_TEST(Cuda, GradientsMayStartAnywhere) {
 TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
   using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
   const Problem problem(kCases[0], near_rates);
-  const ddu::Backward tensors{};
+  const ddu::UnfoldBackward tensors{};
   for (const bool deterministic : {false, true}) {
-    EXPECT_EQ(ddu::cuda::workspace_bytes(problem.geometry, problem.types(), tensors, deterministic), 0u);
+    EXPECT_EQ(ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, deterministic), 0u);
     ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, deterministic, nullptr);
   }
 }
@@ -264,9 +265,9 @@ double scratch_share(std::int64_t kernel_size, ddu::DType type, bool determinist
   options.padding[0] = options.padding[1] = kernel_size / 2;
   const ddu::Geometry g = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
   char some;  // its address is not used
-  const ddu::Backward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
+  const ddu::UnfoldBackward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
   const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
-  const auto bytes = ddu::cuda::workspace_bytes(g, {type, map}, tensors, deterministic);
+  const auto bytes = ddu::cuda::unfold_backward_workspace_bytes(g, {type, map}, tensors, deterministic);
   return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
 }
 
@@ -289,7 +290,7 @@ TEST(CudaWithoutDevice, SaysWhatIsMissing) {
   const Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
   const char memory[64] = {};
   char result[64];
-  const ddu::Backward backward{memory, memory, memory, result, nullptr, nullptr};
+  const ddu::UnfoldBackward backward{memory, memory, memory, result, nullptr, nullptr};
   const auto expect_error = [&](auto call) {
     try {
       call();

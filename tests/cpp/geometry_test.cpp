@@ -45,7 +45,7 @@ TEST(Geometry, SizesFollowUnfold) {
   EXPECT_EQ(g.group_channels(), 2);
   EXPECT_EQ(g.input_numel(), 5 * 4 * 11 * 13);
   EXPECT_EQ(g.map_numel(), 5 * 2 * 50);
-  EXPECT_EQ(g.output_numel(), 5 * 4 * 6 * 50);
+  EXPECT_EQ(g.columns_numel(), 5 * 4 * 6 * 50);
   EXPECT_EQ(g.map_plane(3, 1), 7 * 50);
   EXPECT_TRUE(std::is_trivially_copyable_v<ddu::Geometry>);
 }
@@ -58,9 +58,9 @@ TEST(Geometry, UnbatchedAndBroadcast) {
 }
 
 TEST(Geometry, EmptyBatchAndChannels) {
-  EXPECT_EQ(make({0, 3, 5, 5}, {0, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
-  EXPECT_EQ(make({0, 3, 5, 5}, {1, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
-  EXPECT_EQ(make({2, 0, 5, 5}, {2, 1, 5, 5}, options(3, 1, 1)).output_numel(), 0);
+  EXPECT_EQ(make({0, 3, 5, 5}, {0, 1, 5, 5}, options(3, 1, 1)).columns_numel(), 0);
+  EXPECT_EQ(make({0, 3, 5, 5}, {1, 1, 5, 5}, options(3, 1, 1)).columns_numel(), 0);
+  EXPECT_EQ(make({2, 0, 5, 5}, {2, 1, 5, 5}, options(3, 1, 1)).columns_numel(), 0);
 }
 
 TEST(Geometry, OptionsOutOfRange) {

@@ -76,7 +76,7 @@ struct Results {
 template <class T, class M>
 Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map, const Tensor<T>& grad_output) {
   Results r;
-  r.output.resize(static_cast<std::size_t>(g.output_numel()));
+  r.output.resize(static_cast<std::size_t>(g.columns_numel()));
   r.grad_input.resize(static_cast<std::size_t>(g.input_numel()));
   r.grad_map.resize(static_cast<std::size_t>(g.map_numel()));
   const double middle_y = double(g.h.kernel_size - 1) / 2, middle_x = double(g.w.kernel_size - 1) / 2;
@@ -153,7 +153,10 @@ struct Problem {
 
   using Rate = std::function<double(std::mt19937&)>;
   Problem(const Case& c, Rate rate, unsigned seed = 1)
-      : geometry(c.geometry()), input(geometry.input_numel()), grad_output(geometry.output_numel()), map(geometry.map_numel()) {
+      : geometry(c.geometry()),
+        input(geometry.input_numel()),
+        grad_output(geometry.columns_numel()),
+        map(geometry.map_numel()) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal;
     for (std::size_t i = 0; i < input.size(); ++i) input.set(static_cast<std::int64_t>(i), normal(random));
@@ -164,7 +167,7 @@ struct Problem {
   static constexpr ddu::Types types() { return {dtype_of<T>(), dtype_of<M>()}; }
 
   Tensor<T> forward(int threads = 2) const {
-    Tensor<T> output(geometry.output_numel());
+    Tensor<T> output(geometry.columns_numel());
     ddu::cpu::unfold(geometry, types(), {input.data(), map.data(), output.data()}, threads);
     return output;
   }
@@ -176,10 +179,11 @@ struct Problem {
   };
   Gradients backward(bool need_input = true, bool need_map = true, int threads = 2) const {
     Gradients grads{Tensor<T>(geometry.input_numel()), Tensor<M>(geometry.map_numel()), true};
-    ddu::Backward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
+    ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
     if (need_input) tensors.grad_input = grads.input.data();
     if (need_map) tensors.grad_map = grads.map.data();
-    Tensor<float> workspace(static_cast<std::int64_t>(ddu::cpu::workspace_bytes(geometry, types(), tensors, threads) + 3) / 4);
+    Tensor<float> workspace(
+        static_cast<std::int64_t>(ddu::cpu::unfold_backward_workspace_bytes(geometry, types(), tensors, threads) + 3) / 4);
     tensors.workspace = workspace.data();
     ddu::cpu::unfold_backward(geometry, types(), tensors, threads);
     grads.guarded = grads.input.guarded() && grads.map.guarded() && workspace.guarded();

@@ -29,14 +29,16 @@ class Geometry(ctypes.Structure):
     ]
 
 
-class Forward(ctypes.Structure):
-    _fields_ = [(name, c_void_p) for name in ("input", "dilation_map", "output")]
+class Unfold(ctypes.Structure):
+    _fields_ = [(name, c_void_p) for name in ("input", "dilation_map", "output", "workspace")] + [
+        ("input_format", c_int32)
+    ]
 
 
-class Backward(ctypes.Structure):
+class UnfoldBackward(ctypes.Structure):
     _fields_ = [
         (name, c_void_p) for name in ("grad_output", "input", "dilation_map", "grad_input", "grad_map", "workspace")
-    ]
+    ] + [("input_format", c_int32)]
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +49,12 @@ def ddu():
     library.ddu_last_error.restype = library.ddu_version.restype = c_char_p
     shape = [POINTER(c_int64), c_int]
     library.ddu_make_geometry.argtypes = [*shape, *shape, POINTER(Options), POINTER(Geometry)]
-    library.ddu_cpu_unfold.argtypes = [POINTER(Geometry), Types, POINTER(Forward), c_int]
-    library.ddu_cpu_unfold_backward.argtypes = [POINTER(Geometry), Types, POINTER(Backward), c_int]
-    library.ddu_cpu_workspace_bytes.argtypes = [*library.ddu_cpu_unfold_backward.argtypes, POINTER(c_size_t)]
+    library.ddu_cpu_unfold.argtypes = [POINTER(Geometry), Types, POINTER(Unfold), c_int]
+    library.ddu_cpu_unfold_backward.argtypes = [POINTER(Geometry), Types, POINTER(UnfoldBackward), c_int]
+    library.ddu_cpu_unfold_backward_workspace_bytes.argtypes = [
+        *library.ddu_cpu_unfold_backward.argtypes,
+        POINTER(c_size_t),
+    ]
     return library
 
 
@@ -73,13 +78,13 @@ def test_equals_python(ddu):
     assert (geometry.h[1], geometry.w[1]) == (7, 4)
     types = Types(FLOAT32, FLOAT32)
     output = np.empty(expected.shape, np.float32)
-    forward = Forward(input.ctypes.data, dilation_map.ctypes.data, output.ctypes.data)
+    forward = Unfold(input.ctypes.data, dilation_map.ctypes.data, output.ctypes.data)
     assert ddu.ddu_cpu_unfold(byref(geometry), types, byref(forward), 2) == OK
     assert np.array_equal(output, expected.detach().numpy())
 
     grad_input, grad_map, size = np.empty_like(input), np.empty_like(dilation_map), c_size_t()
-    backward = Backward(*(a.ctypes.data for a in (grad_output, input, dilation_map, grad_input, grad_map)), None)
-    assert ddu.ddu_cpu_workspace_bytes(byref(geometry), types, byref(backward), 2, byref(size)) == OK
+    backward = UnfoldBackward(*(a.ctypes.data for a in (grad_output, input, dilation_map, grad_input, grad_map)), None)
+    assert ddu.ddu_cpu_unfold_backward_workspace_bytes(byref(geometry), types, byref(backward), 2, byref(size)) == OK
     memory = np.empty(size.value + 64, np.uint8)
     backward.workspace = (memory.ctypes.data + 63) // 64 * 64
     assert ddu.ddu_cpu_unfold_backward(byref(geometry), types, byref(backward), 2) == OK
@@ -94,7 +99,7 @@ def test_errors_have_a_code_and_a_text(ddu):
     assert ddu.ddu_last_error() == b"groups must be positive and divide the input's 4 channels, got 3"
     status, geometry = make_geometry(ddu, input, dilation_map, 1)
     assert status == OK
-    forward = Forward(1, 1, 1)  # never read
+    forward = Unfold(1, 1, 1)  # never read
     assert ddu.ddu_cpu_unfold(byref(geometry), Types(FLOAT32, FLOAT64), byref(forward), 1) == TYPE_ERROR
     assert ddu.ddu_last_error() == b"dilation_map must have the input's dtype float32, got float64"
 

@@ -22,24 +22,24 @@ def test_bytes(case, shared, dtype, map_dtype):
     grad = random_input(case.output_shape).to(x.dtype)
     result = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     sizes = (x.shape, rates.shape, case.kernel_size, x.dtype, rates.dtype)
-    assert cost.forward(*sizes).bytes == size(x, rates, result.output)
-    assert cost.backward(*sizes).bytes == size(grad, x, rates, result.grad_input, result.grad_map)
-    assert cost.backward(*sizes, wanted=(True, False)).bytes == size(grad, rates, result.grad_input)
-    assert cost.backward(*sizes, wanted=(False, True)).bytes == size(grad, x, rates, result.grad_map)
-    assert cost.backward(*sizes, wanted=(False, False)) == (0, 0)
+    assert cost.unfold(*sizes).bytes == size(x, rates, result.output)
+    assert cost.unfold_backward(*sizes).bytes == size(grad, x, rates, result.grad_input, result.grad_map)
+    assert cost.unfold_backward(*sizes, output_mask=(True, False)).bytes == size(grad, rates, result.grad_input)
+    assert cost.unfold_backward(*sizes, output_mask=(False, True)).bytes == size(grad, x, rates, result.grad_map)
+    assert cost.unfold_backward(*sizes, output_mask=(False, False)) == (0, 0)
 
 
 def test_flops():
     """Of 2*3*5 positions, 4 channels and 2*3 taps; test_torch_eager.py has torch's counter."""
     samples = 2 * 3 * 5 * 4 * 6
     shapes = (2, 4, 9, 9), (2, 1, 3, 5), (2, 3)
-    assert cost.forward(*shapes).flops == 8 * samples
-    assert cost.backward(*shapes).flops == (8 + 22) * samples
-    assert cost.backward(*shapes, wanted=(False, True)).flops == 22 * samples
+    assert cost.unfold(*shapes).flops == 8 * samples
+    assert cost.unfold_backward(*shapes).flops == (8 + 22) * samples
+    assert cost.unfold_backward(*shapes, output_mask=(False, True)).flops == 22 * samples
 
 
 def test_unbatched():
     case = Case(1, 4, 6, 7, padding=1, groups=2)
     batched, unbatched = (case.shape, case.map_shape), (case.shape[1:], case.map_shape[1:])
-    assert cost.forward(*unbatched, 3) == cost.forward(*batched, 3)
-    assert cost.backward(*unbatched, 3) == cost.backward(*batched, 3)
+    assert cost.unfold(*unbatched, 3) == cost.unfold(*batched, 3)
+    assert cost.unfold_backward(*unbatched, 3) == cost.unfold_backward(*batched, 3)

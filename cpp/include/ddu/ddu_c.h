@@ -74,21 +74,28 @@ typedef struct ddu_options {
 } ddu_options;
 #define DDU_OPTIONS_INIT {{1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}
 
-typedef struct ddu_forward {
+/* How the elements of input and grad_input lie: as above, or in the order of [batch, h.size, w.size, channels]. */
+typedef int32_t ddu_memory_format;
+enum { DDU_CONTIGUOUS = 0, DDU_CHANNELS_LAST = 1 };
+
+typedef struct ddu_unfold {
   const void* input;
   const void* dilation_map;
-  void* output; /* overwritten */
-} ddu_forward;
+  void* output;    /* overwritten */
+  void* workspace; /* of ddu_*_unfold_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_unfold;
 
 /* A null grad_input or grad_map is not computed; the others are overwritten. */
-typedef struct ddu_backward {
+typedef struct ddu_unfold_backward {
   const void* grad_output;
   const void* input;
   const void* dilation_map;
   void* grad_input;
   void* grad_map;
-  void* workspace; /* of ddu_*_workspace_bytes, aligned to 64; may be null where that is 0 */
-} ddu_backward;
+  void* workspace; /* of ddu_*_unfold_backward_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_unfold_backward;
 
 /* Text of this thread's latest failure; valid until its next one. "" before the first. */
 DDU_API const char* ddu_last_error(void) DDU_NOEXCEPT;
@@ -107,22 +114,29 @@ DDU_API ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims,
 
 /* On the CPU, in host memory, on at most `threads` OpenMP threads, and on one where that is less than 1. Results do not depend
  * on their number. */
-DDU_API ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors,
+DDU_API ddu_status ddu_cpu_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors,
                                   int threads) DDU_NOEXCEPT;
-DDU_API ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+/* Scratch bytes of ddu_cpu_unfold with the same arguments (no pointer of tensors is read). */
+DDU_API ddu_status ddu_cpu_unfold_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors,
+                                                  int threads, size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_unfold_backward* tensors,
                                            int threads) DDU_NOEXCEPT;
 /* Scratch bytes of ddu_cpu_unfold_backward with the same arguments (tensors->workspace is not read). */
-DDU_API ddu_status ddu_cpu_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
-                                           int threads, size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_unfold_backward_workspace_bytes(const ddu_geometry* geometry, ddu_types types,
+                                                           const ddu_unfold_backward* tensors, int threads,
+                                                           size_t* bytes) DDU_NOEXCEPT;
 
 /* On the current CUDA device, in its memory. Work is queued on `stream`, a cudaStream_t; nothing synchronises. With
  * `deterministic` not 0, gradients are identical to the bit from run to run. */
-DDU_API ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_forward* tensors,
+DDU_API ddu_status ddu_cuda_unfold(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors,
                                    void* stream) DDU_NOEXCEPT;
-DDU_API ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
+DDU_API ddu_status ddu_cuda_unfold_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_unfold* tensors,
+                                                   size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_types types, const ddu_unfold_backward* tensors,
                                             int deterministic, void* stream) DDU_NOEXCEPT;
-DDU_API ddu_status ddu_cuda_workspace_bytes(const ddu_geometry* geometry, ddu_types types, const ddu_backward* tensors,
-                                            int deterministic, size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_unfold_backward_workspace_bytes(const ddu_geometry* geometry, ddu_types types,
+                                                            const ddu_unfold_backward* tensors, int deterministic,
+                                                            size_t* bytes) DDU_NOEXCEPT;
 
 #ifdef __cplusplus
 }

@@ -35,7 +35,7 @@ struct Geometry {
   constexpr std::int64_t group_channels() const { return channels / groups; }
   constexpr std::int64_t input_numel() const { return batch * channels * pixels(); }
   constexpr std::int64_t map_numel() const { return map_batch * groups * positions(); }
-  constexpr std::int64_t output_numel() const { return batch * channels * taps() * positions(); }
+  constexpr std::int64_t columns_numel() const { return batch * channels * taps() * positions(); }
   /// Index into the map of its plane for image `b` and group `g`.
   constexpr std::int64_t map_plane(std::int64_t b, std::int64_t g) const {
     return ((map_batch == 1 ? 0 : b) * groups + g) * positions();

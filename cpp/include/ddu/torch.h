@@ -196,10 +196,19 @@ inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_
   const std::int64_t columns = geometry.channels * geometry.taps();
   at::Tensor output = input.dim() == 3 ? at::empty({columns, geometry.positions()}, input.options())
                                        : at::empty({geometry.batch, columns, geometry.positions()}, input.options());
-  const Forward tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr()};
+  Unfold tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr(), nullptr, MemoryFormat::contiguous};
   on_device_of(
-      input, [&](int threads) { cpu::unfold(geometry, types, tensors, threads); },
-      [&](cuda::Stream stream) { cuda::unfold(geometry, types, tensors, stream); });
+      input,
+      [&](int threads) {
+        const at::Tensor workspace = scratch(cpu::unfold_workspace_bytes(geometry, types, tensors, threads), input);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cpu::unfold(geometry, types, tensors, threads);
+      },
+      [&](cuda::Stream stream) {
+        const at::Tensor workspace = scratch(cuda::unfold_workspace_bytes(geometry, types, tensors), input);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cuda::unfold(geometry, types, tensors, stream);
+      });
   return output;
 }
 
@@ -214,22 +223,24 @@ inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor&
   Gradients grads;
   if (wanted[0]) grads.first = at::empty(input.sizes(), input.options());
   if (wanted[1]) grads.second = at::empty(map.sizes(), map.options());
-  Backward tensors{grad.const_data_ptr(),
-                   input.const_data_ptr(),
-                   map.const_data_ptr(),
-                   wanted[0] ? grads.first.mutable_data_ptr() : nullptr,
-                   wanted[1] ? grads.second.mutable_data_ptr() : nullptr,
-                   nullptr};
+  UnfoldBackward tensors{grad.const_data_ptr(),
+                         input.const_data_ptr(),
+                         map.const_data_ptr(),
+                         wanted[0] ? grads.first.mutable_data_ptr() : nullptr,
+                         wanted[1] ? grads.second.mutable_data_ptr() : nullptr,
+                         nullptr,
+                         MemoryFormat::contiguous};
   on_device_of(
       input,
       [&](int threads) {
-        const at::Tensor workspace = scratch(cpu::workspace_bytes(geometry, types, tensors, threads), input);
+        const at::Tensor workspace = scratch(cpu::unfold_backward_workspace_bytes(geometry, types, tensors, threads), input);
         tensors.workspace = workspace.mutable_data_ptr();
         cpu::unfold_backward(geometry, types, tensors, threads);
       },
       [&](cuda::Stream stream) {
         const bool deterministic = at::globalContext().deterministicAlgorithms();
-        const at::Tensor workspace = scratch(cuda::workspace_bytes(geometry, types, tensors, deterministic), input);
+        const at::Tensor workspace =
+            scratch(cuda::unfold_backward_workspace_bytes(geometry, types, tensors, deterministic), input);
         tensors.workspace = workspace.mutable_data_ptr();
         cuda::unfold_backward(geometry, types, tensors, deterministic, stream);
       });
@@ -255,7 +266,7 @@ inline Options unpacked(const std::vector<std::int64_t>& v) {
   return {{v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}, v[8]};
 }
 
-struct UnfoldBackward : torch::autograd::Function<UnfoldBackward> {
+struct UnfoldBackwardFunction : torch::autograd::Function<UnfoldBackwardFunction> {
   static variable_list forward(AutogradContext*, const at::Tensor& grad, const at::Tensor& input, const at::Tensor& map,
                                const Options& options, Wanted wanted) {
     auto [grad_input, grad_map] = filled(unfold_backward(grad, input, map, options, wanted), input);
@@ -267,7 +278,7 @@ struct UnfoldBackward : torch::autograd::Function<UnfoldBackward> {
   }
 };
 
-struct Unfold : torch::autograd::Function<Unfold> {
+struct UnfoldFunction : torch::autograd::Function<UnfoldFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& map, const Options& options) {
     ctx->save_for_backward({input, map});
     ctx->saved_data["options"] = packed(options);
@@ -278,7 +289,7 @@ struct Unfold : torch::autograd::Function<Unfold> {
     const variable_list saved = ctx->get_saved_variables();
     const Options options = unpacked(ctx->saved_data.at("options").toIntVector());
     const Wanted wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1)};
-    const variable_list grads = UnfoldBackward::apply(grad_outputs[0], saved[0], saved[1], options, wanted);
+    const variable_list grads = UnfoldBackwardFunction::apply(grad_outputs[0], saved[0], saved[1], options, wanted);
     return {wanted[0] ? grads[0] : at::Tensor(), wanted[1] ? grads[1] : at::Tensor(), at::Tensor()};
   }
 };
@@ -310,7 +321,7 @@ inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const 
                                const TorchOptions& options = {}) {
   const auto [x, map] = torch_detail::autocast(input, dilation_map);
   torch_detail::check_tensors(x, map);
-  return torch_detail::Unfold::apply(x, map, torch_detail::options_of(kernel_size, options));
+  return torch_detail::UnfoldFunction::apply(x, map, torch_detail::options_of(kernel_size, options));
 }
 
 namespace nn {

@@ -43,14 +43,14 @@ inline at::Tensor unfold_kernel(const at::Tensor& input, const at::Tensor& map, 
 
 inline at::Tensor unfold_autograd(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
                                   Ints dilation, std::int64_t groups) {
-  return Unfold::apply(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
+  return UnfoldFunction::apply(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
 }
 
 inline std::tuple<at::Tensor, at::Tensor> backward_autograd(const at::Tensor& grad, const at::Tensor& input,
                                                             const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
                                                             Ints dilation, std::int64_t groups, Wanted wanted) {
   const auto grads =
-      UnfoldBackward::apply(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted);
+      UnfoldBackwardFunction::apply(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted);
   return {grads[0], grads[1]};
 }
 
@@ -74,10 +74,10 @@ inline void register_torch_operators() {
     const std::string options = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups";
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     library.def(("unfold(Tensor input, Tensor dilation_map, " + options + ") -> Tensor").c_str(), tags);
-    library.def(
-        ("unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, " + options + ", bool[2] wanted) -> (Tensor, Tensor)")
-            .c_str(),
-        tags);
+    library.def(("unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, " + options +
+                 ", bool[2] output_mask) -> (Tensor, Tensor)")
+                    .c_str(),
+                tags);
     using c10::DispatchKey;
     library.impl("unfold", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::unfold_kernel));
     library.impl("unfold", torch::dispatch(DispatchKey::Autograd, &torch_detail::unfold_autograd));

@@ -92,11 +92,11 @@ void sample(const Tap<Acc>& tap, int n, const P* window, P (&values)[M]) {
 }
 
 template <class T>
-void forward(const Geometry& g, DType map_type, const Forward& tensors, const Slice& slice, const Region& region) {
+void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Slice& slice, const Region& region) {
   using Acc = accumulator_t<T>;
   const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), region);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
-  const bool streams = g.output_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
+  const bool streams = g.columns_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
   alignas(64) unsigned char memory[kWindowBytes];
   for_each_pack(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
     constexpr int N = std::max<int>(lanes, 1);
@@ -238,7 +238,7 @@ void backward_alone(const Tile<Acc>& tile, const T* input, const T* grad_output,
 }
 
 template <class T>
-void backward(const Geometry& g, DType map_type, const Backward& tensors, const Slice& slice, const Band& band,
+void backward(const Geometry& g, DType map_type, const UnfoldBackward& tensors, const Slice& slice, const Band& band,
               const Scratch& scratch) {
   using Acc = accumulator_t<T>;
   constexpr bool kApart = sizeof(T) < sizeof(Acc);  // sums are rounded at the end

@@ -89,9 +89,9 @@ struct Kernels {
   /// Channels that are worked on together. Cuts between channels lie at multiples of it.
   int lanes;
   /// All taps of a slice at a region of positions.
-  void (*forward)(const Geometry&, DType map_type, const Forward&, const Slice&, const Region&);
+  void (*forward)(const Geometry&, DType map_type, const Unfold&, const Slice&, const Region&);
   /// Both gradients of a slice of at most `lanes` channels, as far as the band goes.
-  void (*backward)(const Geometry&, DType map_type, const Backward&, const Slice&, const Band&, const Scratch&);
+  void (*backward)(const Geometry&, DType map_type, const UnfoldBackward&, const Slice&, const Band&, const Scratch&);
   /// map[0, count) = the sum over `parts` of map_sums, which lie `stride` values apart.
   void (*sum_map)(DType map_type, const void* map_sums, std::int64_t parts, std::int64_t stride, std::int64_t count, void* map);
 };

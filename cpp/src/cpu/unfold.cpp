@@ -81,7 +81,8 @@ struct BackwardPlan {
   std::size_t map_sums;     // bytes of a slice
   std::size_t thread_sums;  // bytes of a thread, for half inputs
 
-  BackwardPlan(const Geometry& g, Types types, const Backward& tensors, const Kernels& kernels, int max_threads) : tiling(g) {
+  BackwardPlan(const Geometry& g, Types types, const UnfoldBackward& tensors, const Kernels& kernels, int max_threads)
+      : tiling(g) {
     parts = ceil_div(g.group_channels(), kernels.lanes);
     slices = g.batch * g.groups * parts;
     const std::int64_t wanted = slices == 0 || slices >= max_threads ? 1 : ceil_div(2 * std::int64_t{max_threads}, slices);
@@ -133,10 +134,10 @@ void parallel_for(std::int64_t tasks, int threads, Body body) {
 
 }  // namespace
 
-void unfold(const Geometry& g, Types types, const Forward& tensors, int threads) {
+void unfold(const Geometry& g, Types types, const Unfold& tensors, int threads) {
   check_types(types);
-  if (g.output_numel() == 0) return;
-  expect_whole_write(tensors.output, static_cast<std::size_t>(g.output_numel()) * size_of(types.input));
+  if (g.columns_numel() == 0) return;
+  expect_whole_write(tensors.output, static_cast<std::size_t>(g.columns_numel()) * size_of(types.input));
   const Kernels& kernels = kernels_of(types.input);
   const Tiling tiling(g);
   const std::int64_t tiles = tiling.count();
@@ -149,12 +150,17 @@ void unfold(const Geometry& g, Types types, const Forward& tensors, int threads)
   });
 }
 
-std::size_t workspace_bytes(const Geometry& g, Types types, const Backward& tensors, int threads) {
+std::size_t unfold_workspace_bytes(const Geometry&, Types types, const Unfold&, int) {
+  check_types(types);
+  return 0;
+}
+
+std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& tensors, int threads) {
   check_types(types);
   return BackwardPlan(g, types, tensors, kernels_of(types.input), threads).bytes();
 }
 
-void unfold_backward(const Geometry& g, Types types, const Backward& tensors, int threads) {
+void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tensors, int threads) {
   check_types(types);
   const Kernels& kernels = kernels_of(types.input);
   const BackwardPlan plan(g, types, tensors, kernels, threads);
