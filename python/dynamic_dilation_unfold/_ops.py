@@ -25,7 +25,8 @@ _TAGS = (torch.Tag.pt2_compliant_tag,)
 library = torch.library.Library(NAME, "DEF")
 library.define(f"unfold(Tensor input, Tensor dilation_map, {_OPTIONS}) -> Tensor", tags=_TAGS)
 library.define(
-    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] output_mask) -> (Tensor, Tensor)",
+    f"unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, {_OPTIONS}, bool[2] output_mask)"
+    " -> (Tensor, Tensor)",
     tags=_TAGS,
 )
 unfold_op = torch.ops.dynamic_dilation_unfold.unfold.default

@@ -54,7 +54,7 @@ def unfold_backward(
     map_dtype: torch.dtype | None = None,
     output_mask: Sequence[bool] = (True, True),
 ) -> Cost:
-    """Reads the gradient of the columns and the map, and for the map's gradient the input; writes what is ``output_mask``.
+    """Reads the gradient of the columns and the map, and for the map's gradient the input; writes what is asked for.
 
     Args:
         output_mask: Whether the gradients of input and map are computed. The others are :func:`unfold`'s.
