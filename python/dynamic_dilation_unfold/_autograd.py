@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 
-from . import _C, _diagnosis, _kernels
+from . import _C, _kernels
 from ._batching import backward_over_batch, unfold_over_batch
 from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
 from ._ops import apply, backward_op, is_sharded, unfold_op
@@ -101,6 +101,13 @@ def _allocator(device: str) -> Callable[..., Tensor]:
     return fast
 
 
+def _explain(message: str) -> str:
+    """What to say in place of libddu's message that it cannot serve a device; imported when such a call fails."""
+    from ._tools.diagnosis import explain
+
+    return explain(message)
+
+
 # Function.apply of Python first looks for transforms, of which there are none here. Its node, which the engine calls,
 # first looks for a vjp beside the backward.
 _record: Callable[[Tensor, Tensor, tuple[Any, ...]], Tensor] = super(Function, PlainUnfold).apply
@@ -126,7 +133,7 @@ _C.attach(
         torch._C._get_tracing_state,
     ),
     record=_record,
-    explain=_diagnosis.explain,
+    explain=_explain,
     forward=_forward,
     backward=_backward,
     exchange=getattr(Tensor, "__dlpack_c_exchange_api__", None),  # torch >= 2.10

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from dynamic_dilation_unfold import DynamicDilationUnfold
 from torch import Tensor, nn
 
@@ -162,23 +161,6 @@ def off_whole_positions(case: Case, seed: int = 1, margin: float = 0.02) -> Tens
                 if offset:
                     todo |= (position - position.round()).abs() < margin
     return rates
-
-
-def grid_sample_unfold(
-    x: Tensor, rates: Tensor, case: Case, rounded: Callable[[Tensor], Tensor] = lambda position: position
-) -> Tensor:
-    """The operator with one group as a user would write it with F.grid_sample. ``rounded`` may spoil the positions."""
-    axes = []
-    for axis, (size, k, s, p, d) in enumerate(zip(case.shape[2:], *case.pairs, strict=True)):
-        view = [1, 1, 1]
-        view[1 + axis] = -1
-        centre = (torch.arange(rates.shape[2 + axis], device=x.device) * s - p + (k - 1) / 2 * d).view(view)
-        taps = ((torch.arange(k, device=x.device) - (k - 1) / 2) * d).view(-1, 1, 1, 1)
-        axes.append(2 * rounded(centre + taps * rates[:, 0]) / (size - 1) - 1)  # [k, B, Ho, Wo]
-    (kh, kw), sizes = case.pairs[0], axes[0].shape[1:]
-    grid = torch.stack([axes[1][None].expand(kh, kw, *sizes), axes[0][:, None].expand(kh, kw, *sizes)], -1)
-    grid = grid.permute(2, 0, 1, 3, 4, 5).flatten(1, 3)  # [B, kH*kW*Ho, Wo, 2]
-    return F.grid_sample(x, grid, padding_mode="zeros", align_corners=True).reshape(case.output_shape)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from dynamic_dilation_unfold import __version__, _bench_jobs, _timing, bench, cli, demo
+from dynamic_dilation_unfold import __version__
+from dynamic_dilation_unfold._tools import bench, bench_jobs, cli, demo, smoothing, timing
 
 MODULE = [sys.executable, "-m", "dynamic_dilation_unfold"]
 missing = [name for name in ("matplotlib", "skimage") if importlib.util.find_spec(name) is None]
@@ -91,9 +92,9 @@ def test_demo_with_an_image(shape: tuple[int, ...], tmp_path: Path, capsys: pyte
     path = tmp_path / "image.png"
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     Image.fromarray(pixels.numpy()).save(path)
-    image = demo.load(path)
+    image = smoothing.load(path)
     assert image.shape[:2] == (1, 3)
-    assert max(image.shape) <= demo.LONGEST_SIDE
+    assert max(image.shape) <= smoothing.LONGEST_SIDE
     assert 0 <= image.min() < image.max() <= 1
     if len(shape) == 2:
         assert cli.main(["demo", "--image", str(path), "--output", str(tmp_path)]) == 0
@@ -111,20 +112,20 @@ def test_demo_with_a_tiny_image(tmp_path: Path) -> None:
 
 @needs_demo_extra
 def test_demo_smooths_flat_areas_and_keeps_edges() -> None:
-    clean = demo.load(None)
-    noisy = clean + demo.NOISE * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
-    rates = demo.map_from_content(noisy)
-    assert demo.RATES[0] <= rates.min() < 0.5
-    assert 1.5 < rates.max() <= demo.RATES[1]
-    fixed = demo.pool(noisy, torch.full_like(rates, rates.mean().item()))
-    adaptive = demo.pool(noisy, rates)
-    assert demo.psnr(adaptive, clean) > demo.psnr(fixed, clean) + 1
-    assert demo.psnr(adaptive, clean) > demo.psnr(noisy, clean) + 1
+    clean = smoothing.load(None)
+    noisy = clean + smoothing.NOISE * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    rates = smoothing.map_from_content(noisy)
+    assert smoothing.RATES[0] <= rates.min() < 0.5
+    assert 1.5 < rates.max() <= smoothing.RATES[1]
+    fixed = smoothing.pool(noisy, torch.full_like(rates, rates.mean().item()))
+    adaptive = smoothing.pool(noisy, rates)
+    assert smoothing.psnr(adaptive, clean) > smoothing.psnr(fixed, clean) + 1
+    assert smoothing.psnr(adaptive, clean) > smoothing.psnr(noisy, clean) + 1
 
 
 def test_pool_averages_what_is_inside() -> None:
     rates = torch.full((1, 1, 9, 9), 1.5)
-    torch.testing.assert_close(demo.pool(torch.full((1, 2, 9, 9), 0.3), rates), torch.full((1, 2, 9, 9), 0.3))
+    torch.testing.assert_close(smoothing.pool(torch.full((1, 2, 9, 9), 0.3), rates), torch.full((1, 2, 9, 9), 0.3))
 
 
 @needs_demo_extra
@@ -145,7 +146,7 @@ def test_demo_without_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(bench.WORKLOADS, "R", [_bench_jobs.Workload((2, 4, 24, 20), 3)])
+    monkeypatch.setitem(bench.WORKLOADS, "R", [bench_jobs.Workload((2, 4, 24, 20), 3)])
     path = tmp_path / "new" / "figures.json"
     dtypes = ["float16", "bfloat16", "float32", "float64"]
     assert cli.main(["bench", "--quick", "--dtype", *dtypes, "--json", str(path)]) == 0
@@ -173,7 +174,7 @@ def test_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 
 def test_bench_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    workloads = [_bench_jobs.Workload((1, 8, 12, 12), 4, stride=2, groups=2), _bench_jobs.Workload((1, 1, 9, 9), 3)]
+    workloads = [bench_jobs.Workload((1, 8, 12, 12), 4, stride=2, groups=2), bench_jobs.Workload((1, 1, 9, 9), 3)]
     monkeypatch.setitem(bench.WORKLOADS, "shapes", workloads)
     assert cli.main(["bench", "--quick", "--workload", "shapes", "--map", "noise"]) == 0
     output = capsys.readouterr().out
@@ -184,9 +185,9 @@ def test_bench_lists(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def test_bench_refuses_to_time_wrong_results(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(bench.WORKLOADS, "R", [_bench_jobs.Workload((1, 2, 8, 8), 3)])
-    right = _bench_jobs.ours
-    monkeypatch.setattr(_bench_jobs, "ours", lambda *args, **options: right(*args, **options) * 1.01)
+    monkeypatch.setitem(bench.WORKLOADS, "R", [bench_jobs.Workload((1, 2, 8, 8), 3)])
+    right = bench_jobs.ours
+    monkeypatch.setattr(bench_jobs, "ours", lambda *args, **options: right(*args, **options) * 1.01)
     assert cli.main(["bench", "--quick"]) == 1
     assert "wrong" in capsys.readouterr().out
 
@@ -196,10 +197,10 @@ def test_bench_refuses_to_time_wrong_results(
     "options", [{"kernel": 3}, {"kernel": 4, "stride": 2, "padding": 2}, {"kernel": 5, "groups": 3}]
 )
 def test_emulation_computes_the_same(kind: str, options: dict[str, int]) -> None:
-    workload = _bench_jobs.Workload((2, 6, 15, 11), **options)
-    problem = _bench_jobs.Problem.make(workload, kind, torch.float64, torch.device("cpu"))
-    emulated = _bench_jobs.grid_sample_unfold(problem.input, problem.rates, workload)
-    torch.testing.assert_close(emulated, _bench_jobs.ours(problem.input, problem.rates, workload))
+    workload = bench_jobs.Workload((2, 6, 15, 11), **options)
+    problem = bench_jobs.Problem.make(workload, kind, torch.float64, torch.device("cpu"))
+    emulated = bench_jobs.emulation(problem.input, problem.rates, workload)
+    torch.testing.assert_close(emulated, bench_jobs.ours(problem.input, problem.rates, workload))
 
 
 @pytest.mark.parametrize("name", bench.WORKLOADS)
@@ -207,7 +208,7 @@ def test_workloads_are_possible(name: str) -> None:
     for workload in bench.WORKLOADS[name]:
         assert min(workload.map_shape()) > 0
         assert workload.shape[1] % workload.groups == 0
-        one = _bench_jobs.Problem.make(_bench_jobs.small(workload), "smooth", torch.float32, torch.device("cpu"))
+        one = bench_jobs.Problem.make(bench_jobs.small(workload), "smooth", torch.float32, torch.device("cpu"))
         assert one.rates.min() >= 0.5
         assert one.rates.max() <= 3
 
@@ -215,7 +216,7 @@ def test_workloads_are_possible(name: str) -> None:
 def test_jobs_take_turns_within_their_limits() -> None:
     calls: list[str] = []
     jobs = {name: lambda name=name: calls.append(name) for name in "ab"}
-    times = _timing.measure(jobs, torch.device("cpu"), budget=0.0, at_least=3)
+    times = timing.measure(jobs, torch.device("cpu"), budget=0.0, at_least=3)
     assert set(times) == {"a", "b"}
     assert calls[-6:] == ["a", "b"] * 3
 
@@ -225,4 +226,4 @@ def test_jobs_take_turns_within_their_limits() -> None:
     [(61.23e-3, "61.2 ms"), (2.5, "2.50 s"), (0.9999e-3, "1.00 ms"), (4e-7, "0.400 us"), (0.151, "151 ms")],
 )
 def test_seconds(value: float, text: str) -> None:
-    assert _timing.seconds(value) == text
+    assert timing.seconds(value) == text

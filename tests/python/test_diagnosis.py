@@ -11,9 +11,10 @@ import sys
 
 import pytest
 import torch
-from dynamic_dilation_unfold import _C, _diagnosis, cli
-from dynamic_dilation_unfold._diagnosis import READY, Gpu, State, verdict
-from dynamic_dilation_unfold._wheels import WHEELS
+from dynamic_dilation_unfold import _C
+from dynamic_dilation_unfold._tools import cli, diagnosis
+from dynamic_dilation_unfold._tools.diagnosis import READY, Gpu, State, verdict
+from dynamic_dilation_unfold._tools.wheels import WHEELS
 
 MAXWELL, PASCAL, VOLTA = Gpu("GTX 980", (5, 2)), Gpu("GTX 1080", (6, 1)), Gpu("V100", (7, 0))
 HOPPER, BLACKWELL, FUTURE = Gpu("H200", (9, 0)), Gpu("RTX 5090", (12, 0)), Gpu("X", (15, 0))
@@ -186,7 +187,7 @@ def test_the_wheel_that_is_named_mends_it(state: State) -> None:
 
 
 def test_this_machine_as_torch_sees_it() -> None:
-    state = _diagnosis.gather()
+    state = diagnosis.gather()
     assert state.torch == torch.__version__
     assert (state.toolkit is None) == (_C.cuda_toolkit_version == 0)
     if torch.version.cuda and torch.cuda.is_available():
@@ -195,7 +196,7 @@ def test_this_machine_as_torch_sees_it() -> None:
 
 
 class Driver:
-    """What _diagnosis asks of libcuda, for two GPUs."""
+    """What diagnosis asks of libcuda, for two GPUs."""
 
     gpus = (HOPPER, PASCAL)
 
@@ -231,7 +232,7 @@ class Driver:
 )
 def test_driver(status: int, gpus: tuple[Gpu, ...], error: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(status))
-    state = _diagnosis.gather()
+    state = diagnosis.gather()
     assert (state.driver, state.gpus, state.driver_error) == ((12, 4), gpus, error)
 
 
@@ -240,7 +241,7 @@ def test_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name}: cannot open shared object file")
 
     monkeypatch.setattr(ctypes, "CDLL", missing)
-    state = _diagnosis.gather()
+    state = diagnosis.gather()
     assert (state.driver, state.gpus, state.driver_error) == (None, (), 0)
     assert verdict(state) == READY
 
@@ -254,7 +255,7 @@ INFORMED = [CU130, CPU, change(CU130, gpus=(PASCAL,)), change(CPU, driver=None, 
 
 @pytest.mark.parametrize("state", INFORMED)
 def test_info(state: State, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("dynamic_dilation_unfold.info.gather", lambda: state)
+    monkeypatch.setattr("dynamic_dilation_unfold._tools.info.gather", lambda: state)
     status = 0 if verdict(state) == READY else 1
     assert cli.main(["info"]) == status
     *_, before, last = capsys.readouterr().out.splitlines()
@@ -279,7 +280,8 @@ torch.Tensor.__dlpack_c_exchange_api__ = None  # it sees through the stand-in
 torch._C._cuda_getDevice = lambda: 0
 torch._C._cuda_getCurrentRawStream = lambda index: 0
 torch._C._dynamo.guards._empty_strided_cuda = lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype)
-from dynamic_dilation_unfold import _C, _diagnosis
+from dynamic_dilation_unfold import _C
+from dynamic_dilation_unfold._tools import diagnosis
 
 class Stand(torch.Tensor):
     is_cpu = property(lambda self: False)
@@ -288,7 +290,7 @@ class Stand(torch.Tensor):
         return 0
 
 if sys.argv[1]:
-    _diagnosis.verdict = lambda state: sys.argv[1]
+    diagnosis.verdict = lambda state: sys.argv[1]
 x = torch.ones(1, 2, 8, 8).as_subclass(Stand)
 try:
     _C.unfold(x, x[:, :1], 3, 1, 1, 1, 1)

@@ -5,13 +5,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold._tools.grid_sample import grid_sample_unfold
 from helpers import (
     CASES,
     DTYPES,
     TOLERANCE,
     Case,
     assert_same_bits,
-    grid_sample_unfold,
     off_whole_positions,
     random_input,
     random_map,
@@ -68,7 +68,7 @@ def test_kinks_are_those_of_grid_sample(case, kind, device):
     x = random_input(case.shape).double().to(device).requires_grad_()
     rates = random_map(kind, case.map_shape).double().to(device).requires_grad_()
     grad = random_input(case.output_shape, seed=2).double().to(device)
-    expected = grid_sample_unfold(x, rates, case)
+    expected = grid_sample_unfold(x, dilation_map=rates, align_corners=True, **case.options)
     expected_grads = torch.autograd.grad(expected, (x, rates), grad)
     result = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     for actual, other in zip(result, (expected, *expected_grads), strict=True):

@@ -7,10 +7,10 @@ bound is there to catch, and see it fail.
 import pytest
 import torch
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold._tools.grid_sample import grid_sample_unfold
 from helpers import (
     HALVES,
     Case,
-    grid_sample_unfold,
     random_input,
     random_map,
     relative_error,
@@ -65,7 +65,8 @@ def test_half_positions_would_fail(width, dtype, device):
     exact = reference(x.double(), dilation_map=rates.double(), **case.options)
 
     def emulation(rounded):
-        return grid_sample_unfold(x.double(), rates.double(), case, rounded).to(dtype)
+        options = {"align_corners": True, "rounded": rounded, **case.options}
+        return grid_sample_unfold(x.double(), dilation_map=rates.double(), **options).to(dtype)
 
     spoilt = excess(emulation(lambda position: position.to(dtype).double()), exact)
     assert (spoilt > 10).double().mean() > 0.1

@@ -140,6 +140,12 @@ def test_import_needs_no_gpu_and_initialises_none():
     assert python("import dynamic_dilation_unfold, torch", "print(torch.cuda.is_initialized())").strip() == "False"
 
 
+def test_import_leaves_the_tools_alone():
+    loaded = python("import sys, dynamic_dilation_unfold", "print(*sys.modules)").split()
+    assert "dynamic_dilation_unfold.functional" in loaded
+    assert not [name for name in loaded if "._tools" in name]
+
+
 def test_import_leaves_torch_as_it_was():
     state = (
         "print(torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled(), torch.initial_seed() >= 0)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -11,16 +11,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from .demo import Result
+from .smoothing import KERNEL, Result, psnr
 
 ACCENT = "#00e5ff"
 CLOSE_UP = 7.5  # pixels on each side of a position whose taps are drawn
 
 
 def draw(result: Result, folder: Path) -> Path:
-    from .demo import psnr
-
     shape = result.rates.shape
     row_height = 4.9 * min(1.4, max(0.6, shape[0] / shape[1])) + 0.45
     figure = Figure(figsize=(15.5, 2 * row_height), dpi=100, layout="constrained", facecolor="white")
@@ -101,8 +98,6 @@ def _tap_positions(rates: Tensor) -> list[tuple[int, int]]:
 
 
 def _draw_taps(axes: Any, result: Result, row: int, column: int, letter: str) -> None:
-    from .demo import KERNEL
-
     _image(axes, result.noisy)
     rate = float(result.rates[row, column])
     offsets = [(tap - (KERNEL - 1) / 2) * rate for tap in range(KERNEL)]

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from . import _C
-from ._diagnosis import READY, gather, text, verdict
+from .. import _C
+from .diagnosis import READY, gather, text, verdict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ._timing import Job
-from .functional import dynamic_dilation_unfold
-from .reference import dynamic_dilation_unfold_reference
+from ..functional import dynamic_dilation_unfold
+from ..reference import dynamic_dilation_unfold_reference
+from .grid_sample import grid_sample_unfold
+from .timing import Job
 
 MAPS = ("ones", "smooth", "noise", "wide")
 # Relative norm of the difference from the reference that rounding explains.
@@ -107,25 +108,8 @@ def make_map(kind: str, shape: tuple[int, ...], dtype: torch.dtype, device: torc
     return rates.to(dtype if dtype == torch.float64 else torch.float32)
 
 
-def grid_sample_unfold(input: Tensor, rates: Tensor, workload: Workload) -> Tensor:
-    """The operator as a user can write it today: one grid_sample whose grid has a row for each tap and output row."""
-    batch, channels, height, width = input.shape
-    groups, out_height, out_width = rates.shape[1:]
-    kernel = workload.kernel
-
-    def steps(count: int, step: int, start: float) -> Tensor:
-        return torch.arange(count, device=input.device, dtype=rates.dtype) * step + start
-
-    offsets = steps(kernel, 1, -(kernel - 1) / 2).view(-1, 1, 1) * rates.unsqueeze(2)
-    centre = (kernel - 1) / 2 - workload.padding
-    y = steps(out_height, workload.stride, centre).view(-1, 1) + offsets
-    x = steps(out_width, workload.stride, centre) + offsets
-    y = ((2 * y + 1) / height - 1).unsqueeze(3).expand(-1, -1, -1, kernel, -1, -1)
-    x = ((2 * x + 1) / width - 1).unsqueeze(2).expand_as(y)
-    grid = torch.stack((x, y), -1).view(batch * groups, kernel * kernel * out_height, out_width, 2)
-    planes = input.view(batch * groups, channels // groups, height, width)
-    columns = F.grid_sample(planes, grid.to(input.dtype), align_corners=False)
-    return columns.view(batch, channels * kernel * kernel, out_height * out_width)
+def emulation(input: Tensor, rates: Tensor, workload: Workload) -> Tensor:
+    return grid_sample_unfold(input, workload.kernel, rates, workload.stride, workload.padding, 1, workload.groups)
 
 
 def ours(input: Tensor, rates: Tensor, workload: Workload) -> Tensor:
@@ -181,7 +165,7 @@ class Problem:
             "fill": lambda: output.fill_(1),
             "allocation": lambda: torch.empty_like(output).fill_(1),
             "F.unfold": lambda: F.unfold(input, workload.kernel, 1, workload.padding, workload.stride),
-            "grid_sample": lambda: grid_sample_unfold(input, rates, workload),
+            "grid_sample": lambda: emulation(input, rates, workload),
             "ours": lambda: ours(input, rates, workload),
         }
 
@@ -191,7 +175,7 @@ class Problem:
         jobs: dict[str, Job] = {
             "read": lambda: grad.sum(),
             "F.fold": lambda: F.fold(grad, size, workload.kernel, 1, workload.padding, workload.stride),
-            "grid_sample": _Backward(self, grid_sample_unfold, grad),
+            "grid_sample": _Backward(self, emulation, grad),
             "ours": _Backward(self, ours, grad),
         }
         if grad.device.type == "cpu" and grad.element_size() == 2:

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from . import __version__, _bench_report, cost
-from ._bench_jobs import MAPS, TOLERANCE, WORKLOADS, Problem, Workload, ours, small
-from ._timing import Job, measure, resolve_device
-from .functional import dynamic_dilation_unfold
+from .. import __version__, cost
+from ..functional import dynamic_dilation_unfold
+from . import bench_report
+from .bench_jobs import MAPS, TOLERANCE, WORKLOADS, Problem, Workload, ours, small
+from .timing import Job, measure, resolve_device
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # a path that cannot be fails now, not after the run
     about = environment(device)
-    print(_bench_report.heading(about))
+    print(bench_report.heading(about))
     results = []
     for name in args.workload:
         records = []
@@ -68,10 +69,10 @@ def run(args: argparse.Namespace) -> int:
                     if record["wrong"]:
                         print(f"Not timed, the result is wrong: {record['differences']}")
                         return 1
-        print(_bench_report.full(records) if name == "R" else _bench_report.compact(name, records))
+        print(bench_report.full(records) if name == "R" else bench_report.compact(name, records))
         results += records
     overhead = call_overhead(device, args.quick)
-    print(_bench_report.overhead(overhead))
+    print(bench_report.overhead(overhead))
     if args.json:
         figures = {"about": about, "options": options(args), "results": results, "call_overhead": overhead}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

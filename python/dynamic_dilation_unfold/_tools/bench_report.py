@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ._timing import seconds
+from .timing import seconds
 
 Record = dict[str, Any]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from . import _C
-from ._wheels import WHEELS, Version
+from .. import _C
+from .wheels import WHEELS, Version
 
 READY = "ready"
 

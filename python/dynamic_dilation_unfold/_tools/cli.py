@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import __version__, bench, cmake_prefix_path, demo, info
+from .. import __version__, cmake_prefix_path
+from . import bench, demo, info
 
 # A command is a module with add_arguments(parser) and run(args) -> exit status; its docstring is its help.
 _COMMANDS = {"demo": demo, "bench": bench, "info": info}
