@@ -17,6 +17,9 @@ static_assert(std::is_trivially_copyable_v<Geometry>, "Geometry is a kernel para
 // Sizes and options stay far enough below 2^31 that a coordinate, its neighbours and its window fit 32 bits.
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 28;
 constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
+// The span of a window's taps, of which half is the largest offset of a tap from the centre. Whole and half numbers up to there
+// are exact in float32, so that a map of ones meets pixels.
+constexpr std::int64_t kMaxSpan = std::int64_t{1} << 24;
 
 [[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
   char text[1024];
@@ -127,9 +130,9 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   }
   Axis* axes[2] = {&geometry.h, &geometry.w};
   for (int i = 0; i < 2; ++i) {
-    if (product(options.dilation[i], options.kernel_size[i]) > kMaxExtent) {
-      fail("dilation * kernel_size must be at most %" PRId64 ", got %" PRId64 " * %" PRId64, kMaxExtent, options.dilation[i],
-           options.kernel_size[i]);
+    if (product(options.dilation[i], options.kernel_size[i] - 1) > kMaxSpan) {
+      fail("dilation * (kernel_size - 1) must be at most %" PRId64 ", up to where float32 is exact, got %" PRId64 " * %" PRId64,
+           kMaxSpan, options.dilation[i], options.kernel_size[i] - 1);
     }
     *axes[i] = {chw[1 + i],
                 output_size(chw[1 + i], options, i, options.padding[i]),

@@ -47,8 +47,11 @@ struct Sampler {
 
   DDU_HD std::int32_t base(std::int32_t position) const { return position * stride + shift; }
 
-  /// d(position)/d(rate) of tap k. Zero for the middle of an odd kernel: that tap never leaves its pixel.
+  /// d(position)/d(rate) of tap k. Exact, as make_geometry sees to it. Zero for the middle of an odd kernel: see centered().
   DDU_HD Acc offset(int k) const { return (Acc(k) - middle) * dilation; }
+
+  /// Whether tap k stays in its pixel whatever the rate is, so that the second pixel of its cell weighs nothing.
+  DDU_HD bool centered(int k) const { return half == 0 && offset(k) == 0; }
 
   /// The cell of a tap. A rate that is not finite must be dealt with by the caller; any finite one is fine, since the
   /// range is cut before the conversion to an integer.
@@ -68,12 +71,36 @@ struct Sampler {
   DDU_HD static Acc fmax_(Acc a, Acc b) { return a > b ? a : b; }
 };
 
+/// What the corners a b / c d of a cell weigh.
+template <class Acc>
+struct Weights {
+  Acc fy, fx, gy, gx;
+
+  DDU_HD Weights(Acc fy, Acc fx) : fy(fy), fx(fx), gy(1 - fy), gx(1 - fx) {}
+  DDU_HD Acc a() const { return gy * gx; }
+  DDU_HD Acc b() const { return gy * fx; }
+  DDU_HD Acc c() const { return fy * gx; }
+  DDU_HD Acc d() const { return fy * fx; }
+};
+
+/// The same of one corner: `down` and `right` are 0 or 1.
+template <class Acc>
+DDU_HD Acc corner_weight(int down, int right, Acc fy, Acc fx) {
+  return (down ? fy : 1 - fy) * (right ? fx : 1 - fx);
+}
+
 /// Value of a cell from its corners a b / c d. Exact at whole positions: 1*a + 0*b + 0*c + 0*d.
 /// A value is a number, or several that share their fractions (a vector type with the operators of a number).
 template <class Value, class Acc>
 DDU_HD Value interpolate(Value a, Value b, Value c, Value d, Acc fy, Acc fx) {
-  const Acc gy = 1 - fy, gx = 1 - fx;
-  return (gy * gx) * a + (gy * fx) * b + (fy * gx) * c + (fy * fx) * d;
+  const Weights<Acc> weights(fy, fx);
+  return weights.a() * a + weights.b() * b + weights.c() * c + weights.d() * d;
+}
+
+/// The same along one axis, for a tap that is centered in the other: two of its corners weigh nothing there.
+template <class Value, class Acc>
+DDU_HD Value interpolate(Value a, Value b, Acc fraction) {
+  return (1 - fraction) * a + fraction * b;
 }
 
 /// d(interpolate)/dy and d(interpolate)/dx.
@@ -95,6 +122,12 @@ DDU_HD Value slope(Value a, Value b, Value c, Value d, Acc fy, Acc fx, Acc offse
 template <class Acc>
 DDU_HD bool is_finite(Acc x) {
   return x - x == Acc(0);
+}
+
+/// What is added to a value that must be NaN unless x is finite: NaN, or 0.
+template <class Acc>
+DDU_HD Acc nan_unless_finite(Acc x) {
+  return x - x;
 }
 
 }  // namespace ddu

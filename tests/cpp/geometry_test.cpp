@@ -71,8 +71,16 @@ TEST(Geometry, OptionsOutOfRange) {
             "dilation must be between 1 and 268435456, got (268435457, 268435457)");
   EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, {{3, 0}, {1, 1}, {0, 0}, {1, 1}, 1}),
             "kernel_size must be between 1 and 268435456, got (3, 0)");
-  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options(1 << 20, 1, 0, 1 << 20)),
-            "dilation * kernel_size must be at most 268435456, got 1048576 * 1048576");
+  EXPECT_EQ(message({1, 1, 5, 5}, {1, 1, 5, 5}, options((1 << 20) + 1, 1, 0, 1 << 20)),
+            "dilation * (kernel_size - 1) must be at most 16777216, up to where float32 is exact, got 1048576 * 1048576");
+  EXPECT_EQ(message({1, 1, 1, 5}, {1, 1, 1, 5}, options(2, 1, 1 << 23, (1 << 24) + 1)),
+            "dilation * (kernel_size - 1) must be at most 16777216, up to where float32 is exact, got 16777217 * 1");
+}
+
+// With a kernel of one pixel the dilation has no meaning.
+TEST(Geometry, LargestSpan) {
+  EXPECT_EQ(make({1, 1, 1, (1 << 24) + 2}, {1, 1, 1, 2}, {{1, 2}, {1, 1}, {0, 0}, {1, 1 << 24}, 1}).w.out_size, 2);
+  EXPECT_EQ(make({1, 1, 5, 5}, {1, 1, 5, 5}, options(1, 1, 0, 1 << 28)).w.out_size, 5);
 }
 
 TEST(Geometry, InputShape) {

@@ -6,6 +6,7 @@
 
 #include <cmath>
 #include <limits>
+#include <utility>
 
 namespace {
 
@@ -82,6 +83,42 @@ TYPED_TEST(Sampling, LargestGeometryDoesNotOverflow) {
   }
 }
 
+// Every offset up to the largest span that make_geometry allows is exact.
+TYPED_TEST(Sampling, RateOneIsUnfoldUpToTheLargestSpan) {
+  for (const auto& [kernel_size, dilation] : {std::pair{2, 1 << 24}, {2, (1 << 24) - 1}, {4, 5592405}, {(1 << 24) + 1, 1}}) {
+    const ddu::Sampler<TypeParam> sampler(axis(1 << 28, kernel_size, 1, 0, dilation));
+    for (int k : {0, 1, kernel_size / 2, kernel_size - 1}) {
+      const auto cell = sampler.cell(sampler.base(7), sampler.offset(k), 1);
+      EXPECT_EQ(cell.index, 7 + k * dilation) << kernel_size;
+      EXPECT_EQ(cell.fraction, 0) << kernel_size;
+    }
+  }
+}
+
+TYPED_TEST(Sampling, CenteredTaps) {
+  const ddu::Sampler<TypeParam> odd(axis(10, 3, 1, 1, 2)), even(axis(10, 2, 1, 1, 1)), between(axis(10, 4, 1, 1, 2));
+  for (int k = 0; k < 3; ++k) EXPECT_EQ(odd.centered(k), k == 1);
+  for (int k = 0; k < 2; ++k) EXPECT_FALSE(even.centered(k));
+  for (int k = 0; k < 4; ++k) EXPECT_FALSE(between.centered(k));
+}
+
+// What a gradient gives to the corners is the transpose of what interpolate takes from them.
+TYPED_TEST(Sampling, WeightsAreTheTransposeOfInterpolate) {
+  using T = TypeParam;
+  for (T fy : {T(0), T(0.3), T(0.875)}) {
+    for (T fx : {T(0), T(0.6), T(0.125)}) {
+      const ddu::Weights<T> weights(fy, fx);
+      EXPECT_EQ(weights.a(), ddu::interpolate(T(1), T(0), T(0), T(0), fy, fx));
+      EXPECT_EQ(weights.b(), ddu::interpolate(T(0), T(1), T(0), T(0), fy, fx));
+      EXPECT_EQ(weights.c(), ddu::interpolate(T(0), T(0), T(1), T(0), fy, fx));
+      EXPECT_EQ(weights.d(), ddu::interpolate(T(0), T(0), T(0), T(1), fy, fx));
+      const T corners[4] = {weights.a(), weights.b(), weights.c(), weights.d()};
+      for (int i = 0; i < 4; ++i) EXPECT_EQ(ddu::corner_weight(i / 2, i % 2, fy, fx), corners[i]);
+      EXPECT_EQ(ddu::interpolate(T(3), T(5), fx), ddu::interpolate(T(3), T(5), T(7), T(9), T(0), fx));
+    }
+  }
+}
+
 TYPED_TEST(Sampling, RatesThatAreNotFiniteStillGiveACell) {
   const ddu::Sampler<TypeParam> sampler(axis(10, 3, 1, 1));
   using Limits = std::numeric_limits<TypeParam>;
@@ -93,6 +130,9 @@ TYPED_TEST(Sampling, RatesThatAreNotFiniteStillGiveACell) {
       EXPECT_LE(cell.index, 10);
     }
   }
+  EXPECT_TRUE(std::isnan(ddu::nan_unless_finite(Limits::quiet_NaN())));
+  EXPECT_TRUE(std::isnan(ddu::nan_unless_finite(-Limits::infinity())));
+  EXPECT_EQ(ddu::nan_unless_finite(Limits::max()), 0);
   EXPECT_TRUE(ddu::is_finite(Limits::max()));
   EXPECT_TRUE(ddu::is_finite(-Limits::denorm_min()));
 }

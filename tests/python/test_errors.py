@@ -34,7 +34,7 @@ VALUES = [
     ({"dilation": (-1, 1)}, f"dilation must be between 1 and {LIMIT}, got (-1, 1)"),
     (
         {"kernel_size": (2**20, 1), "dilation": (2**20, 1)},
-        f"dilation * kernel_size must be at most {LIMIT}, got {2**20} * {2**20}",
+        f"dilation * (kernel_size - 1) must be at most {2**24}, up to where float32 is exact, got {2**20} * {2**20 - 1}",
     ),
     ({"groups": 3}, "groups must be positive and divide the input's 4 channels, got 3"),
     ({"groups": 0}, "groups must be positive and divide the input's 4 channels, got 0"),

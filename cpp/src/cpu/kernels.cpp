@@ -32,8 +32,8 @@ struct Tap {
         offset_y(tile.sample_y.offset(ky)),
         offset_x(tile.sample_x.offset(kx)),
         pitch(tile.x.extent),
-        still_y(finite && Tile<Acc>::still(tile.sample_y, ky)),
-        still_x(finite && Tile<Acc>::still(tile.sample_x, kx)) {}
+        still_y(finite && tile.sample_y.centered(ky)),
+        still_x(finite && tile.sample_x.centered(kx)) {}
 
   std::int32_t cell(int n) const { return row[n] + column[n]; }
 };
@@ -81,7 +81,7 @@ void sample(const Tap<Acc>& tap, int n, const P* window, P (&values)[M]) {
     const std::int32_t next = tap.still_y ? 1 : tap.pitch;
     for (int i = 0; i < M; ++i) {
       const P* cell = window + tap.cell(n + i);
-      values[i] = (1 - fraction[i]) * cell[0] + fraction[i] * cell[next];
+      values[i] = interpolate(cell[0], cell[next], fraction[i]);
     }
   } else {
     for (int i = 0; i < M; ++i) {
@@ -148,11 +148,11 @@ void scatter(const Tap<Acc>& tap, int n, const P (&grad)[M], P* window) {
   } else {
     for (int i = 0; i < M; ++i) {
       P* cell = window + tap.cell(n + i);
-      const P upper = (1 - fy[i]) * grad[i], lower = fy[i] * grad[i];
-      cell[0] += (1 - fx[i]) * upper;
-      cell[1] += fx[i] * upper;
-      cell[tap.pitch] += (1 - fx[i]) * lower;
-      cell[tap.pitch + 1] += fx[i] * lower;
+      const Weights<Acc> weights(fy[i], fx[i]);
+      cell[0] += weights.a() * grad[i];
+      cell[1] += weights.b() * grad[i];
+      cell[tap.pitch] += weights.c() * grad[i];
+      cell[tap.pitch + 1] += weights.d() * grad[i];
     }
   }
 }

@@ -55,14 +55,15 @@ template <class T, class Acc>
 void scatter_alone(const Tile<Acc>& tile, int ky, int kx, const T* plane, const Acc* grad, const Sums<Acc>& sums) {
   for (int n = 0; n < tile.count; ++n) {
     const LoneCell<T, Acc> cell(tile, n, ky, kx, plane);
-    const auto add = [&](std::int32_t iy, std::int32_t ix, Acc weight) {
-      if (sums.has(iy) && ix >= 0 && ix < sums.width) sums.row(0, iy)[ix] += weight * grad[n];
+    const auto add = [&](int down, int right) {
+      const std::int32_t iy = cell.y.index + down, ix = cell.x.index + right;
+      if (!sums.has(iy) || ix < 0 || ix >= sums.width) return;
+      sums.row(0, iy)[ix] += corner_weight(down, right, cell.y.fraction, cell.x.fraction) * grad[n];
     };
-    const Acc fy = cell.y.fraction, fx = cell.x.fraction;
-    add(cell.y.index, cell.x.index, (1 - fy) * (1 - fx));
-    add(cell.y.index, cell.x.index + 1, (1 - fy) * fx);
-    add(cell.y.index + 1, cell.x.index, fy * (1 - fx));
-    add(cell.y.index + 1, cell.x.index + 1, fy * fx);
+    add(0, 0);
+    add(0, 1);
+    add(1, 0);
+    add(1, 1);
   }
 }
 

@@ -69,7 +69,7 @@ struct Tile {
     std::fill(rate + count, rate + padded, Acc(0));
     Acc poisoned = 0;
     for (int n = 0; n < padded; ++n) {
-      poison[n] = rate[n] - rate[n];
+      poison[n] = nan_unless_finite(rate[n]);
       poisoned += poison[n];
     }
     all_finite = poisoned == 0;
@@ -106,11 +106,6 @@ struct Tile {
     const bool whole = region.columns == width;
     const int runs = whole ? 1 : static_cast<int>(region.rows), length = count / runs;
     for (int r = 0; r < runs; ++r) body(r * length, (region.first_row + r) * width + region.first_column, length);
-  }
-
-  /// Whether tap k never leaves its pixel, so that the second corner of its cell has weight 0.
-  static bool still(const Sampler<Acc>& sampler, std::int64_t k) {
-    return sampler.half == 0 && sampler.offset(static_cast<int>(k)) == 0;
   }
 
  private:

@@ -61,7 +61,7 @@ class Window {
         stage.get(i, block);
         for (int k = 0; k < kBlock<N>; ++k) {
           pixel[first + i + k] = block[k];
-          poison += block[k] - block[k];  // NaN as soon as one is not finite
+          poison += nan_unless_finite(block[k]);
         }
       }
     });
