@@ -37,7 +37,9 @@ class AdaptiveConv2d(nn.Module):
         columns = dynamic_dilation_unfold(
             x, self.kernel_size, self.dilation_map(x), padding=padding, groups=self.groups
         )
-        y = self.weight.flatten(1) @ columns + self.bias[:, None]
+        # Not `weight @ columns`, which copies the columns where the weight wants a gradient.
+        weight = self.weight.flatten(1).expand(x.shape[0], -1, -1)
+        y = torch.bmm(weight, columns) + self.bias[:, None]
         return y.view(x.shape[0], -1, *x.shape[2:])
 
 

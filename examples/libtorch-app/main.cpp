@@ -29,7 +29,9 @@ struct AdaptiveConvImpl : torch::nn::Module {
   torch::Tensor forward(const torch::Tensor& x) {
     const torch::Tensor dilation_map = 4 * rates(x).sigmoid();
     const torch::Tensor columns = unfold(x, dilation_map);  // [B, C*9, H*W]
-    return mix(columns.transpose(1, 2)).transpose(1, 2).reshape({x.size(0), -1, x.size(2), x.size(3)});
+    // Not `mix(columns.transpose(1, 2))`, which copies the columns where the weight wants a gradient.
+    const torch::Tensor weight = mix->weight.expand({x.size(0), -1, -1});
+    return (torch::bmm(weight, columns) + mix->bias.unsqueeze(1)).reshape({x.size(0), -1, x.size(2), x.size(3)});
   }
 
   ddu::nn::DynamicDilationUnfold unfold = nullptr;

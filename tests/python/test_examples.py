@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -18,7 +19,11 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> Any:
 
 
 def test_all_are_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"adaptive_conv.py", "learn_map.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        "adaptive_conv.py",
+        "learn_map.py",
+        "training_step.py",
+    }
 
 
 def test_learn_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,3 +33,23 @@ def test_learn_map(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_adaptive_conv(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = run(monkeypatch, "adaptive_conv.py", "--steps", "120")
     assert errors["a dilation map"] < 0.5 * errors["one dilation"]
+
+
+def test_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = run(monkeypatch, "training_step.py", "--shape", "2", "8", "32", "32", "--repeats", "1")
+    columns = 2 * 72 * 32 * 32 * 4 / 1e6
+    assert peaks["convolution: F.conv2d, which has no map"] < columns
+    for way in ("the columns alone", "convolution: torch.bmm(weight, columns)"):
+        assert 2 * columns <= peaks[way] < 2.5 * columns
+    assert 4 * columns <= peaks["attention: (q * k).sum"] < 5 * columns
+
+
+def test_ways_of_a_training_step_agree() -> None:
+    ways = runpy.run_path(str(EXAMPLES / "training_step.py"))["WAYS"]
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 8, 12, 12, dtype=torch.float64), torch.randn(8, 8, 3, 3, dtype=torch.float64)
+    found = {name: way(x, torch.ones(2, 1, 12, 12, dtype=torch.float64), weight) for name, way in ways.items()}
+    convolved = found["convolution: F.conv2d, which has no map"].flatten(2)
+    for name in ("convolution: weight @ columns", "convolution: torch.bmm(weight, columns)"):
+        torch.testing.assert_close(found[name], convolved)
+    torch.testing.assert_close(found["attention: einsum"], found["attention: (q * k).sum"])
