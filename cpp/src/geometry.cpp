@@ -4,6 +4,7 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <type_traits>
 
 #include "ddu/dtype.h"
@@ -59,23 +60,116 @@ std::int64_t output_size(std::int64_t size, const Options& options, int axis, st
   return span < 0 ? 0 : span / options.stride[axis] + 1;
 }
 
-// What to say when a map does not fit: if it would with padding = dilation * (kernel_size - 1) / 2, that is the likely slip.
-struct PaddingHint {
-  char text[160] = "";
-  PaddingHint(Shape input, Shape map, const Options& options) {
-    if (map.dims < 2) return;
-    std::int64_t same[2];
-    bool fits = true;
+/// The shape that a map must have, of as many dimensions as the input. Batch 1 does as well.
+struct MapShape {
+  std::int64_t sizes[4];
+  int dims;
+
+  MapShape(Shape input, const Options& options)
+      : sizes{input.dims == 4 ? input.sizes[0] : 1, options.groups}, dims(input.dims) {
     for (int axis = 0; axis < 2; ++axis) {
-      const std::int64_t span = options.dilation[axis] * (options.kernel_size[axis] - 1);
-      same[axis] = span / 2;
-      fits = fits && span % 2 == 0 &&
-             output_size(input.sizes[input.dims - 2 + axis], options, axis, same[axis]) == map.sizes[map.dims - 2 + axis];
-    }
-    if (fits && (same[0] != options.padding[0] || same[1] != options.padding[1])) {
-      std::snprintf(text, sizeof text, "; this map fits padding=(%" PRId64 ", %" PRId64 ")", same[0], same[1]);
+      sizes[2 + axis] = output_size(input.sizes[dims - 2 + axis], options, axis, options.padding[axis]);
     }
   }
+  Shape shape() const { return {sizes + (4 - dims), dims}; }
+  bool is_of(Shape map) const {
+    if (map.dims != dims) return false;
+    for (int i = 0; i < dims; ++i) {
+      const bool broadcast = dims == 4 && i == 0 && map.sizes[0] == 1;
+      if (!broadcast && map.sizes[i] != shape().sizes[i]) return false;
+    }
+    return true;
+  }
+};
+
+/// What to say when a map does not fit: what it would fit if a likely slip were mended, if anything.
+class MapHint {
+ public:
+  char text[160] = "";
+
+  MapHint(Shape input, Shape map, const Options& options) : input_(input), map_(map), given_(options) {
+    if (map.dims < 2 || map.dims > 4) return;
+    suggest_view() || suggest_options();
+  }
+
+ private:
+  // The same values seen otherwise, in the right shape.
+  bool suggest_view() {
+    const std::int64_t* s = map_.sizes;
+    const auto views = [&](std::initializer_list<std::int64_t> sizes, const char* view) {
+      if (!MapShape(input_, given_).is_of({sizes.begin(), static_cast<int>(sizes.size())})) return false;
+      std::snprintf(text, sizeof text, "; it fits as dilation_map%s", view);
+      return true;
+    };
+    switch (map_.dims * 10 + input_.dims) {
+      case 24:
+        return views({1, 1, s[0], s[1]}, "[None, None]");
+      case 23:
+        return views({1, s[0], s[1]}, "[None]");
+      case 34:
+        return views({s[0], 1, s[1], s[2]}, ".unsqueeze(1)") || views({1, s[0], s[1], s[2]}, ".unsqueeze(0)");
+      case 33:
+        return views({s[2], s[0], s[1]}, ".permute(2, 0, 1)");
+      case 44:
+        return views({s[0], s[3], s[1], s[2]}, ".permute(0, 3, 1, 2)");
+      case 43:
+        return s[0] == 1 && views({s[1], s[2], s[3]}, ".squeeze(0)");
+      default:
+        return false;
+    }
+  }
+
+  // Other options, of which one or two are changed.
+  bool suggest_options() {
+    if (map_.dims != input_.dims) return false;
+    Options padded = given_;
+    bool plausible = true;  // nobody means to pad by more than the image
+    for (int axis = 0; axis < 2; ++axis) {
+      const std::int64_t span = given_.dilation[axis] * (given_.kernel_size[axis] - 1);
+      plausible = plausible && span % 2 == 0 && span / 2 < input_.sizes[input_.dims - 2 + axis];
+      padded.padding[axis] = span / 2;
+    }
+    const std::int64_t channels = input_.sizes[input_.dims - 3], planes = map_.sizes[map_.dims - 3];
+    const bool divides = planes > 0 && channels % planes == 0;
+    const auto grouped = [&](Options options) {
+      options.groups = planes;
+      return divides && suggest(options);
+    };
+    const auto strided = [&](Options options) {
+      for (std::int64_t stride = 1; stride <= 4; ++stride) {
+        options.stride[0] = options.stride[1] = stride;
+        if (suggest(options)) return true;
+      }
+      return false;
+    };
+    if (grouped(given_) || (plausible && suggest(padded)) || strided(given_)) return true;
+    return plausible && (grouped(padded) || strided(padded));
+  }
+
+  bool suggest(const Options& options) {
+    if (!MapShape(input_, options).is_of(map_)) return false;
+    append("padding", options.padding, given_.padding);
+    append("stride", options.stride, given_.stride);
+    if (options.groups != given_.groups) {
+      char change[32];
+      std::snprintf(change, sizeof change, "groups=%" PRId64, options.groups);
+      append(change);
+    }
+    return true;
+  }
+  void append(const char* name, const std::int64_t (&values)[2], const std::int64_t (&given)[2]) {
+    if (values[0] == given[0] && values[1] == given[1]) return;
+    char change[64];
+    std::snprintf(change, sizeof change, "%s=(%" PRId64 ", %" PRId64 ")", name, values[0], values[1]);
+    append(change);
+  }
+  void append(const char* change) {
+    const std::size_t used = std::strlen(text);
+    std::snprintf(text + used, sizeof text - used, "%s%s", used ? " and " : "; this map fits ", change);
+  }
+
+  const Shape input_, map_;
+  const Options& given_;
 };
 
 }  // namespace
@@ -145,21 +239,15 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
     fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
          ") and dilation (%" PRId64 ", %" PRId64 "): no output position fits%s",
          ShapeText(input).text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
-         options.dilation[0], options.dilation[1], PaddingHint(input, map, options).text);
+         options.dilation[0], options.dilation[1], MapHint(input, map, options).text);
   }
 
-  const std::int64_t wanted[4] = {geometry.batch, options.groups, geometry.h.out_size, geometry.w.out_size};
-  const Shape expected{wanted + (4 - input.dims), input.dims};
-  bool fits = map.dims == input.dims;
-  for (int i = 0; fits && i < map.dims; ++i) {
-    const bool broadcast = map.dims == 4 && i == 0 && map.sizes[0] == 1;
-    fits = broadcast || map.sizes[i] == expected.sizes[i];
-  }
-  if (!fits) {
+  const MapShape expected(input, options);
+  if (!expected.is_of(map)) {
     const bool batched = input.dims == 4 && geometry.batch != 1;
-    fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected).text,
+    fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected.shape()).text,
          batched ? " (or batch 1)" : "", ShapeText(input).text, options.groups, ShapeText(map).text,
-         PaddingHint(input, map, options).text);
+         MapHint(input, map, options).text);
   }
   geometry.map_batch = map.dims == 4 ? map.sizes[0] : 1;
 

@@ -106,9 +106,10 @@ TEST(Geometry, WindowTooLarge) {
 
 TEST(Geometry, MapShape) {
   EXPECT_EQ(message({2, 4, 8, 9}, {2, 1, 8, 9}, options(3, 1, 1, 1, 2)),
-            "dilation_map must have shape [2, 2, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=2, got [2, 1, 8, 9]");
-  EXPECT_EQ(message({4, 8, 9}, {1, 1, 8, 9}, options(3, 1, 1)),
-            "dilation_map must have shape [1, 8, 9] for input [4, 8, 9] with groups=1, got [1, 1, 8, 9]");
+            "dilation_map must have shape [2, 2, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=2, got [2, 1, 8, 9]; "
+            "this map fits groups=1");
+  EXPECT_EQ(message({4, 8, 9}, {5, 1, 8, 9}, options(3, 1, 1)),
+            "dilation_map must have shape [1, 8, 9] for input [4, 8, 9] with groups=1, got [5, 1, 8, 9]");
   EXPECT_EQ(message({2, 4, 8, 9}, {3, 1, 8, 9}, options(3, 1, 1)),
             "dilation_map must have shape [2, 1, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=1, got [3, 1, 8, 9]");
 }
@@ -122,6 +123,43 @@ TEST(Geometry, MapShapeHintsAtPadding) {
             "padding=(1, 1)");
   EXPECT_EQ(message({1, 4, 8, 9}, {1, 1, 8, 8}, options(3)),
             "dilation_map must have shape [1, 1, 6, 7] for input [1, 4, 8, 9] with groups=1, got [1, 1, 8, 8]");
+}
+
+/// What a message suggests, "" for nothing.
+std::string hint(const Sizes& input, const Sizes& map, const ddu::Options& options = {}) {
+  const std::string text = message(input, map, options);
+  const std::size_t end = text.rfind("; ");
+  return end == std::string::npos ? "" : text.substr(end + 2);
+}
+
+TEST(Geometry, HintsAtOptions) {
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 8, 6, 7}, options(3, 1, 1)), "this map fits groups=8");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {1, 4, 6, 7}, options(3, 1, 1, 1, 2)), "this map fits groups=4");
+  EXPECT_EQ(hint({8, 6, 7}, {8, 6, 7}, options(3, 1, 1)), "this map fits groups=8");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 6, 7}, options(3, 2, 1)), "this map fits stride=(1, 1)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 3, 4}, options(3, 1, 1)), "this map fits stride=(2, 2)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 6, 7}, options(3, 2)), "this map fits padding=(1, 1) and stride=(1, 1)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 8, 6, 7}, options(3)), "this map fits padding=(1, 1) and groups=8");
+  EXPECT_EQ(hint({2, 4, 33, 33}, {2, 1, 33, 33}, options(3, 1, 1, 18)), "this map fits padding=(18, 18)");
+  // Suggestions that nobody could have meant, or that would not do.
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 6, 7}, options(99)), "");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 3, 6, 7}, options(3, 1, 1)), "");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {3, 8, 6, 7}, options(3, 1, 1)), "");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 0, 6, 7}, options(3, 1, 1)), "");
+  EXPECT_EQ(hint({2, 0, 6, 7}, {2, 3, 5, 5}, options(3, 1, 1)), "");
+}
+
+TEST(Geometry, HintsAtViews) {
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 6, 7}, options(3, 1, 1)), "it fits as dilation_map.unsqueeze(1)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {4, 6, 7}, options(3, 1, 1, 1, 4)), "it fits as dilation_map.unsqueeze(0)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {6, 7}, options(3, 1, 1)), "it fits as dilation_map[None, None]");
+  EXPECT_EQ(hint({8, 6, 7}, {6, 7}, options(3, 1, 1)), "it fits as dilation_map[None]");
+  EXPECT_EQ(hint({8, 6, 7}, {1, 1, 6, 7}, options(3, 1, 1)), "it fits as dilation_map.squeeze(0)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 6, 7, 4}, options(3, 1, 1, 1, 4)), "it fits as dilation_map.permute(0, 3, 1, 2)");
+  EXPECT_EQ(hint({8, 6, 7}, {6, 7, 1}, options(3, 1, 1)), "it fits as dilation_map.permute(2, 0, 1)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 7, 6}, options(3, 1, 1)), "");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {7}, options(3, 1, 1)), "");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {1, 2, 1, 6, 7}, options(3, 1, 1)), "");
 }
 
 TEST(Geometry, TooManyElements) {

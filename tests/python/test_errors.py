@@ -34,7 +34,7 @@ VALUES = [
     ({"dilation": (-1, 1)}, f"dilation must be between 1 and {LIMIT}, got (-1, 1)"),
     (
         {"kernel_size": (2**20, 1), "dilation": (2**20, 1)},
-        f"dilation * (kernel_size - 1) must be at most {2**24}, up to where float32 is exact, got {2**20} * {2**20 - 1}",
+        "dilation * (kernel_size - 1) must be at most 16777216, up to where float32 is exact, got 1048576 * 1048575",
     ),
     ({"groups": 3}, "groups must be positive and divide the input's 4 channels, got 3"),
     ({"groups": 0}, "groups must be positive and divide the input's 4 channels, got 0"),
@@ -80,15 +80,20 @@ VALUES = [
     ),
     (
         {"map": (2, 2, 6, 7)},
-        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [2, 2, 6, 7]",
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 2, 6, 7]; "
+        "this map fits groups=2",
     ),
     (
         {"groups": 2},
-        "dilation_map must have shape [2, 2, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=2, got [2, 1, 6, 7]",
+        "dilation_map must have shape [2, 2, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=2, "
+        "got [2, 1, 6, 7]; "
+        "this map fits groups=1",
     ),
     (
         {"map": (1, 6, 7)},
-        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [1, 6, 7]",
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, got [1, 6, 7]; "
+        "it fits as dilation_map.unsqueeze(1)",
     ),
     (
         {"map": ()},
@@ -100,13 +105,31 @@ VALUES = [
     ),
     (
         {"input": (4, 6, 7), "map": (1, 1, 6, 7)},
-        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, got [1, 1, 6, 7]",
+        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, "
+        "got [1, 1, 6, 7]; it fits as dilation_map.squeeze(0)",
     ),
     (
         {"input": (4, 6, 7), "map": (2, 6, 7)},
-        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, got [2, 6, 7]",
+        "dilation_map must have shape [1, 6, 7] for input [4, 6, 7] with groups=1, "
+        "got [2, 6, 7]; this map fits groups=2",
     ),
-    # the likely slip: padding forgotten
+    # likely slips: padding or stride forgotten, dimensions in another order
+    (
+        {"stride": 2, "map": (2, 1, 6, 7)},
+        "dilation_map must have shape [2, 1, 3, 4] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 1, 6, 7]; this map fits stride=(1, 1)",
+    ),
+    (
+        {"map": (2, 6, 7, 1)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 6, 7, 1]; it fits as dilation_map.permute(0, 3, 1, 2)",
+    ),
+    (
+        {"kernel_size": 99},
+        "input [2, 4, 6, 7] with padding (1, 1) is smaller than the window of kernel_size (99, 99) and "
+        "dilation (1, 1): "
+        "no output position fits",
+    ),
     (
         {"padding": 0},
         "dilation_map must have shape [2, 1, 4, 5] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
