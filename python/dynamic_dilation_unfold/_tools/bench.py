@@ -1,83 +1,140 @@
 """Time the operator beside F.unfold, F.fold and an emulation with F.grid_sample.
 
-Each workload is checked against the reference before it is timed. Times are medians. The floors are measured too: what
-it costs to fill the output once, and to read the gradient once.
+Each workload is checked against the reference before it is timed. Times are medians of runs that take turns. The floors
+are measured too: what it costs to fill the output once, and to read the gradient once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 import time
-from datetime import datetime, timezone
+from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from .. import __version__, cost
+from .. import cost
 from ..functional import dynamic_dilation_unfold
 from . import bench_report
-from .bench_jobs import MAPS, TOLERANCE, WORKLOADS, Problem, Workload, ours, small
-from .timing import Job, measure, resolve_device
+from .arguments import claim, count, count_or_zero, duration, resolve_device, shape
+from .bench_jobs import TOLERANCE, Problem, ours
+from .machine import environment, free_memory
+from .timing import Job, Times, busy, measure
+from .workloads import MAPS, WORKLOADS, Workload, map_kind, small
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
+_OWN = "own"  # the workload of --shape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         "--workload",
         nargs="+",
         choices=WORKLOADS,
         default=["R"],
         help="R: 4x64x128x128, kernel 3; models: shapes of real models; shapes: kernels, strides, groups, "
-        "few channels, small maps; sizes: from 1 MB to 8 GB of output (default: R)",
+        "few channels, small maps; sizes: from 1 MB to 8 GB of output; rates: rates up to 40 and wide dilations, each "
+        "with a map and a type of its own (default: R)",
     )
+    which.add_argument("--shape", type=shape, metavar="BxCxHxW", help="a shape of your own, such as 2x256x33x33")
+    own = parser.add_argument_group("options of --shape")
+    own.add_argument("--kernel", type=count, metavar="K", help="taps of the window along each side (default: 3)")
+    own.add_argument("--stride", type=count, metavar="S", help="pixels between positions (default: 1)")
+    own.add_argument("--dilation", type=count, metavar="D", help="base dilation in pixels (default: 1)")
+    own.add_argument("--groups", type=count, metavar="G", help="channel groups with a map each (default: 1)")
+    own.add_argument(
+        "--padding", type=count_or_zero, metavar="P", help="zeros around the image (default: half of the window)"
+    )
+    own.add_argument("--channels-last", action="store_true", help="an input in torch.channels_last")
     parser.add_argument("--dtype", nargs="+", choices=_DTYPES, default=["float32"], help="default: float32")
-    parser.add_argument("--map", nargs="+", choices=MAPS, default=list(MAPS), help="default: all")
-    parser.add_argument("--seconds", type=float, default=0.5, help="time for each function (default: %(default)s)")
+    parser.add_argument(
+        "--map",
+        nargs="+",
+        type=map_kind,
+        default=list(MAPS),
+        metavar="MAP",
+        help=f"{', '.join(MAPS)}, or a range of rates such as 0.5-9 (default: the named ones)",
+    )
+    parser.add_argument("--seconds", type=duration, default=0.5, help="time for each function (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches of one and few repetitions: for a try")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
 
 
+def own_workload(args: argparse.Namespace) -> Workload | None:
+    """That of ``--shape``, checked; exits with the reason where there is no such call."""
+    given = {name: getattr(args, name) for name in ("kernel", "stride", "dilation", "groups", "padding")}
+    if args.shape is None:
+        for name, value in given.items():
+            if value is not None:
+                raise SystemExit(f"--{name} goes with --shape; the other workloads have their own")
+        if args.channels_last:
+            raise SystemExit("--channels-last goes with --shape; the other workloads have their own")
+        return None
+    kernel, dilation = given["kernel"] or 3, given["dilation"] or 1
+    padding = dilation * (kernel - 1) // 2 if given["padding"] is None else given["padding"]
+    workload = Workload(
+        args.shape, kernel, given["stride"] or 1, padding, dilation, given["groups"] or 1, args.channels_last
+    )
+    try:  # the operator's own check, without memory
+        input, rates = (torch.empty(sizes, device="meta") for sizes in (workload.shape, workload.map_shape()))
+        ours(input, rates, workload)
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f"Cannot measure {workload}: {str(error).splitlines()[0]}") from None
+    return workload
+
+
 def run(args: argparse.Namespace) -> int:
+    own = own_workload(args)
     device = resolve_device(args.device)
     budget = 0.05 if args.quick else args.seconds
     if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)  # a path that cannot be fails now, not after the run
+        claim(args.json)
     about = environment(device)
     print(bench_report.heading(about))
-    results = []
-    for name in args.workload:
+    results: list[dict[str, Any]] = []
+    for name, workloads in {_OWN: [own]}.items() if own else ((name, WORKLOADS[name]) for name in args.workload):
         records = []
-        for workload in WORKLOADS[name]:
-            workload = small(workload) if args.quick else workload
-            for dtype in [workload.dtype] if workload.dtype else [_DTYPES[d] for d in args.dtype]:
-                if workload.bytes_needed(dtype.itemsize) > free_memory(device):
-                    print(f"left out, more memory needed than there is: {workload}", file=sys.stderr)
-                    continue
-                for kind in args.map:
-                    print(f"measuring {workload}, {dtype}, map {kind} ...", file=sys.stderr, flush=True)
-                    record = measure_problem(name, workload, kind, dtype, device, budget)
-                    records.append(record)
-                    if record["wrong"]:
-                        print(f"Not timed, the result is wrong: {record['differences']}")
-                        return 1
-        print(bench_report.full(records) if name == "R" else bench_report.compact(name, records))
+        for problem in _problems(workloads, args, device):
+            records.append(measure_problem(name, *problem, device, budget))
+            if records[-1]["wrong"]:
+                print(f"Not timed, the result is wrong: {records[-1]['differences']}")
+                return 1
+        if records:
+            print(bench_report.full(records) if name in ("R", _OWN) else bench_report.compact(name, records))
         results += records
-    overhead = call_overhead(device, args.quick)
+    if own and not results:
+        return 1
+    overhead, warning = call_overhead(device, args.quick)
     print(bench_report.overhead(overhead))
+    for text in [*(record["busy"] for record in results), warning]:
+        if text:
+            print(text)
+            break
     if args.json:
         figures = {"about": about, "options": options(args), "results": results, "call_overhead": overhead}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
     return 0
+
+
+def _problems(
+    workloads: list[Workload], args: argparse.Namespace, device: torch.device
+) -> Iterator[tuple[Workload, str, torch.dtype]]:
+    for workload in workloads:
+        workload = small(workload) if args.quick else workload
+        for dtype in [workload.dtype] if workload.dtype else [_DTYPES[d] for d in args.dtype]:
+            if workload.bytes_needed(dtype.itemsize) > free_memory(device):
+                print(f"left out, more memory needed than there is: {workload}", file=sys.stderr)
+                continue
+            for kind in [workload.map] if workload.map else args.map:
+                print(f"measuring {workload}, {dtype}, map {kind} ...", file=sys.stderr, flush=True)
+                yield workload, kind, dtype
 
 
 def measure_problem(
@@ -88,11 +145,14 @@ def measure_problem(
     sizes = (workload.shape, workload.map_shape(), workload.kernel, dtype, problem.rates.dtype)
     record: dict[str, Any] = {
         "workload": name,
+        "label": workload.label(),
         "shape": workload.shape,
         "kernel": workload.kernel,
         "stride": workload.stride,
         "padding": workload.padding,
+        "dilation": workload.dilation,
         "groups": workload.groups,
+        "channels_last": workload.channels_last,
         "dtype": str(dtype).removeprefix("torch."),
         "map": kind,
         "output_bytes": workload.output_elements() * dtype.itemsize,
@@ -100,12 +160,14 @@ def measure_problem(
         "differences": differences,
         "wrong": not max(differences.values()) < TOLERANCE[dtype],
         "unavailable": {},
+        "busy": None,
     }
     if record["wrong"]:
         return record
+    whole = name in ("R", _OWN)
     for direction, jobs in (
         ("forward", problem.forward_jobs()),
-        ("backward", problem.backward_jobs(thorough=name == "R")),
+        ("backward", problem.backward_jobs(parts=whole, deterministic=whole or name == "rates")),
     ):
         for key, job in list(jobs.items()):
             try:
@@ -115,12 +177,17 @@ def measure_problem(
                     raise
                 record["unavailable"][f"{direction}: {key}"] = str(error).splitlines()[0]
                 del jobs[key]
-        record[direction] = measure(jobs, device, budget)
+        times = measure(jobs, device, budget)
+        record[direction] = {key: value.median for key, value in times.items()}
+        record["busy"] = record["busy"] or busy(times)
     return record
 
 
-def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, float]]:
-    """Seconds of wall time a call on a tiny tensor, gradients on: the price of getting to the kernel and back."""
+def call_overhead(device: torch.device, quick: bool) -> tuple[dict[str, dict[str, float]], str | None]:
+    """Seconds of wall time a call on a tiny tensor, gradients on: the price of getting to the kernel and back.
+
+    The least of several batches of calls, and a warning if they differ much.
+    """
     workload = Workload((1, 4, 8, 8), 3)
     problem = Problem.make(workload, "ones", torch.float32, device)
     input, rates = problem.input.requires_grad_(), problem.rates.requires_grad_()
@@ -147,7 +214,7 @@ def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, floa
             "ours": lambda: torch.autograd.grad(dynamic(rates), (input, rates), grad),
         },
     }
-    calls, batches = (50, 3) if quick else (500, 11)
+    calls, batches = (10, 15) if quick else (50, 100)  # short batches: some meet a moment of rest
 
     def batch(job: Job) -> float:
         start = time.perf_counter()
@@ -157,64 +224,15 @@ def call_overhead(device: torch.device, quick: bool) -> dict[str, dict[str, floa
             torch.cuda.synchronize(device)
         return (time.perf_counter() - start) / calls
 
-    figures = {}
+    figures, warning = {}, None
     for name, pair in jobs.items():
         samples = [{key: batch(job) for key, job in pair.items()} for _ in range(batches + 1)]
-        figures[name] = {key: median(sample[key] for sample in samples[1:]) for key in pair}
-    return figures
-
-
-def free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 << 30
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    about = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "cpu": cpu_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "dynamic_dilation_unfold": __version__,
-    }
-    return about | commit()
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> dict[str, Any]:
-    """Of the checkout that this file is tracked in; nothing is known of an installed copy."""
-
-    def git(*arguments: str) -> str:
-        here = Path(__file__).resolve()
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"commit": None}
+        times = {key: Times.of(sample[key] for sample in samples[1:]) for key in pair}
+        figures[name] = {key: value.least for key, value in times.items()}
+        warning = warning or busy(times)
+    return figures, warning
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:
-    return {key: getattr(args, key) for key in ("device", "workload", "dtype", "map", "seconds", "quick")}
+    names = ("device", "workload", "shape", "dtype", "map", "seconds", "quick")
+    return {key: getattr(args, key) for key in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .tables import aligned
 from .timing import seconds
 
 Record = dict[str, Any]
@@ -22,6 +23,7 @@ _NAMES = {
     "ours, deterministic": "dynamic_dilation_unfold, deterministic",
 }
 _PEERS = {"forward": ("fill", "F.unfold", "grid_sample"), "backward": ("read", "F.fold", "grid_sample")}
+_TITLES = {"forward": "forward", "backward": "backward, both gradients"}
 
 
 def heading(about: dict[str, Any]) -> str:
@@ -34,6 +36,10 @@ def heading(about: dict[str, Any]) -> str:
 
 def _ratio(times: dict[str, float], of: str, to: str) -> str:
     return f"{times[of] / times[to]:.2f}" if of in times and to in times else "-"
+
+
+def _time(times: dict[str, float], name: str) -> str:
+    return seconds(times[name]) if name in times else "-"
 
 
 def full(records: Sequence[Record]) -> str:
@@ -50,8 +56,7 @@ def _table(title: str, columns: list[Record]) -> list[str]:
         lines.append(_line(direction, [record["map"] for record in columns]))
         names = [name for name in _NAMES if any(name in record[direction] for record in columns)]
         for name in names:
-            times = [record[direction].get(name) for record in columns]
-            lines.append(_line("  " + _NAMES[name], ["-" if time is None else seconds(time) for time in times]))
+            lines.append(_line("  " + _NAMES[name], [_time(record[direction], name) for record in columns]))
             if name.startswith("ours"):
                 others = peers if name == "ours" else ("ours",)
                 if name == "ours":
@@ -67,14 +72,8 @@ def _table(title: str, columns: list[Record]) -> list[str]:
 
 def _title(record: Record) -> str:
     size = record["output_bytes"] / 1e6
-    text = f"{_shape(record)}, {record['dtype']}, padding {record['padding']}, output {size:.0f} MB"
+    text = f"{record['label']}, {record['dtype']}, padding {record['padding']}, output {size:.0f} MB"
     return f"{record['workload']}: {text}"
-
-
-def _shape(record: Record) -> str:
-    text = f"{'x'.join(map(str, record['shape']))} k{record['kernel']}"
-    text += f" s{record['stride']}" if record["stride"] != 1 else ""
-    return text + (f" g{record['groups']}" if record["groups"] != 1 else "")
 
 
 def _line(label: str, cells: Sequence[str]) -> str:
@@ -82,24 +81,27 @@ def _line(label: str, cells: Sequence[str]) -> str:
 
 
 def compact(name: str, records: Sequence[Record]) -> str:
-    """A line for each problem."""
-    heads = ("fill", "F.unfold", "ours", "/fill", "/F.unfold", "read", "F.fold", "ours", "/read", "/F.fold")
-    row = "{:<24}{:<9}{:<7}{:>9}" + "{:>10}" * len(heads)
-    lines = ["", f"{name}: forward, then backward (both gradients)"]
-    lines.append(row.format("input", "dtype", "map", "output", *heads))
-    for record in records:
-        cells = []
-        for direction, peers in _PEERS.items():
+    """A table for each direction, with a line for each problem."""
+    lines = []
+    for direction, peers in _PEERS.items():
+        names = [*peers, "ours", "ours, deterministic"]
+        if not any(names[-1] in record[direction] for record in records):
+            names.pop()
+        heads = ["input", "dtype", "map", "output"]
+        heads += ["deterministic" if name.startswith("ours,") else name for name in names]
+        heads += [f"ours/{peer}" for peer in peers] + ["deterministic/ours"] * (len(names) - 4)
+        rows = [heads]
+        for record in records:
             times = record[direction]
-            cells += [seconds(times[key]) if key in times else "-" for key in (*peers[:2], "ours")]
-            cells += [_ratio(times, "ours", peer) for peer in peers[:2]]
-        size = f"{record['output_bytes'] / 1e6:.1f} MB"
-        lines.append(row.format(_shape(record), record["dtype"], record["map"], size, *cells))
+            row = [record["label"], record["dtype"], record["map"], f"{record['output_bytes'] / 1e6:.1f} MB"]
+            row += [_time(times, key) for key in names] + [_ratio(times, "ours", peer) for peer in peers]
+            rows.append(row + [_ratio(times, key, "ours") for key in names[4:]])
+        lines += ["", f"{name}: {_TITLES[direction]}", *aligned(rows, left=3)]
     return "\n".join(lines)
 
 
 def overhead(figures: dict[str, dict[str, float]]) -> str:
-    lines = ["", "wall time of a call on a tiny tensor (1x4x8x8, kernel 3), gradients on"]
+    lines = ["", "wall time of a call on a tiny tensor (1x4x8x8, kernel 3), gradients on, at best"]
     for name, times in figures.items():
         lines.append(
             f"  {name:<34}F.unfold {seconds(times['F.unfold'])}, dynamic_dilation_unfold {seconds(times['ours'])} "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, cmake_prefix_path
-from . import bench, demo, info
+from . import bench, demo, info, selftest
 
 # A command is a module with add_arguments(parser) and run(args) -> exit status; its docstring is its help.
-_COMMANDS = {"demo": demo, "bench": bench, "info": info}
+_COMMANDS = {"demo": demo, "bench": bench, "info": info, "selftest": selftest}
 
 
 class _Print(argparse.Action):
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m dynamic_dilation_unfold",
         description="torch.nn.functional.unfold whose dilation is a map.",
     )
+    root.set_defaults(parser=root, run=None)
     root.add_argument("--version", action="version", version=__version__)
     for option, folder, holds in (
         ("--cmakedir", "lib/cmake/DynamicDilationUnfold", "CMake package (-DDynamicDilationUnfold_DIR=...)"),
@@ -35,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     ):
         path = str(Path(cmake_prefix_path, folder))
         root.add_argument(option, action=_Print, nargs=0, const=path, help=f"print the folder of the {holds} and exit")
-    commands = root.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = root.add_subparsers(metavar="COMMAND")
     for name, module in _COMMANDS.items():
         text = module.__doc__ or ""
         command = commands.add_parser(
@@ -45,11 +47,20 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
+        command.set_defaults(parser=command, run=module.run)
     return root
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(arguments)
-    status: int = args.run(args)
+    args, unknown = parser().parse_known_args(arguments)
+    if unknown:  # said by the command's own parser, so that its usage stands above it
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if args.run is None:
+        args.parser.print_help()
+        return 0
+    try:
+        status: int = args.run(args)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return status

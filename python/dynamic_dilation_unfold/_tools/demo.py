@@ -13,20 +13,36 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from ..functional import dynamic_dilation_unfold
+from .arguments import claim, resolve_device, seed
+from .grid_sample import grid_sample_unfold
 from .smoothing import KERNEL, NOISE, Result, check, load, map_from_content, pool, psnr
-from .timing import measure, resolve_device, seconds
+from .tables import aligned
+from .timing import Times, busy, measure, seconds
+
+PICTURE = "dynamic_dilation_unfold_demo.png"
+PICTURE_FORMATS = {".bmp", ".gif", ".jpeg", ".jpg", ".pdf", ".png", ".svg", ".tif", ".tiff", ".webp"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", type=Path, metavar="FILE", help="photograph to use instead of the one supplied")
     parser.add_argument(
-        "--output", type=Path, default=Path(), metavar="DIR", help="folder for the picture (default: .)"
+        "--output", type=folder, default=Path(), metavar="DIR", help="folder for the picture (default: .)"
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
+
+
+def folder(text: str) -> Path:
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a file; give the folder for {PICTURE}")
+    if not path.exists() and path.suffix.lower() in PICTURE_FORMATS:
+        raise argparse.ArgumentTypeError(f"{text} names a file; give the folder for {PICTURE}")
+    return path
 
 
 def require_extra() -> None:
@@ -51,9 +67,11 @@ def step(text: str) -> Iterator[None]:
 def run(args: argparse.Namespace) -> int:
     require_extra()
     device = resolve_device(args.device)
+    clean = load(args.image)
+    path = args.output / PICTURE
+    claim(path)
     from .figure import draw
 
-    clean = load(args.image)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(args.seed))
     noisy = (clean + NOISE * noise).clamp(0, 1)
     rates = map_from_content(noisy)
@@ -78,19 +96,32 @@ def run(args: argparse.Namespace) -> int:
         return 1
 
     with step("timing"):
-        times = measure(
-            {
-                "F.unfold": lambda: F.unfold(image, KERNEL, padding=KERNEL // 2),
-                "dynamic_dilation_unfold": lambda: dynamic_dilation_unfold(
-                    image, KERNEL, on_device, padding=KERNEL // 2
-                ),
-            },
-            device,
-            budget=0.5,
-        )
-    print(", ".join(f"{name} {seconds(value)}" for name, value in times.items()))
+        features = torch.randn(1, 64, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+        times = {
+            f"this photograph, {image.shape[1]} channels": time_calls(image, on_device),
+            "a feature map of 128 x 128, 64 channels": time_calls(features, F.interpolate(on_device, (128, 128))),
+        }
+    print("\n".join(speed(times)))
 
     with step("drawing"):
-        path = draw(result, args.output)
+        draw(result, path)
     print(f"picture: {path}")
     return 0
+
+
+def time_calls(image: Tensor, rates: Tensor) -> dict[str, Times]:
+    padding = KERNEL // 2
+    jobs = {
+        "dynamic_dilation_unfold": lambda: dynamic_dilation_unfold(image, KERNEL, rates, padding=padding),
+        "F.grid_sample": lambda: grid_sample_unfold(image, KERNEL, rates, padding=padding),
+        "F.unfold*": lambda: F.unfold(image, KERNEL, padding=padding),
+    }
+    return measure(jobs, image.device, budget=0.5, at_least=5)
+
+
+def speed(times: dict[str, dict[str, Times]]) -> list[str]:
+    """A line for each image, the least of several runs; and a warning where they differ much."""
+    rows = [[f"time of a call, {KERNEL}x{KERNEL} taps", *next(iter(times.values()))]]
+    rows += [[name, *(seconds(value.least) for value in values.values())] for name, values in times.items()]
+    warnings = [text for values in times.values() if (text := busy(values))]
+    return [*aligned(rows, left=1), "* one whole dilation for all positions: another job, for scale", *warnings[:1]]

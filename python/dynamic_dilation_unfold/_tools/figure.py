@@ -17,7 +17,7 @@ ACCENT = "#00e5ff"
 CLOSE_UP = 7.5  # pixels on each side of a position whose taps are drawn
 
 
-def draw(result: Result, folder: Path) -> Path:
+def draw(result: Result, path: Path) -> None:
     shape = result.rates.shape
     row_height = 4.9 * min(1.4, max(0.6, shape[0] / shape[1])) + 0.45
     figure = Figure(figsize=(15.5, 2 * row_height), dpi=100, layout="constrained", facecolor="white")
@@ -65,10 +65,7 @@ def draw(result: Result, folder: Path) -> Path:
         crop = image[:, zoom[0] : zoom[0] + height, zoom[1] : zoom[1] + width]
         _image(figure.add_subplot(zooms[index // 2, index % 2]), crop).set_title(name, fontsize=10)
 
-    path = folder / "dynamic_dilation_unfold_demo.png"
-    folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-    return path
 
 
 def _image(axes: Any, image: Tensor, **options: Any) -> Any:

@@ -77,10 +77,11 @@ def lines(about: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def text_of(about: dict[str, Any]) -> str:
+    return "\n".join(f"{name:<14} {value}" for name, value in lines(about))
+
+
 def run(args: argparse.Namespace) -> int:
     about = collect()
-    if args.json:
-        print(json.dumps(about, indent=1))
-    else:
-        print("\n".join(f"{name:<14} {value}" for name, value in lines(about)))
+    print(json.dumps(about, indent=1) if args.json else text_of(about))
     return 0 if about["verdict"] == READY else 1

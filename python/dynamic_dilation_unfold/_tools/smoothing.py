@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +33,36 @@ class Result:
 
 
 def load(path: Path | None) -> Tensor:
-    """``[1, 3, H, W]`` in [0, 1]."""
+    """``[1, 3, H, W]`` in [0, 1]; exits with the reason where that cannot be."""
     import numpy as np
-    from PIL import Image, ImageOps
     from skimage import data, util
 
-    if path is None:
-        pixels: Any = data.coffee()
-    else:
-        try:
+    pixels: Any = data.coffee() if path is None else np.asarray(_photograph(path))
+    return torch.from_numpy(util.img_as_float32(pixels)).permute(2, 0, 1)[None].contiguous()
+
+
+def _photograph(path: Path) -> Any:
+    from PIL import Image, ImageOps
+
+    most = Image.MAX_IMAGE_PIXELS or 2**26
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 photograph = ImageOps.exif_transpose(image).convert("RGB")
-        except OSError as error:
-            raise SystemExit(f"Cannot read {path} as an image: {error}") from None
-        if min(photograph.size) < SHORTEST_SIDE:
-            raise SystemExit(f"{path} is too small: {photograph.size}, and {SHORTEST_SIDE} pixels are needed")
-        photograph.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-        pixels = np.asarray(photograph)
-    return torch.from_numpy(util.img_as_float32(pixels)).permute(2, 0, 1)[None].contiguous()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise SystemExit(
+            f"{path} is too large: at most {most // 10**6} megapixels are read; scale it down first"
+        ) from None
+    except Exception as error:  # decoders of broken files raise what they will
+        raise SystemExit(f"Cannot read {path} as an image: {error}") from None
+    size = photograph.size
+    photograph.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    if min(photograph.size) < SHORTEST_SIDE:
+        small, narrow = f"{size[0]} x {size[1]}", f"{photograph.size[0]} x {photograph.size[1]}"
+        problem = f"too small: {small}" if photograph.size == size else f"too narrow: {small}, scaled to {narrow}"
+        raise SystemExit(f"{path} is {problem}, and each side needs {SHORTEST_SIDE} pixels")
+    return photograph
 
 
 def map_from_content(image: Tensor) -> Tensor:

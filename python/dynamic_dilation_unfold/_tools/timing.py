@@ -1,9 +1,10 @@
-"""Medians of repeated runs, on the CPU's clock or the device's."""
+"""Repeated runs, on the CPU's clock or the device's."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,36 @@ import torch
 Job = Callable[[], object]
 
 _FLUSH_BYTES = 1 << 30
+_QUIET = 1.5  # a median this many times the least run and more tells of a busy machine
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of the runs of one job."""
+
+    least: float
+    median: float
+
+    @classmethod
+    def of(cls, samples: Iterable[float]) -> Times:
+        values = sorted(samples)
+        return cls(values[0], median(values))
+
+    @property
+    def spread(self) -> float:
+        return self.median / self.least if self.least else 1.0
+
+
+def busy(times: Mapping[str, Times]) -> str | None:
+    """A warning, if the runs of a job differ by more than a quiet machine explains."""
+    name = max(times, key=lambda name: times[name].spread, default=None)
+    if name is None or times[name].spread < _QUIET:
+        return None
+    found = times[name]
+    return (
+        f"warning: this machine is busy: {name} took {seconds(found.least)} at best and {seconds(found.median)} "
+        "usually, so these times are rough"
+    )
 
 
 class _HostTimer:
@@ -54,21 +85,10 @@ class _CudaTimer:
         return [begin.elapsed_time(end) * 1e-3 for begin, end in samples]
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device, with its index; exits with the reason where there is none."""
-    try:
-        device = torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SystemExit(f"Cannot use device {name}: {str(error).splitlines()[0]}") from None
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
 def measure(
     jobs: Mapping[str, Job], device: torch.device, budget: float, at_least: int = 3, at_most: int = 100
-) -> dict[str, float]:
-    """Median seconds of each job. They take turns, so that a slow spell of the machine meets all of them alike.
+) -> dict[str, Times]:
+    """Seconds of each job. They take turns, so that a slow spell of the machine meets all of them alike.
 
     A job runs for about ``budget`` seconds, within the limits on its number of runs.
     """
@@ -84,7 +104,7 @@ def measure(
         for name, job in jobs.items():
             if turn < turns[name]:
                 samples[name].append(timer.sample(job))
-    return {name: median(timer.durations(values)) for name, values in samples.items()}
+    return {name: Times.of(timer.durations(values)) for name, values in samples.items()}
 
 
 def seconds(value: float) -> str:
