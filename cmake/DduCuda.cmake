@@ -47,7 +47,7 @@ function(ddu_cuda_sources library)
     target_sources(${library} PRIVATE cpp/src/no_cuda.cpp)
     return()
   endif()
-  target_sources(${library} PRIVATE cuda/device.cu cuda/forward.cu cuda/backward.cu)
+  target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu)
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.
   set_target_properties(${library} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
                                               CUDA_SEPARABLE_COMPILATION OFF)
@@ -55,7 +55,7 @@ function(ddu_cuda_sources library)
     target_link_libraries(${library} PRIVATE CUDA::cudart_static)
   endif()
   string(REPLACE ";" "\\;" architectures "${CMAKE_CUDA_ARCHITECTURES}")
-  set_property(SOURCE cuda/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
+  set_property(SOURCE cuda/core/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
   # One source takes most of the time, so its architectures are compiled side by side.
   target_compile_options(${library} PRIVATE "$<$<COMPILE_LANGUAGE:CUDA>:-Xfatbin=-compress-all;--threads=2>")
 endfunction()

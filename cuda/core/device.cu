@@ -1,6 +1,10 @@
-#include "launch.h"
+#include "device.h"
 
+#include <cstdio>
 #include <mutex>
+
+#include "ddu/error.h"
+#include "ddu/unfold.h"
 
 namespace ddu::cuda {
 
@@ -39,12 +43,12 @@ __global__ void any_kernel() {}
 }  // namespace
 
 const Device& current_device() {
-  constexpr int kMost = 64;
-  static Device devices[kMost];
-  static std::once_flag asked[kMost];
+  constexpr int kMaxDevices = 64;
+  static Device devices[kMaxDevices];
+  static std::once_flag asked[kMaxDevices];
   int index = 0;
   DDU_CUDA_CHECK(cudaGetDevice(&index));
-  if (index >= kMost) throw cuda_error("more than 64 CUDA devices");
+  if (index >= kMaxDevices) throw cuda_error("more than 64 CUDA devices");
   std::call_once(asked[index], [&] {
     Device device{};
     DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));

@@ -7,7 +7,7 @@
 
 #include <cstdint>
 
-#include "../cpp/src/accumulator.h"
+#include "../../cpp/src/accumulator.h"
 #include "ddu/dtype.h"
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 600

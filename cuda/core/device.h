@@ -1,0 +1,23 @@
+#pragma once
+
+// The current device, and what becomes of CUDA's errors.
+
+#include <cuda_runtime.h>
+
+namespace ddu::cuda {
+
+/// Throws ddu::cuda_error for anything but success, and ddu::unsupported_device where this build has nothing for the device.
+void check(cudaError_t status, const char* call, const char* file, int line);
+#define DDU_CUDA_CHECK(call) ::ddu::cuda::check((call), #call, __FILE__, __LINE__)
+
+struct Device {
+  int multiprocessors;
+  int shared_per_multiprocessor;  // bytes
+  int shared_per_block;           // bytes, where a kernel asks for them
+  bool overlaps;                  // whether kernels of a stream may overlap (dependent_launch.cuh)
+};
+
+/// What is known of the current device. CUDA is asked once for each.
+const Device& current_device();
+
+}  // namespace ddu::cuda

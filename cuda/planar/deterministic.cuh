@@ -1,0 +1,99 @@
+#pragma once
+
+// A deterministic backward: tiles store their windows of sums instead of adding them to the gradient, and a second kernel adds
+// up what was stored, for each pixel in the same order.
+//
+//        tile   |   tile   |   tile        A pixel P lies in the window of its own tile, and of those around whose window
+//      ---------+----------+---------      reaches it. Windows that reach beyond the tiles around are not stored: their sums
+//        tile   |  own  P  | near_x        are left to the fallback (deterministic_fallback.cuh).
+//      ---------+----------+---------      At moderate rates only the nearer tile of each axis reaches P: four windows, not
+//      nine.
+//        tile   |  near_y  |   both
+
+#include <climits>
+
+#include "../core/integer.h"
+#include "pointers.cuh"
+
+namespace ddu::cuda {
+
+/// How add_windows_kernel shares the work: a thread owns one pixel of a run of channels.
+struct AddWindows {
+  static constexpr int kThreads = 256;
+  static constexpr int kChannels = 16;  // an argument of the kernel: as a constant it made registers spill
+  /// Blocks for each group of each image.
+  static std::int64_t blocks(std::int64_t pixels, std::int64_t group_channels) {
+    return ceil_div(pixels, kThreads) * ceil_div(group_channels, kChannels);
+  }
+};
+
+constexpr int kNoWindow = INT_MIN;
+
+/// Adds up, channel by channel, what lies at these offsets of the stored windows; `any` is one that is not kNoWindow.
+template <int kCount>
+__device__ __forceinline__ void add_offsets(const int (&offsets)[kCount], int any, const float* windows,
+                                            std::int64_t plane_stride, float* target, std::int64_t pixels, int channels) {
+#pragma unroll kCount <= 4 ? 8 : 2
+  for (int left = channels; left > 0; --left, windows += plane_stride, target += pixels) {
+    float sum = 0;
+#pragma unroll
+    for (int n = 0; n < kCount; ++n) {
+      const bool there = offsets[n] != kNoWindow;
+      const float value = __ldcs(windows + (there ? offsets[n] : any));  // always loaded: then the loads do not wait in turn
+      sum += there ? value : 0.f;
+    }
+    *target = sum;
+  }
+}
+
+/// The input's gradient from the windows that the tiles stored.
+__global__ void __launch_bounds__(AddWindows::kThreads, 4)
+    add_windows_kernel(const Params<float> p, const BackwardPointers<float> tensors, int block_channels) {
+  const unsigned pixel_blocks = unsigned(ceil_div(p.pixels(), AddWindows::kThreads)), tiles = p.by_tiles.divisor;
+  const std::int64_t pixel = std::int64_t{blockIdx.x % pixel_blocks} * AddWindows::kThreads + threadIdx.x;
+  unsigned rest = blockIdx.x / pixel_blocks;
+  const unsigned channel_blocks = unsigned((p.group_channels + block_channels - 1) / block_channels);
+  const int first = int(rest % channel_blocks) * block_channels;
+  rest /= channel_blocks;
+  const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));
+  if (pixel >= p.pixels()) return;
+
+  const int iy = int(pixel / p.width), ix = int(pixel % p.width);
+  const int tile_pixels_y = p.tile_height * p.y.stride, tile_pixels_x = p.tile_width * p.x.stride;
+  const int tile_y = (iy - p.y.base(0)) / tile_pixels_y, tile_x = (ix - p.x.base(0)) / tile_pixels_x;
+  // The tile that is nearer comes first: the others hardly ever reach the pixel.
+  const int near_y = 2 * ((iy - p.y.base(0)) % tile_pixels_y) < tile_pixels_y ? -1 : 1;
+  const int near_x = 2 * ((ix - p.x.base(0)) % tile_pixels_x) < tile_pixels_x ? -1 : 1;
+  const int4* rects = tensors.window_rects + (std::int64_t{image} * p.groups + group) * tiles;
+  int offsets[9], any = kNoWindow;  // within the windows of a plane, from that of the pixel's own tile
+#pragma unroll
+  for (int n = 0; n < 9; ++n) {
+    const int dy = n / 3 == 0 ? 0 : n / 3 == 1 ? near_y : -near_y, dx = n % 3 == 0 ? 0 : n % 3 == 1 ? near_x : -near_x;
+    const int ty = tile_y + dy, tx = tile_x + dx;
+    offsets[n] = kNoWindow;
+    if (ty < 0 || ty >= p.tile_rows || tx < 0 || tx >= p.tile_columns) continue;
+    const int4 rect = rects[ty * p.tile_columns + tx];
+    const int r = iy - rect.x, c = ix - rect.y;
+    if (r < 0 || r >= rect.z || c < 0 || c >= rect.w) continue;
+    offsets[n] = any = (dy * p.tile_columns + dx) * p.capacity + r * rect.w + c;
+  }
+
+  const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;
+  const std::int64_t plane_stride = std::int64_t{tiles} * p.capacity, own = std::int64_t{tile_y} * p.tile_columns + tile_x;
+  const float* windows = tensors.window_sums + (plane + first) * plane_stride + own * p.capacity;
+  float* target = tensors.grad_input + (plane + first) * p.pixels() + pixel;
+  const int channels = min(block_channels, p.group_channels - first);
+  if (any == kNoWindow) {  // no tile reaches the pixel
+    for (int left = channels; left > 0; --left, target += p.pixels()) *target = 0;
+    return;
+  }
+  const bool beyond_near = offsets[2] != kNoWindow || offsets[5] != kNoWindow || offsets[6] != kNoWindow ||
+                           offsets[7] != kNoWindow || offsets[8] != kNoWindow;
+  if (__any_sync(__activemask(), beyond_near)) {
+    return add_offsets(offsets, any, windows, plane_stride, target, p.pixels(), channels);
+  }
+  const int near[4] = {offsets[0], offsets[1], offsets[3], offsets[4]};
+  add_offsets(near, any, windows, plane_stride, target, p.pixels(), channels);
+}
+
+}  // namespace ddu::cuda

@@ -1,0 +1,125 @@
+#pragma once
+
+// What a deterministic backward cannot store as windows (deterministic.cuh): scattered like the default's, but into sums whose
+// value does not depend on the order of their terms. Three kernels, which most often find nothing marked and end at once:
+// prepare_fallback_kernel clears the sums and finds their unit, scatter_fallback_kernel adds, add_fallback_kernel adds the sums
+// to the gradient.
+
+#include "../core/dependent_launch.cuh"
+#include "../core/fixed_point_sum.cuh"
+#include "direct.cuh"
+
+namespace ddu::cuda {
+
+/// One of the `blocks` blocks that share what tiles leave of one vector of channels. `p` cuts runs of one vector.
+template <class T>
+struct FallbackBlock {
+  using Acc = accumulator_t<T>;
+  static constexpr int kThreads = 256;
+  const Params<Acc>& p;
+  const BackwardPointers<T>& tensors;
+  unsigned blocks, block, rest;
+  WorkTile vec;  // with the first tile
+  const unsigned char* marks;
+  unsigned long long* largest;  // gradient, as the bits of a double
+
+  __device__ FallbackBlock(const Params<Acc>& p, const BackwardPointers<T>& tensors, unsigned blocks)
+      : p(p),
+        tensors(tensors),
+        blocks(blocks),
+        block(blockIdx.x % blocks),
+        rest(blockIdx.x / blocks),
+        vec(p, 0, rest),
+        marks(tensors.fallback ? tensors.fallback + fallback_index(p, vec.image, vec.group, vec.channel_block) : nullptr),
+        largest(tensors.largest + rest) {}
+
+  __device__ bool nothing() const { return marks && !marks[0]; }
+  __device__ std::int64_t plane() const { return vec.plane(p) * p.pixels(); }
+  __device__ FixedPointSums sums() const {
+    return {tensors.high + plane(), tensors.low + plane(), __longlong_as_double(static_cast<long long>(*largest)),
+            p.taps() * p.positions()};
+  }
+  /// Calls body(position, its columns' gradients) for this thread's positions in the marked tiles.
+  template <class Body>
+  __device__ void for_each_position(Body body) const {
+    for (unsigned tile = block; tile < p.by_tiles.divisor; tile += blocks) {
+      if (marks && !marks[1 + tile]) continue;
+      const WorkTile work(p, tile, rest);
+      body(Position<Acc>(p, work, tensors.map), tensors.grad_output + work.plane(p) * p.taps() * p.positions());
+    }
+  }
+  /// Calls body(index in the planes of the vector) for this thread's pixels.
+  template <class Body>
+  __device__ void for_each_pixel(Body body) const {
+    const std::int64_t count = vec.channels * p.pixels(), step = std::int64_t{blocks} * kThreads;
+    for (std::int64_t i = std::int64_t{block} * kThreads + threadIdx.x; i < count; i += step) body(i);
+  }
+};
+
+/// Clears the sums, and finds the largest gradient that goes into them.
+template <class T>
+__global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
+    prepare_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
+  using Acc = accumulator_t<T>;
+  static __shared__ unsigned long long block_largest;
+  wait_for_previous();
+  const FallbackBlock<T> fallback(p, tensors, blocks);
+  if (fallback.nothing()) return;
+  if (threadIdx.x == 0) block_largest = 0;
+  fallback.for_each_pixel([&](std::int64_t i) {
+    tensors.high[fallback.plane() + i] = 0;
+    tensors.low[fallback.plane() + i] = 0;
+  });
+  Acc largest = 0;
+  fallback.for_each_position([&](const Position<Acc>& position, const T* columns) {
+    if (!position.sampled()) return;
+    for (int column = 0; column < fallback.vec.channels * p.taps(); ++column) {
+      const Acc grad = widen(columns[column * p.positions() + position.index]), size = grad < 0 ? -grad : grad;
+      if (is_finite(size) && size > largest) largest = size;
+    }
+  });
+  __syncthreads();
+  // Floats that are not negative have the order of their bits.
+  if (largest > 0) atomicMax(&block_largest, static_cast<unsigned long long>(__double_as_longlong(double(largest))));
+  __syncthreads();
+  if (threadIdx.x == 0 && block_largest > 0) atomicMax(fallback.largest, block_largest);
+}
+
+/// Scatters into the sums. What is not finite goes to the gradient itself, and stays there whatever is added.
+template <class T>
+__global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
+    scatter_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
+  using Acc = accumulator_t<T>;
+  wait_for_previous();
+  const FallbackBlock<T> fallback(p, tensors, blocks);
+  if (fallback.nothing()) return;
+  const FixedPointSums sums = fallback.sums();
+  Acc* grad_input = tensors.grad_input + fallback.plane();
+  fallback.for_each_position([&](const Position<Acc>& position, const T* columns) {
+    scatter_direct(p, position, columns, fallback.vec.channels, [&](std::int64_t pixel, Acc term) {
+      if (is_finite(term)) {
+        sums.add(pixel, term);
+      } else {
+        atomicAdd(grad_input + pixel, term);
+      }
+    });
+  });
+}
+
+/// Adds the sums to the gradient. Every NaN becomes the same one: its bits would tell which came first.
+template <class T>
+__global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
+    add_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
+  using Acc = accumulator_t<T>;
+  wait_for_previous();
+  const FallbackBlock<T> fallback(p, tensors, blocks);
+  if (fallback.nothing()) return;
+  const FixedPointSums sums = fallback.sums();
+  Acc* grad_input = tensors.grad_input + fallback.plane();
+  fallback.for_each_pixel([&](std::int64_t i) {
+    const Acc sum = Acc(grad_input[i] + sums.value(i));
+    grad_input[i] = sum == sum ? sum : Acc(NAN);
+  });
+}
+
+}  // namespace ddu::cuda

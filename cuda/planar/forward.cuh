@@ -1,0 +1,174 @@
+#pragma once
+
+// Forward: columns from a window of the input in shared memory.
+//
+//     forward_kernel, one block: a tile of positions, one a thread, and a run of channels of one group
+//
+//       largest rate of the tile -> window; too large for shared memory? -> forward_direct
+//       channels [0, N)    window 0 <- global memory
+//       channels [N, 2N)   loads start ......  | columns of [0, N) from window 0, stored past L2
+//                          window 1 <- loaded  |
+//       channels [2N, 3N)  loads start ......  | columns of [N, 2N) from window 1
+//       ...                                      N = TileConfig::vec; blocks of one step have one window
+//
+// What bounds it is the memory that writes: every tap is hidden behind the stores. So blocks ask L2 for the input in long runs,
+// ahead of need, and stores are marked as not read again. Tried and not faster: benchmarks/NOTES.md, "Forward".
+
+#include "../core/memory.cuh"
+#include "../core/tile_config.h"
+#include "direct.cuh"
+#include "window_load.cuh"
+
+namespace ddu::cuda {
+
+/// The settings of forward_kernel<T, K, kSingleChannel>.
+template <class T, int K, bool kSingleChannel>
+__host__ __device__ constexpr TileConfig forward_config() {
+  constexpr bool half = sizeof(T) == 2;
+  constexpr std::size_t one = sizeof(T), two = 2 * sizeof(T);  // windows, each of so many bytes a channel
+  // threads, tile width, blocks a multiprocessor, waves, channels: of a step, of a block at most; bytes and number of elements
+  if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 1536};
+  if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, 1536};
+  if (K == 3) return {256, 64, 2, 1, 8, 32, 8 * two, 1536};
+  if (K != 0) return {256, 32, 3, 4, 4, 16, 4 * two, 2048};
+  return {512, 32, 2, 4, 4, 16, 4 * two, 2048};
+}
+
+/// The columns of one thread's position, N channels at a time.
+template <class T, int K, int N>
+struct ForwardTaps {
+  using Element = Vec<T, N>;
+  using Values = FloatVec<N>;
+
+  const Params<float>& p;
+  const Position<float>& position;
+  const Window& window;
+  char* out;              // this position in the first column of the step
+  unsigned column_bytes;  // from one column to the next
+
+  __device__ __forceinline__ void store(int tap, int taps, int valid, const Values& v) const {
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      if (j < valid) store_non_temporal(out + std::uint64_t(column_bytes) * unsigned(j * taps + tap), narrow<T>(v.value[j]));
+    }
+  }
+
+  /// Value of a cell. A tap that is centered in one axis needs only half of its corners: the others weigh nothing.
+  __device__ __forceinline__ Values sample(const Element* cell, float fy, float fx, bool centered_y, bool centered_x) const {
+    const Element* below = cell + window.pitch;
+    const Values a = Values::of(cell[0]);
+    if (centered_y && centered_x) return a;
+    if (centered_y) return (1 - fx) * a + fx * Values::of(cell[1]);
+    if (centered_x) return (1 - fy) * a + fy * Values::of(below[0]);
+    return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
+  }
+
+  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row.
+  __device__ __forceinline__ void store_unrolled(const Element* pixels, const TapCells<K>& cells, int valid) const {
+    if constexpr (K <= 3) {
+#pragma unroll
+      for (int ky = 0; ky < K; ++ky) store_row(pixels + cells.row[ky], cells, ky, cells.fy[ky], valid);
+    } else {
+#pragma unroll 1
+      for (int ky = 0; ky < K; ++ky) {
+        const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
+        store_row(pixels + (y.index - window.first_y) * window.pitch, cells, ky, y.fraction, valid);
+      }
+    }
+  }
+  __device__ __forceinline__ void store_row(const Element* row, const TapCells<K>& cells, int ky, float fy, int valid) const {
+#pragma unroll
+    for (int kx = 0; kx < K; ++kx) {
+      store(ky * K + kx, K * K, valid, sample(row + cells.column[kx], fy, cells.fx[kx], 2 * ky == K - 1, 2 * kx == K - 1));
+    }
+  }
+
+  /// All taps, with cells worked out one by one. Unless all values are `finite`, every corner counts: one that weighs nothing
+  /// may still be NaN; and so do rates that are not finite.
+  __device__ __forceinline__ void store_rolled(const Element* pixels, bool finite, int valid) const {
+    const float nan_unless_finite = position.rate - position.rate;
+    int tap = 0;
+#pragma unroll 1
+    for (int ky = 0; ky < p.kernel_h; ++ky) {
+      const float offset_y = p.y.offset(ky);
+      const Cell<float> y = p.y.cell(position.base_y, offset_y, position.rate);
+#pragma unroll 1
+      for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
+        const float offset_x = p.x.offset(kx);
+        const Cell<float> x = p.x.cell(position.base_x, offset_x, position.rate);
+        const int element = (y.index - window.first_y) * window.pitch + x.index - window.first_x;
+        const bool centered_y = finite && offset_y == 0, centered_x = finite && offset_x == 0;
+        Values v = sample(pixels + (position.sampled() ? element : 0), y.fraction, x.fraction, centered_y, centered_x);
+#pragma unroll
+        for (int j = 0; j < N; ++j) v.value[j] += nan_unless_finite;
+        store(tap, p.taps(), valid, v);
+      }
+    }
+  }
+};
+
+/// Asks L2 for the run of the input that a block some way ahead will read: blocks go through the input in order. The first
+/// ones take several runs each, while the device has nothing to write yet, and are ahead from then on.
+template <class T>
+__device__ __forceinline__ void prefetch_ahead(const Params<float>& p, const T* input, std::int64_t input_bytes) {
+  const std::int64_t block = blockIdx.x, burst = p.prefetch_burst;
+  const std::int64_t first = min(burst * block, block + p.prefetch_distance),
+                     last = min(burst * (block + 1), block + 1 + p.prefetch_distance);
+  const std::int64_t from = first * p.prefetch_bytes, to = min(last * p.prefetch_bytes, input_bytes);
+  prefetch(reinterpret_cast<const char*>(input) + from, to - from);
+}
+
+template <class T, int K, bool kSingleChannel>
+__global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads,
+                                  forward_config<T, K, kSingleChannel>().min_blocks)
+    forward_kernel(const Params<float> p, const ForwardPointers<T> tensors, std::int64_t input_bytes) {
+  constexpr TileConfig kConfig = forward_config<T, K, kSingleChannel>();
+  constexpr int kThreads = kConfig.threads, N = kConfig.vec;
+  constexpr bool kOneStep = kConfig.max_channels == kConfig.vec;
+  using Taps = ForwardTaps<T, K, N>;
+  extern __shared__ char shared[];
+  static __shared__ int slots[32];
+  auto* windows = reinterpret_cast<typename Taps::Element*>(shared);
+
+  if (p.prefetch_bytes != 0 && threadIdx.x == 0) prefetch_ahead(p, tensors.input, input_bytes);
+  const WorkTile work = WorkTile::of_block(p);
+  const Position<float> position(p, work, tensors.map);
+  const Window window = Window::of_tile<kThreads, 1>(p, work, position, slots);
+  if (!window.fits(p.capacity)) return forward_direct(p, work, position, tensors);
+
+  const T* planes = tensors.input + work.plane(p) * p.pixels();
+  const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
+  const WindowVec4 vec4(p, window, int(threadIdx.x));
+  WindowLoad<T, N> load;
+  load.load(p, vec4, planes, plane_bytes, work.channels);
+  const TapCells<K> cells(p, position, window);
+  const bool finite_rate = is_finite(position.rate);
+  const auto fill = [&](typename Taps::Element* target, int valid) {
+    return fill_window<kThreads>(p, window, vec4, load, planes, plane_bytes, valid, target) && finite_rate;
+  };
+
+  Taps taps{p, position, window,
+            reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index),
+            unsigned(p.positions()) * unsigned(sizeof(T))};
+  bool finite = fill(windows, work.channels);
+  int buffer = 0;  // the window that is read: at 0, or at capacity
+  for (int left = work.channels;; left -= N) {
+    const bool last = kOneStep || left <= N;
+    const bool all_finite = !__syncthreads_or(!finite);
+    planes += N * p.pixels();
+    if (!last) load.load(p, vec4, planes, plane_bytes, left - N);
+    if (position.active) {
+      if (K != 0 && all_finite) {
+        taps.store_unrolled(windows + buffer, cells, left);
+      } else {
+        taps.store_rolled(windows + buffer, all_finite, left);
+      }
+    }
+    if (last) return;
+    buffer = p.capacity - buffer;
+    finite = fill(windows + buffer, left - N);
+    taps.out += std::uint64_t(taps.column_bytes) * unsigned(N * p.taps());
+  }
+}
+
+}  // namespace ddu::cuda

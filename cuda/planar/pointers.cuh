@@ -1,0 +1,66 @@
+#pragma once
+
+// The memory of a call, as its kernels get it.
+
+#include "../core/numeric.cuh"
+#include "../core/position.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+struct ForwardPointers {
+  const T* input;
+  const void* map;
+  T* output;
+};
+
+constexpr int kBackwardVec = 2;  // channels of a step of the backward kernels
+
+template <class T>
+struct BackwardPointers {
+  const T* grad_output;
+  const T* input;
+  const void* map;
+  accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
+  accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
+  bool block_clears;             // each block clears the planes of grad_input that it adds to: nobody else does
+  std::int64_t map_stride;       // elements between the sums for the map that different blocks write; 0 where they add
+  // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
+  float* window_sums;        // sums of a plane's tiles: [image, channel, tile, capacity]
+  int4* window_rects;        // first row and column, rows and columns of each tile's window, or no rows: [image, group, tile]
+  unsigned char* fallback;   // marks of what tiles leave to the fallback: [image, group, vec, 1 + tile], the first of each says
+                             // whether any tile does; null where all do
+  unsigned long long* high;  // FixedPointSums like the input, in the memory of the windows
+  unsigned* low;
+  unsigned long long* largest;  // gradient that the fallback adds, as the bits of a double: [image, group, vec]
+};
+
+/// Index of a tile in BackwardPointers::window_rects.
+template <class Acc>
+__device__ __forceinline__ std::int64_t rect_index(const Params<Acc>& p, const WorkTile& work) {
+  return (std::int64_t{work.image} * p.groups + work.group) * p.by_tiles.divisor + work.tile_y * p.tile_columns + work.tile_x;
+}
+
+/// Index of a vector of channels in BackwardPointers::fallback.
+template <class Acc>
+__device__ __forceinline__ std::int64_t fallback_index(const Params<Acc>& p, int image, int group, int vec) {
+  const std::int64_t vecs = (p.group_channels + kBackwardVec - 1) / kBackwardVec;
+  return ((std::int64_t{image} * p.groups + group) * vecs + vec) * (1 + std::int64_t{p.by_tiles.divisor});
+}
+
+/// Adds, or writes, one position's share of the map's gradient.
+template <class Acc>
+__device__ __forceinline__ void add_map(const Params<Acc>& p, const WorkTile& work, const Position<Acc>& position, Acc sum,
+                                        Acc* grad_map, std::int64_t map_stride) {
+  if (!position.active) return;
+  sum += position.rate - position.rate;  // NaN where the rate is not finite
+  Acc* target = grad_map + work.map_plane(p) * p.positions() + position.index;
+  if (map_stride == 0) {
+    atomicAdd(target, sum);
+  } else {
+    const int array = (p.shared_map ? work.image : 0) * int(p.by_channel_blocks.divisor) + work.channel_block;
+    target[array * map_stride] = sum;
+  }
+}
+
+}  // namespace ddu::cuda

@@ -1,0 +1,279 @@
+// The host side of unfold_backward: which kernels, cut how, launched with what, and the scratch memory that they share.
+//
+//     clear_kernel          zeros in grad_input, where blocks add to it and do not clear it themselves
+//     backward_kernel       both gradients, tile by tile              backward_direct_kernel: where there can be no windows
+//     add_windows_kernel    deterministic: grad_input from the windows that tiles stored
+//     *_fallback_kernel     deterministic: what could not be stored, three kernels that most often find nothing
+//     convert_kernel        half types: float32 sums of grad_input, rounded once
+//     add_arrays_kernel     grad_map from sums kept apart or in float32
+//
+// Each of them starts while the one before still runs where that pays (core/dependent_launch.cuh).
+
+#include "core/elementwise.cuh"
+#include "core/make_params.h"
+#include "core/workspace.h"
+#include "planar/backward.cuh"
+#include "planar/deterministic.cuh"
+#include "planar/deterministic_fallback.cuh"
+
+namespace ddu::cuda {
+namespace {
+
+/// Beyond these taps of a window, so many can meet in a pixel that integer sums would lose float32's precision.
+constexpr std::int64_t kMaxFixedPointTaps = 81;
+
+/// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
+int stored_window_elements(const Geometry& g) {
+  const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
+  const std::int64_t columns = 32 * g.w.stride + 3 * g.w.dilation * (g.w.kernel_size - 1) + 2 + 6;  // whole groups of four
+  return static_cast<int>(std::min<std::int64_t>(rows * columns + 31, 2048));
+}
+
+/// How a backward call runs: the same for unfold_backward_workspace_bytes and for the call itself.
+template <class T>
+struct Plan {
+  using Acc = accumulator_t<T>;
+
+  bool deterministic, grad_input, grad_map;
+  bool half_map;
+  bool planar;  // with windows; else directly from and to global memory
+  TileConfig config;
+  void (*kernel)(Params<Acc>, BackwardPointers<T>);
+  Params<Acc> p;
+  bool block_clears;        // blocks clear the planes of grad_input that they add to
+  std::int64_t map_arrays;  // sums for the map that are kept apart; 0 where all are added to one
+
+  Plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic)
+      : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
+    planar = types.input != DType::float64 && fits_planar(g, types.input) && g.taps() <= kMaxFixedPointTaps;
+    choose_kernel(g);
+    p = make_params<Acc>(g, types, config, current_device());
+    // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
+    block_clears = planar && !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
+    map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
+    if (map_arrays > 1 && !deterministic) map_arrays = 0;
+  }
+
+  /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
+  bool clears() const { return grad_input && !block_clears && !(planar && deterministic); }
+
+ private:
+  void choose_kernel(const Geometry& g) {
+    config = kBackwardDirectConfig;
+    kernel = backward_direct_kernel<T>;
+    if constexpr (!std::is_same_v<T, double>) {
+      if (!planar) return;
+      if (g.h.kernel_size == 3 && g.w.kernel_size == 3) {
+        choose_gradients<3>();
+      } else {
+        choose_gradients<0>();
+      }
+      if (deterministic) config.max_elements = stored_window_elements(g);
+    }
+  }
+  template <int K>
+  void choose_gradients() {
+    if (grad_input && grad_map) return choose_settings<K, true, true>();
+    if (grad_input) return choose_settings<K, true, false>();
+    choose_settings<K, false, true>();
+  }
+  template <int K, bool kInput, bool kMap>
+  void choose_settings() {
+    config = deterministic ? backward_config<T, K, kInput, kMap, true>() : backward_config<T, K, kInput, kMap, false>();
+    kernel = deterministic ? backward_kernel<T, K, kInput, kMap, true> : backward_kernel<T, K, kInput, kMap, false>;
+  }
+};
+
+/// The scratch memory of a call.
+template <class T>
+struct Scratch {
+  using Acc = accumulator_t<T>;
+
+  float* input_sums = nullptr;  // of a half type's grad_input
+  Acc* map_sums = nullptr;      // arrays of sums for grad_map
+  // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were.
+  float* window_sums = nullptr;
+  unsigned long long* high = nullptr;
+  unsigned* low = nullptr;
+  int4* window_rects = nullptr;
+  unsigned long long* largest = nullptr;
+  unsigned char* fallback = nullptr;
+  std::size_t zeroed_bytes = 0;  // of largest and fallback, which have to be zero before the first kernel
+
+  Scratch(const Geometry& g, const Plan<T>& plan, Workspace& workspace) {
+    if (plan.grad_input && sizeof(T) == 2) input_sums = workspace.take<float>(g.input_numel());
+    if (plan.grad_map && (plan.map_arrays > 1 || plan.half_map)) {
+      map_sums = workspace.take<Acc>(std::max<std::int64_t>(plan.map_arrays, 1) * g.map_numel());
+    }
+    if (!plan.grad_input || !plan.deterministic) return;
+    const std::int64_t groups = g.batch * g.groups, vecs = groups * ceil_div(g.group_channels(), kBackwardVec);
+    const std::int64_t tiles = plan.planar ? plan.p.by_tiles.divisor : 0;
+    Workspace windows = workspace, sums = workspace;
+    window_sums = windows.take<float>(g.batch * g.channels * tiles * plan.p.capacity);
+    high = sums.take<unsigned long long>(g.input_numel());
+    low = sums.take<unsigned>(g.input_numel());
+    workspace = Workspace::overlay(windows, sums);
+    window_rects = workspace.take<int4>(groups * tiles);
+    const std::size_t before = workspace.bytes();
+    largest = workspace.take<unsigned long long>(vecs);
+    if (plan.planar) fallback = workspace.take<unsigned char>(vecs * (1 + tiles));
+    zeroed_bytes = workspace.bytes() - before;
+  }
+};
+
+template <class T>
+class Call {
+ public:
+  using Acc = accumulator_t<T>;
+
+  Call(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream)
+      : g_(g),
+        given_(given),
+        stream_(stream),
+        plan_(g, types, given, deterministic),
+        workspace_(given.workspace),
+        scratch_(g, plan_, workspace_) {
+    tensors_.grad_output = static_cast<const T*>(given.grad_output);
+    tensors_.input = static_cast<const T*>(given.input);
+    tensors_.map = given.dilation_map;
+    tensors_.grad_input =
+        scratch_.input_sums ? reinterpret_cast<Acc*>(scratch_.input_sums) : static_cast<Acc*>(given.grad_input);
+    tensors_.grad_map = scratch_.map_sums ? scratch_.map_sums : static_cast<Acc*>(given.grad_map);
+    tensors_.block_clears = plan_.block_clears;
+    tensors_.map_stride = plan_.map_arrays ? g.map_numel() : 0;
+    tensors_.window_sums = scratch_.window_sums;
+    tensors_.window_rects = scratch_.window_rects;
+    tensors_.fallback = scratch_.fallback;
+    tensors_.high = scratch_.high;
+    tensors_.low = scratch_.low;
+    tensors_.largest = scratch_.largest;
+    plan_.p.vec4 =
+        g.w.size % 4 == 0 && is_aligned(tensors_.input, 4 * sizeof(T)) && is_aligned(tensors_.grad_input, 4 * sizeof(Acc));
+  }
+
+  std::size_t workspace_bytes() const { return workspace_.bytes(); }
+
+  void run() {
+    clear();
+    scatter();
+    if (given_.grad_input && plan_.deterministic) {
+      if (plan_.planar) add_windows();
+      add_fallback();
+    }
+    if constexpr (sizeof(T) == 2) {
+      if (given_.grad_input) convert_input();
+    }
+    if (scratch_.map_sums) convert_map();
+  }
+
+ private:
+  void clear() {
+    if (given_.grad_map && plan_.map_arrays == 0)
+      zero(tensors_.grad_map, sizeof(Acc) * static_cast<std::size_t>(g_.map_numel()));
+    zero(scratch_.largest, scratch_.zeroed_bytes);
+    if (!plan_.clears()) return;
+    // Last, since what follows may overlap with it.
+    launch(clear_kernel<Acc>, elementwise_grid(), stream_, tensors_.grad_input, g_.input_numel(),
+           is_aligned(tensors_.grad_input, 4 * sizeof(Acc)));
+  }
+  void zero(void* memory, std::size_t bytes) {
+    if (bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_));
+  }
+
+  void scatter() {
+    BackwardPointers<T> tensors = tensors_;
+    if (!plan_.planar && plan_.deterministic) tensors.grad_input = nullptr;  // all of it is left to the fallback
+    if (!tensors.grad_input && !tensors.grad_map) return;
+    launch(plan_.kernel,
+           {blocks_of(plan_.p, g_), plan_.config.threads, plan_.p.capacity * plan_.config.element_bytes,
+            plan_.planar && plan_.clears()},
+           stream_, plan_.p, tensors);
+  }
+
+  void add_windows() {
+    BackwardPointers<float> sums{};  // the tensors that do not depend on the input's type
+    if constexpr (std::is_same_v<Acc, float>) {
+      sums.grad_input = tensors_.grad_input;
+      sums.window_sums = tensors_.window_sums;
+      sums.window_rects = tensors_.window_rects;
+      const std::int64_t blocks = AddWindows::blocks(g_.pixels(), g_.group_channels()) * g_.groups * g_.batch;
+      launch(add_windows_kernel, {grid_size(blocks), AddWindows::kThreads}, stream_, plan_.p, sums, AddWindows::kChannels);
+    }
+  }
+
+  /// Adds what tiles left to the fallback, or, where there are no marks, the whole gradient of the input.
+  void add_fallback() {
+    Params<Acc> p = plan_.p;
+    const std::int64_t vecs = ceil_div(g_.group_channels(), kBackwardVec), all = vecs * g_.groups * g_.batch;
+    p.block_channels = kBackwardVec;
+    p.by_channel_blocks = Divider(static_cast<unsigned>(vecs));
+    // As many blocks as fill the device, and a few more: most often nothing is marked, and they only look.
+    const std::int64_t enough = std::max<std::int64_t>(tensors_.fallback ? 8 : 64, ceil_div(1024, all));
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
+    for (const auto kernel : {prepare_fallback_kernel<T>, scatter_fallback_kernel<T>, add_fallback_kernel<T>}) {
+      launch(kernel, {grid_size(blocks * all), FallbackBlock<T>::kThreads, 0, true}, stream_, p, tensors_, blocks);
+    }
+  }
+
+  void convert_input() {
+    Grid grid = elementwise_grid();
+    grid.overlap = plan_.planar && !plan_.deterministic;
+    launch(convert_kernel<T>, grid, stream_, static_cast<const float*>(tensors_.grad_input), static_cast<T*>(given_.grad_input),
+           g_.input_numel(), is_aligned(given_.grad_input, 4 * sizeof(T)));
+  }
+  Grid elementwise_grid() const { return {grid_size(ElementRuns::blocks(g_.input_numel())), ElementRuns::kThreads}; }
+
+  void convert_map() {
+    if constexpr (sizeof(T) == 2) {
+      if (plan_.half_map) return add_map_arrays(static_cast<T*>(given_.grad_map));
+    }
+    add_map_arrays(static_cast<Acc*>(given_.grad_map));
+  }
+  template <class M>
+  void add_map_arrays(M* grad_map) {
+    constexpr int kThreads = 256;
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(g_.map_numel(), kThreads), 16384));
+    launch(add_arrays_kernel<M, Acc>, {blocks, kThreads}, stream_, static_cast<const Acc*>(tensors_.grad_map), grad_map,
+           g_.map_numel(), std::max<std::int64_t>(plan_.map_arrays, 1));
+  }
+
+  const Geometry& g_;
+  const UnfoldBackward& given_;
+  Stream stream_;
+  Plan<T> plan_;
+  Workspace workspace_;
+  Scratch<T> scratch_;
+  BackwardPointers<T> tensors_{};
+};
+
+}  // namespace
+
+std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
+  check_types(types);
+  if (g.columns_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
+  std::size_t bytes = 0;
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Workspace workspace;
+    Scratch<T>(g, Plan<T>(g, types, given, deterministic), workspace);
+    bytes = workspace.bytes();
+  });
+  return bytes;
+}
+
+void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream) {
+  check_types(types);
+  if (!given.grad_input && !given.grad_map) return;
+  if (g.columns_numel() == 0) {  // no column carries a gradient
+    if (given.grad_map && g.map_numel() > 0) {
+      DDU_CUDA_CHECK(cudaMemsetAsync(given.grad_map, 0, size_of(types.map) * static_cast<std::size_t>(g.map_numel()), stream));
+    }
+    return;
+  }
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    Call<T>(g, types, given, deterministic, stream).run();
+  });
+}
+
+}  // namespace ddu::cuda
