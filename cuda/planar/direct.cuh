@@ -39,7 +39,7 @@ __device__ __forceinline__ void forward_direct(const Params<accumulator_t<T>>& p
                                   pixel(input, p.height, p.width, y.index, x.index + 1),
                                   pixel(input, p.height, p.width, y.index + 1, x.index),
                                   pixel(input, p.height, p.width, y.index + 1, x.index + 1), y.fraction, x.fraction);
-        *out = narrow<T>(v + (position.rate - position.rate));
+        *out = narrow<T>(v + nan_unless_finite(position.rate));
       }
     }
   }
@@ -77,7 +77,7 @@ __device__ __forceinline__ void scatter_direct(const Params<accumulator_t<T>>& p
 #pragma unroll 1
       for (int corner = 0; corner < 4; ++corner) {
         const int iy = y.index + corner / 2, ix = x.index + corner % 2;
-        const Acc weight = (corner / 2 ? y.fraction : 1 - y.fraction) * (corner % 2 ? x.fraction : 1 - x.fraction);
+        const Acc weight = corner_weight(corner / 2, corner % 2, y.fraction, x.fraction);
         if (unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width)) {
           add(c * p.pixels() + std::int64_t{iy} * p.width + ix, weight * g);
         }

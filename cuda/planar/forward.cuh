@@ -58,8 +58,8 @@ struct ForwardTaps {
     const Element* below = cell + window.pitch;
     const Values a = Values::of(cell[0]);
     if (centered_y && centered_x) return a;
-    if (centered_y) return (1 - fx) * a + fx * Values::of(cell[1]);
-    if (centered_x) return (1 - fy) * a + fy * Values::of(below[0]);
+    if (centered_y) return interpolate(a, Values::of(cell[1]), fx);
+    if (centered_x) return interpolate(a, Values::of(below[0]), fy);
     return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
   }
 
@@ -86,7 +86,7 @@ struct ForwardTaps {
   /// All taps, with cells worked out one by one. Unless all values are `finite`, every corner counts: one that weighs nothing
   /// may still be NaN; and so do rates that are not finite.
   __device__ __forceinline__ void store_rolled(const Element* pixels, bool finite, int valid) const {
-    const float nan_unless_finite = position.rate - position.rate;
+    const float nan = nan_unless_finite(position.rate);  // or 0
     int tap = 0;
 #pragma unroll 1
     for (int ky = 0; ky < p.kernel_h; ++ky) {
@@ -100,7 +100,7 @@ struct ForwardTaps {
         const bool centered_y = finite && offset_y == 0, centered_x = finite && offset_x == 0;
         Values v = sample(pixels + (position.sampled() ? element : 0), y.fraction, x.fraction, centered_y, centered_x);
 #pragma unroll
-        for (int j = 0; j < N; ++j) v.value[j] += nan_unless_finite;
+        for (int j = 0; j < N; ++j) v.value[j] += nan;
         store(tap, p.taps(), valid, v);
       }
     }

@@ -53,7 +53,7 @@ template <class Acc>
 __device__ __forceinline__ void add_map(const Params<Acc>& p, const WorkTile& work, const Position<Acc>& position, Acc sum,
                                         Acc* grad_map, std::int64_t map_stride) {
   if (!position.active) return;
-  sum += position.rate - position.rate;  // NaN where the rate is not finite
+  sum += nan_unless_finite(position.rate);
   Acc* target = grad_map + work.map_plane(p) * p.positions() + position.index;
   if (map_stride == 0) {
     atomicAdd(target, sum);
