@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
@@ -45,10 +46,27 @@ def export(
 
     Returns:
         The ``torch.onnx.ONNXProgram``.
+
+    Raises:
+        RuntimeError: torch is older than 2.6.
+        ModuleNotFoundError: onnx or onnxscript is missing; the message has the command that installs them.
     """
     if not hasattr(torch.export, "default_decompositions"):
         raise RuntimeError(f"ONNX export needs torch >= 2.6, this is {torch.__version__}")
+    for name in ("onnx", "onnxscript"):
+        if not _is_installed(name):
+            raise ModuleNotFoundError(
+                f'ONNX export needs {name}, which is not installed: pip install "dynamic-dilation-unfold[onnx]"',
+                name=name,
+            )
     if isinstance(model, torch.nn.Module):
         model = torch.export.export(model, args, dict(kwargs or {}), dynamic_shapes=dynamic_shapes)
     spelled_out = model.run_decompositions(decompositions())
     return torch.onnx.export(spelled_out, (), None if path is None else str(path), dynamo=True, **options)
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ValueError:  # None stands in sys.modules: its import is to fail
+        return False

@@ -1,7 +1,10 @@
 """Compilers and exporters. Values against eager mode's."""
 
 import contextlib
+import importlib.machinery
 import re
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ pytestmark = [
 
 # The first has no two sizes alike: the compiler takes those for one symbol.
 SHAPES = [(3, 4, 6, 7), (2, 4, 9, 5), (5, 4, 12, 11), (4, 4, 7, 8)]
+ROOT = Path(__file__).parents[2]
 TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 
@@ -260,8 +264,29 @@ def test_onnx_says_what_it_needs(monkeypatch):
         exporter.export(Model(), example(SHAPES[0], "cpu")[:1])
 
 
+@pytest.mark.skipif(TORCH < (2, 6), reason=f"torch {torch.__version__} does not export programs to ONNX")
+@pytest.mark.parametrize("missing", ["onnx", "onnxscript"])
+def test_onnx_says_what_is_not_installed(missing, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    for name in ("onnx", "onnxscript"):  # whether or not they are
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, None if name == missing else module)
+    sentence = f'ONNX export needs {missing}, which is not installed: pip install "dynamic-dilation-unfold[onnx]"'
+    with pytest.raises(ModuleNotFoundError) as caught:
+        exporter.export(Model(), example(SHAPES[0], "cpu")[:1], path)
+    assert str(caught.value) == sentence
+    assert not path.exists()
+
+
+def test_the_onnx_extra_is_what_the_export_needs():
+    extra = re.search(r"^onnx = \[(.*)\]$", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert extra
+    assert set(re.findall(r'"(.*?)"', extra[1])) == {"onnx", "onnxscript"}
+
+
 def documented_code() -> list[str]:
-    text = (Path(__file__).parents[2] / "docs" / "torch.md").read_text("utf-8")
+    text = (ROOT / "docs" / "torch.md").read_text("utf-8")
     return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
