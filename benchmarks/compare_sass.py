@@ -22,6 +22,7 @@ nvidia-cuda-cuobjdump, nvidia-cuda-nvdisasm) and `c++filt`.
 import argparse
 import difflib
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
@@ -119,6 +120,8 @@ def main() -> int:
     parser.add_argument("--rename", action="append", default=[], metavar="REGEX=NEW", help="of names in BEFORE")
     parser.add_argument("--diff", metavar="NAME", help="print how the code of these kernels differs")
     given = parser.parse_args()
+    if missing := [tool for tool in ("cuobjdump", "nvdisasm", "c++filt") if not shutil.which(tool)]:
+        parser.error(f"not found: {', '.join(missing)} (what they come with stands above: --help)")
     for file in f"{given.before},{given.after}".split(","):
         if not Path(file).is_file():
             parser.error(f"there is no file {file}")

@@ -21,8 +21,8 @@ namespace {
 using oracle::Case;
 using oracle::Problem;
 
-// Every family of kernels: 3x3 with one channel a group, in packs, in runs of several packs; 5x5, 7x7, others; more taps than
-// integer sums take; images of one tile, of many, narrow ones; maps for each image and for all of them.
+// Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; more taps
+// than integer sums take; images of one tile, of many, narrow ones; maps for each image and for all of them.
 const Case kCases[] = {
     {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},       {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
     {3, 5, 20, 24, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true}, {2, 2, 11, 67, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}, true},
@@ -125,9 +125,9 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
       ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
-  const auto shifted = [&](const auto& whole, auto part) {
-    std::memcpy(part.data(), whole.data() + how.shift, part.size() * sizeof *part.data());
-    return part;
+  const auto shifted = [&](const auto& whole, auto tensor) {
+    std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
+    return tensor;
   };
   return {shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size()))),
           shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};

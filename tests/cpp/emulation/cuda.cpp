@@ -21,7 +21,7 @@ alignas(16) char shared[kSharedBytes];  // the dynamic shared memory of the bloc
 
 namespace emulation {
 
-Place thread_index, block_index, block_size, grid_size;
+Index thread_index, block_index, block_size, grid_size;
 
 namespace {
 
@@ -122,17 +122,17 @@ void run_block(unsigned threads, bool backwards) {
 }  // namespace
 
 bool block_barrier(bool value) {
-  const unsigned mine = generation % 2;
-  any[mine] = any[mine] || value;
+  const unsigned turn = generation % 2;
+  any[turn] = any[turn] || value;
   wait(State::at_block_barrier);
-  return any[mine];
+  return any[turn];
 }
 
 const std::uint32_t* warp_exchange(std::uint32_t value) {
-  const unsigned warp = current / 32, mine = warp_generation[warp] % 2;
-  exchanged[mine][warp][current % 32] = value;
+  const unsigned warp = current / 32, turn = warp_generation[warp] % 2;
+  exchanged[turn][warp][current % 32] = value;
   wait(State::at_warp_barrier);
-  return exchanged[mine][warp];
+  return exchanged[turn][warp];
 }
 
 void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {

@@ -1,10 +1,10 @@
 #pragma once
 
 // The CUDA kernels as C++, for machines without a GPU: every thread of a block is a fiber, blocks run one after another.
-// Included before each of cuda/*.cu, which the host's compiler then takes as they are. Shows what they compute, that every
-// barrier is reached by all, and, since the order of the threads is the caller's choice, whether results depend on it. Shows
-// nothing of speed, and nothing of what stands behind `#if __CUDA_ARCH__`.
-// The sources call shared arrays static, as CUDA takes them to be, so that one serves all fibers.
+// Included before each of the CUDA sources, which the host's compiler then takes as they are. Shows what they compute, that
+// every barrier is reached by all, and, since the order of the threads is the caller's choice, whether results depend on it.
+// Shows nothing of speed, and nothing of what stands behind `#if __CUDA_ARCH__`. The sources call shared arrays static, as CUDA
+// takes them to be, so that one serves all fibers.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -19,10 +19,10 @@
 
 namespace emulation {
 
-struct Place {
+struct Index {
   unsigned x = 0;
 };
-extern Place thread_index, block_index, block_size, grid_size;
+extern Index thread_index, block_index, block_size, grid_size;
 
 /// Runs a grid. Throws std::logic_error where some threads wait for others that do not come.
 void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel);
