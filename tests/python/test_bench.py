@@ -138,6 +138,14 @@ def test_arguments_that_cannot_be(options: list[str], sentence: str, capsys: pyt
     assert error.startswith(sentence)
 
 
+def test_a_shape_without_the_memory_for_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--shape", "100000x1000x1000x100"]) == 1
+    assert (
+        "left out: 100000x1000x1000x100, kernel 3, padding 1, torch.float32 needs 2165760.0 GB, and "
+        in capsys.readouterr().err
+    )
+
+
 def test_figures_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "file" / "figures.json", tmp_path):
@@ -209,6 +217,8 @@ def test_a_busy_machine_is_told_of() -> None:
     assert (quiet.least, quiet.median) == (1.0, 1.1)
     assert timing.busy({"ours": quiet}) is None
     assert timing.busy({}) is None
+    assert timing.busy({"tiny": Times.of([2e-6, 6e-6, 7e-6])}) is None  # the clock's jitter
+    assert timing.busy({"tiny": Times.of([2e-6, 9e-6, 9e-6])})
     warning = timing.busy({"ours": quiet, "F.unfold": Times.of([10.9e-6, 6.3e-3, 7e-3])})
     assert str(warning).startswith("warning: this machine is busy: F.unfold took 10.9 us at best and 6.30 ms usually")
 

@@ -129,8 +129,10 @@ def _problems(
     for workload in workloads:
         workload = small(workload) if args.quick else workload
         for dtype in [workload.dtype] if workload.dtype else [_DTYPES[d] for d in args.dtype]:
-            if workload.bytes_needed(dtype.itemsize) > free_memory(device):
-                print(f"left out, more memory needed than there is: {workload}", file=sys.stderr)
+            need, free = workload.bytes_needed(dtype.itemsize), free_memory(device)
+            if need > free:
+                amounts = f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+                print(f"left out: {workload}, {dtype} {amounts}", file=sys.stderr)
                 continue
             for kind in [workload.map] if workload.map else args.map:
                 print(f"measuring {workload}, {dtype}, map {kind} ...", file=sys.stderr, flush=True)

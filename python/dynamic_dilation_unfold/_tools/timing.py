@@ -13,7 +13,8 @@ import torch
 Job = Callable[[], object]
 
 _FLUSH_BYTES = 1 << 30
-_QUIET = 1.5  # a median this many times the least run and more tells of a busy machine
+# A median this many times the least run, and this many seconds above it, tells of a busy machine.
+_QUIET, _JITTER = 1.5, 5e-6
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Times:
 
     @property
     def spread(self) -> float:
-        return self.median / self.least if self.least else 1.0
+        """How many times the least run the median is, but for the clock's own jitter."""
+        return max(1.0, (self.median - _JITTER) / self.least) if self.least else 1.0
 
 
 def busy(times: Mapping[str, Times]) -> str | None:
