@@ -3,7 +3,7 @@
 //     clear_kernel          zeros in grad_input, where blocks add to it and do not clear it themselves
 //     backward_kernel       both gradients, tile by tile              backward_direct_kernel: where there can be no windows
 //     add_windows_kernel    deterministic: grad_input from the windows that tiles stored
-//     *_fallback_kernel     deterministic: what could not be stored, three kernels that most often find nothing
+//     fallback_kernel       deterministic: what could not be stored, in three phases that most often find nothing
 //     convert_kernel        half types: float32 sums of grad_input, rounded once
 //     add_arrays_kernel     grad_map from sums kept apart or in float32
 //
@@ -210,7 +210,8 @@ class Call {
     // As many blocks as fill the device, and a few more: most often nothing is marked, and they only look.
     const std::int64_t enough = std::max<std::int64_t>(tensors_.fallback ? 8 : 64, ceil_div(1024, all));
     const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
-    for (const auto kernel : {prepare_fallback_kernel<T>, scatter_fallback_kernel<T>, add_fallback_kernel<T>}) {
+    for (const auto kernel :
+         {fallback_kernel<T, PrepareSums>, fallback_kernel<T, ScatterIntoSums>, fallback_kernel<T, AddSums>}) {
       launch(kernel, {grid_size(blocks * all), FallbackBlock<T>::kThreads, 0, true}, stream_, p, tensors_, blocks);
     }
   }

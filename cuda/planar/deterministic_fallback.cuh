@@ -1,9 +1,8 @@
 #pragma once
 
-// What a deterministic backward cannot store as windows (deterministic.cuh): scattered like the default's, but into sums whose
-// value does not depend on the order of their terms. Three kernels, which most often find nothing marked and end at once:
-// prepare_fallback_kernel clears the sums and finds their unit, scatter_fallback_kernel adds, add_fallback_kernel adds the sums
-// to the gradient.
+// What a deterministic backward cannot store as windows (deterministic.cuh) is scattered like the default's, but into sums whose
+// value does not depend on the order of their terms. That takes three launches of fallback_kernel, one a phase, since each needs
+// all of the one before; most often they find nothing marked and end at once.
 
 #include "../core/dependent_launch.cuh"
 #include "../core/fixed_point_sum.cuh"
@@ -56,70 +55,73 @@ struct FallbackBlock {
   }
 };
 
-/// Clears the sums, and finds the largest gradient that goes into them.
-template <class T>
-__global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
-    prepare_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
-  using Acc = accumulator_t<T>;
-  static __shared__ unsigned long long block_largest;
-  wait_for_previous();
-  const FallbackBlock<T> fallback(p, tensors, blocks);
-  if (fallback.nothing()) return;
-  if (threadIdx.x == 0) block_largest = 0;
-  fallback.for_each_pixel([&](std::int64_t i) {
-    tensors.high[fallback.plane() + i] = 0;
-    tensors.low[fallback.plane() + i] = 0;
-  });
-  Acc largest = 0;
-  fallback.for_each_position([&](const Position<Acc>& position, const T* columns) {
-    if (!position.sampled()) return;
-    for (int column = 0; column < fallback.vec.channels * p.taps(); ++column) {
-      const Acc grad = widen(columns[column * p.positions() + position.index]), size = grad < 0 ? -grad : grad;
-      if (is_finite(size) && size > largest) largest = size;
-    }
-  });
-  __syncthreads();
-  // Floats that are not negative have the order of their bits.
-  if (largest > 0) atomicMax(&block_largest, static_cast<unsigned long long>(__double_as_longlong(double(largest))));
-  __syncthreads();
-  if (threadIdx.x == 0 && block_largest > 0) atomicMax(fallback.largest, block_largest);
-}
-
-/// Scatters into the sums. What is not finite goes to the gradient itself, and stays there whatever is added.
-template <class T>
-__global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
-    scatter_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
-  using Acc = accumulator_t<T>;
-  wait_for_previous();
-  const FallbackBlock<T> fallback(p, tensors, blocks);
-  if (fallback.nothing()) return;
-  const FixedPointSums sums = fallback.sums();
-  Acc* grad_input = tensors.grad_input + fallback.plane();
-  fallback.for_each_position([&](const Position<Acc>& position, const T* columns) {
-    scatter_direct(p, position, columns, fallback.vec.channels, [&](std::int64_t pixel, Acc term) {
-      if (is_finite(term)) {
-        sums.add(pixel, term);
-      } else {
-        atomicAdd(grad_input + pixel, term);
+/// The first phase clears the sums, and finds the largest gradient that goes into them.
+struct PrepareSums {
+  template <class T>
+  __device__ __forceinline__ static void run(const FallbackBlock<T>& block) {
+    using Acc = accumulator_t<T>;
+    static __shared__ unsigned long long block_largest;
+    if (threadIdx.x == 0) block_largest = 0;
+    block.for_each_pixel([&](std::int64_t i) {
+      block.tensors.high[block.plane() + i] = 0;
+      block.tensors.low[block.plane() + i] = 0;
+    });
+    Acc largest = 0;
+    block.for_each_position([&](const Position<Acc>& position, const T* columns) {
+      if (!position.sampled()) return;
+      for (int column = 0; column < block.vec.channels * block.p.taps(); ++column) {
+        const Acc grad = widen(columns[column * block.p.positions() + position.index]), size = grad < 0 ? -grad : grad;
+        if (is_finite(size) && size > largest) largest = size;
       }
     });
-  });
-}
+    __syncthreads();
+    // Floats that are not negative have the order of their bits.
+    if (largest > 0) atomicMax(&block_largest, static_cast<unsigned long long>(__double_as_longlong(double(largest))));
+    __syncthreads();
+    if (threadIdx.x == 0 && block_largest > 0) atomicMax(block.largest, block_largest);
+  }
+};
 
-/// Adds the sums to the gradient. Every NaN becomes the same one: its bits would tell which came first.
-template <class T>
+/// The second phase scatters into the sums. What is not finite goes to the gradient itself, and stays there whatever is added.
+struct ScatterIntoSums {
+  template <class T>
+  __device__ __forceinline__ static void run(const FallbackBlock<T>& block) {
+    using Acc = accumulator_t<T>;
+    const FixedPointSums sums = block.sums();
+    Acc* grad_input = block.tensors.grad_input + block.plane();
+    block.for_each_position([&](const Position<Acc>& position, const T* columns) {
+      scatter_direct(block.p, position, columns, block.vec.channels, [&](std::int64_t pixel, Acc term) {
+        if (is_finite(term)) {
+          sums.add(pixel, term);
+        } else {
+          atomicAdd(grad_input + pixel, term);
+        }
+      });
+    });
+  }
+};
+
+/// The last phase adds the sums to the gradient. Every NaN becomes the same one: its bits would tell which came first.
+struct AddSums {
+  template <class T>
+  __device__ __forceinline__ static void run(const FallbackBlock<T>& block) {
+    using Acc = accumulator_t<T>;
+    const FixedPointSums sums = block.sums();
+    Acc* grad_input = block.tensors.grad_input + block.plane();
+    block.for_each_pixel([&](std::int64_t i) {
+      const Acc sum = Acc(grad_input[i] + sums.value(i));
+      grad_input[i] = sum == sum ? sum : Acc(NAN);
+    });
+  }
+};
+
+/// One phase of the fallback.
+template <class T, class Phase>
 __global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
-    add_fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
-  using Acc = accumulator_t<T>;
+    fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
   wait_for_previous();
-  const FallbackBlock<T> fallback(p, tensors, blocks);
-  if (fallback.nothing()) return;
-  const FixedPointSums sums = fallback.sums();
-  Acc* grad_input = tensors.grad_input + fallback.plane();
-  fallback.for_each_pixel([&](std::int64_t i) {
-    const Acc sum = Acc(grad_input[i] + sums.value(i));
-    grad_input[i] = sum == sum ? sum : Acc(NAN);
-  });
+  const FallbackBlock<T> block(p, tensors, blocks);
+  if (!block.nothing()) Phase::run(block);
 }
 
 }  // namespace ddu::cuda

@@ -82,6 +82,23 @@ class Memory {
   void* data_ = nullptr;
 };
 
+/// Scratch memory, with bytes behind it that nobody may write. It holds no zeros: nobody may count on them.
+class Workspace {
+ public:
+  explicit Workspace(std::size_t bytes) : host_(bytes + kGuard, 0xa5), memory_(host_.size(), host_.data()) {}
+  void* data() const { return host_.size() > std::size_t(kGuard) ? memory_.data() : nullptr; }
+  bool kept_within() const {
+    std::vector<unsigned char> now(host_.size());
+    EXPECT_EQ(cudaMemcpy(now.data(), memory_.data(), now.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+    return std::equal(now.end() - kGuard, now.end(), host_.end() - kGuard);
+  }
+
+ private:
+  static constexpr int kGuard = 4096;
+  std::vector<unsigned char> host_;
+  Memory memory_;
+};
+
 /// Norm of the difference over the norm of what is expected, in units of what the type allows: the kernels add integers of a
 /// scale that a whole tile shares, so a small gradient beside large ones is not exact to its own size.
 template <class T>
@@ -121,10 +138,11 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
   ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
   if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
   if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
-  const Memory workspace(
+  const Workspace workspace(
       ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
+  EXPECT_TRUE(workspace.kept_within());
   const auto shifted = [&](const auto& whole, auto tensor) {
     std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
     return tensor;
