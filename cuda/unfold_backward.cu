@@ -7,7 +7,7 @@
 //     convert_kernel        half types: float32 sums of grad_input, rounded once
 //     add_arrays_kernel     grad_map from sums kept apart or in float32
 //
-// Each of them starts while the one before still runs where that pays (core/dependent_launch.cuh).
+// Some of them start while the one before still runs (Grid::overlap, core/dependent_launch.cuh).
 
 #include "core/elementwise.cuh"
 #include "core/make_params.h"
