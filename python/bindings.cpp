@@ -1,4 +1,4 @@
-// Module _C: libddu for Python, without being compiled against torch. The kernels are in direct.cpp.
+// Module _C: libddu for Python, without being compiled against torch. The calls with tensors are in direct/.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -11,7 +11,7 @@
 #include "ddu/geometry.h"
 #include "ddu/unfold.h"
 #include "ddu/version.h"
-#include "direct.h"
+#include "direct/direct.h"
 
 namespace py = pybind11;
 
@@ -46,7 +46,7 @@ void translate(std::exception_ptr thrown) {
   } catch (const ddu::type_error& e) {
     py::set_error(PyExc_TypeError, e.what());
   } catch (const ddu::unsupported_device& e) {
-    PyErr_SetObject(PyExc_RuntimeError, explain(e.what()).ptr());
+    PyErr_SetObject(PyExc_RuntimeError, direct::explain(e.what()).ptr());
   } catch (const ddu::error& e) {
     py::set_error(PyExc_RuntimeError, e.what());
   }
@@ -66,5 +66,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_geometry", &check_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });
 
-  add_direct_calls(m);
+  direct::add_functions(m);
 }

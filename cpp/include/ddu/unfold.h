@@ -44,6 +44,9 @@ struct UnfoldBackward {
 
 namespace cpu {
 
+/// Whether the kernels take MemoryFormat::channels_last.
+constexpr bool reads_channels_last = false;
+
 /// In host memory, on at most `threads` OpenMP threads, and on one where that is less than 1. Results do not depend on their
 /// number. The results are there on return.
 DDU_API void unfold(const Geometry& geometry, Types types, const Unfold& tensors, int threads);
@@ -65,6 +68,9 @@ DDU_API bool has_openmp();
 namespace cuda {
 
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
+
+/// Whether the kernels take MemoryFormat::channels_last.
+constexpr bool reads_channels_last = false;
 
 /// In memory of the current device. Work is queued on `stream`, and nothing synchronises: tensors and workspace must live
 /// until the stream has come so far. Calls can be captured into a CUDA graph. Throws ddu::cuda_error where CUDA refuses a call,

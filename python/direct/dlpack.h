@@ -1,6 +1,6 @@
 #pragma once
 
-// What direct.cpp uses of DLPack's table of C functions, which torch >= 2.10 offers as Tensor.__dlpack_c_exchange_api__. The
+// What tensor.h uses of DLPack's table of C functions, which torch >= 2.10 offers as Tensor.__dlpack_c_exchange_api__. The
 // layout is that of DLPack 1.x, whose major version stands at its head.
 
 #include <cstdint>

@@ -1,0 +1,106 @@
+// The kernels of unfold called with tensors. On a small tensor the operator costs less than reading its tensors' attributes from
+// Python, converting arguments and asking torch what is switched on, so that is done here, through CPython's own interface and,
+// of a torch that offers it, DLPack's: nothing is compiled against torch.
+
+#include "ddu/unfold.h"
+
+#include <cstdint>
+#include <iterator>
+
+#include "call.h"
+
+namespace direct {
+namespace {
+
+struct UnfoldCall {
+  static constexpr Py_ssize_t tensors = 2;  // input, dilation_map
+  static constexpr Py_ssize_t options = 5;  // kernel_size, stride, padding, dilation, groups
+
+  Tensor input, map;
+  ddu::Types types;
+  ddu::Geometry geometry;
+
+  /// Throws for what does not fit together.
+  bool read(PyObject* const* arguments) {
+    ddu::Options given;
+    PyObject* const* const option = arguments + tensors;
+    if (!input.read(arguments[0], true) || !map.read(arguments[1])) return false;
+    if (!read_pair(option[0], given.kernel_size) || !read_pair(option[1], given.stride) ||
+        !read_pair(option[2], given.padding) || !read_pair(option[3], given.dilation) ||
+        !read_integer(option[4], given.groups)) {
+      return false;
+    }
+    if (!on_current_device(input, map)) return false;
+    types = {static_cast<ddu::DType>(input.type), static_cast<ddu::DType>(map.type)};
+    ddu::check_types(types);
+    try {
+      geometry = ddu::make_geometry(input.shape(), map.shape(), given);
+    } catch (const ddu::invalid_argument&) {
+      if (may_be_broadcast(map)) return false;
+      throw;
+    }
+    return input.find_data() && map.find_data();
+  }
+
+  py::object forward() {
+    std::int64_t sizes[3];
+    py::object output = empty(input.device, sizes, output_sizes(sizes), attached.dtypes[input.type]);
+    ddu::Unfold call{input.data, map.data, address_of(output.ptr()), nullptr, input.format};
+    if (input.device == kCpu) {
+      const int count = threads();
+      const py::object workspace =
+          new_cpu_workspace(ddu::cpu::unfold_workspace_bytes(geometry, types, call, count), call.workspace);
+      const py::gil_scoped_release release;
+      ddu::cpu::unfold(geometry, types, call, count);
+    } else {
+      const std::size_t bytes = ddu::cuda::unfold_workspace_bytes(geometry, types, call);
+      const py::object workspace = new_workspace(input.device, bytes, call.workspace);
+      const ddu::cuda::Stream stream = stream_of(input.device);
+      const py::gil_scoped_release release;
+      ddu::cuda::unfold(geometry, types, call, stream);
+    }
+    return output;
+  }
+
+  py::object backward(Tensor& grad, PyObject* const* output_mask) {
+    std::int64_t sizes[3];
+    const int dims = output_sizes(sizes);
+    const bool like_output = grad.dims == dims && std::equal(sizes, sizes + dims, grad.sizes);
+    if (!like_output || grad.device != input.device || grad.type != input.type || !grad.find_data()) return py::none();
+    ddu::UnfoldBackward call{grad.data, input.data, map.data, nullptr, nullptr, nullptr, input.format};
+    const py::object grad_input = new_gradient(input, output_mask[0], call.grad_input);
+    const py::object grad_map = new_gradient(map, output_mask[1], call.grad_map);
+    if (input.device == kCpu) {
+      const int count = threads();
+      const std::size_t bytes = ddu::cpu::unfold_backward_workspace_bytes(geometry, types, call, count);
+      const py::object workspace = new_cpu_workspace(bytes, call.workspace);
+      const py::gil_scoped_release release;
+      ddu::cpu::unfold_backward(geometry, types, call, count);
+    } else {
+      const bool deterministic = call_is_deterministic();
+      const std::size_t bytes = ddu::cuda::unfold_backward_workspace_bytes(geometry, types, call, deterministic);
+      const py::object workspace = new_workspace(input.device, bytes, call.workspace);
+      const ddu::cuda::Stream stream = stream_of(input.device);
+      const py::gil_scoped_release release;
+      ddu::cuda::unfold_backward(geometry, types, call, deterministic, stream);
+    }
+    return own(PyTuple_Pack(2, grad_input.ptr(), grad_map.ptr()));
+  }
+
+ private:
+  static bool call_is_deterministic() { return call(attached.is_deterministic).ptr() == Py_True; }
+
+  /// Writes the output's sizes and returns how many: an unbatched call has no batch.
+  int output_sizes(std::int64_t* sizes) const {
+    if (input.dims == 4) *sizes++ = geometry.batch;
+    *sizes++ = geometry.channels * geometry.taps();
+    *sizes = geometry.positions();
+    return input.dims - 1;
+  }
+};
+
+}  // namespace
+
+void add_unfold(py::module_& module) { add_operator<UnfoldCall>(module, "unfold"); }
+
+}  // namespace direct
