@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "ddu/dtype.h"
@@ -62,6 +63,11 @@ PYBIND11_MODULE(_C, m) {
   m.attr("cuda_toolkit_version") = ddu::cuda::toolkit_version();
   m.attr("cuda_architectures") = ddu::cuda::architectures();
   m.attr("wheel_index") = DDU_WHEEL_INDEX;
+
+  std::vector<std::string> reads_channels_last;  // devices by torch's names
+  if (ddu::cpu::reads_channels_last) reads_channels_last.emplace_back("cpu");
+  if (ddu::cuda::reads_channels_last) reads_channels_last.emplace_back("cuda");
+  m.attr("reads_channels_last") = reads_channels_last;
 
   m.def("check_geometry", &check_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });

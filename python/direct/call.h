@@ -7,9 +7,9 @@
 //   bool read(PyObject* const* arguments);                            tensors, then options; false to decline
 //   py::object forward();                                             the output
 //   py::object backward(Tensor& grad, PyObject* const* output_mask);  tuple of gradients, None for one that is not wanted
-// and gets from this file, through add_operator, four functions of the module _C. Each declines by returning None, before it has
-// done anything, what Python then does or explains: options that are not yet ints or pairs of them, maps to broadcast, other
-// devices, subclasses, tensors without memory.
+// and gets from this file, through add_operator, four functions of the module _C. Each declines by returning None, before it
+// has done anything, what Python then does or explains: options that are not yet ints or pairs of them, maps to broadcast,
+// other devices, subclasses, tensors without memory.
 //   NAME(*tensors, *options)                          the output
 //   NAME_backward(grad, *tensors, *options, output_mask)   the gradients
 //   NAME_plain(*tensors, *options)                    the output of a plain call, with its backward; None for any other

@@ -50,8 +50,7 @@ PyObject* record(PyObject*, PyObject* const* arguments, Py_ssize_t count) {
   });
 }
 
-PyMethodDef methods[] = {
-    method("is_plain", &is_plain_function), method("record", &record), {nullptr, nullptr, 0, nullptr}};
+PyMethodDef methods[] = {method("is_plain", &is_plain_function), method("record", &record), {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace
 

@@ -21,9 +21,9 @@ struct TorchObjects {
   PyObject* is_deterministic;
   PyObject* is_grad_enabled;
   PyObject* is_autocast_enabled;
-  PyObject* forward_ad;  // its _current_level is -1 where no forward-mode differentiation is going on
-  PyObject* watchers;    // tuple of functions: while one of them returns something true, calls are not plain
-  PyObject* explain;     // libddu's message that it cannot serve a device -> what to do about it
+  PyObject* forward_ad;                 // its _current_level is -1 where no forward-mode differentiation is going on
+  PyObject* watchers;                   // tuple of functions: while one of them returns something true, calls are not plain
+  PyObject* explain;                    // libddu's message that it cannot serve a device -> what to do about it
   const dlpack::ExchangeApi* exchange;  // null before torch 2.10
 };
 

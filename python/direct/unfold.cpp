@@ -1,6 +1,6 @@
-// The kernels of unfold called with tensors. On a small tensor the operator costs less than reading its tensors' attributes from
-// Python, converting arguments and asking torch what is switched on, so that is done here, through CPython's own interface and,
-// of a torch that offers it, DLPack's: nothing is compiled against torch.
+// The kernels of unfold called with tensors. On a small tensor the operator costs less than reading its tensors' attributes
+// from Python, converting arguments and asking torch what is switched on, so that is done here, through CPython's own interface
+// and, of a torch that offers it, DLPack's: nothing is compiled against torch.
 
 #include "ddu/unfold.h"
 

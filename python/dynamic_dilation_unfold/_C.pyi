@@ -6,6 +6,7 @@ has_openmp: bool
 cuda_toolkit_version: int
 cuda_architectures: str
 wheel_index: str
+reads_channels_last: list[str]  # devices
 
 Pair = tuple[int, int]
 
@@ -20,9 +21,43 @@ def check_geometry(
     /,
 ) -> None: ...
 def check_types(input: int, map: int, /) -> None: ...
+
+# --- Direct calls (python/direct/) ---
+
 def attach(**objects_of_torch: object) -> None: ...
-def is_plain(*tensors: Tensor) -> bool: ...
-def plain_unfold(
+def is_plain(*tensors: Tensor | None) -> bool: ...
+def record(ctx: object, /, *tensors_and_result: object) -> Tensor:
+    """``forward`` of an ``autograd.Function`` of tensors and of ``(output, options)``, computed before."""
+
+# Of each operator, here unfold. Each returns None where Python has to help: options to normalise, maps to broadcast,
+# other devices than the current one, subclasses, no memory.
+
+def attach_unfold(record: object, /) -> None: ...
+def unfold(
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    /,
+) -> Tensor | None: ...
+def unfold_backward(
+    grad: Tensor,
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, Tensor | None] | None:
+    """Also None where grad is not like the output."""
+
+def unfold_plain(
     input: Tensor,
     dilation_map: Tensor,
     kernel_size: object,
@@ -34,38 +69,4 @@ def plain_unfold(
 ) -> Tensor | None:
     """The output of a plain call without autocast, with its backward; None for any other."""
 
-def unfold(
-    input: Tensor,
-    dilation_map: Tensor,
-    kernel_size: object,
-    stride: object,
-    padding: object,
-    dilation: object,
-    groups: object,
-    /,
-) -> Tensor | None:
-    """None where it needs help: no memory, another device than the current one, options to normalise."""
-
-def unfold_backward(
-    grad: Tensor,
-    input: Tensor,
-    dilation_map: Tensor,
-    kernel_size: object,
-    stride: object,
-    padding: object,
-    dilation: object,
-    groups: object,
-    want_input: object,
-    want_map: object,
-    /,
-) -> tuple[Tensor | None, Tensor | None] | None:
-    """None where it needs help, as with ``unfold``, or where grad is not like the output."""
-
-def plain_forward(ctx: object, input: Tensor, dilation_map: Tensor, options: tuple[object, ...], /) -> Tensor:
-    """``forward`` of an ``autograd.Function`` of plain tensors."""
-
-def plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None]:
-    """Its ``backward``."""
-
-def apply_backward(node: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None]:
-    """The same as a method of the node, as which the engine calls it."""
+def unfold_plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None] | None: ...

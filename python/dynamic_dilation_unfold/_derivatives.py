@@ -1,19 +1,18 @@
-"""Derivatives in differentiable torch, by transposing the reference: whatever the kernels do not compute."""
+"""Derivatives in differentiable torch, by transposing a function such as the reference: what no kernel computes."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ._options import Options
-from .reference import dynamic_dilation_unfold_reference
+from ._torch_private import unwrapped
 
-Tensors = tuple[Tensor, ...]
-Gradients = tuple[Tensor | None, Tensor | None]
+if TYPE_CHECKING:
+    from ._operator import Gradients, Mask, Operator, Tensors
 
 
 def has_dtensor(*tensors: Any) -> bool:
@@ -21,29 +20,38 @@ def has_dtensor(*tensors: Any) -> bool:
     return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
 
-def _unwrapped(tensor: Tensor) -> Tensor:
-    """The tensor below the wrappers of torch.func's transforms."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = functorch.get_unwrapped(tensor)
-    return tensor
-
-
-def reference_of(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
-    kernel_size, stride, padding, dilation, groups = options
-
-    def forward(input: Tensor, dilation_map: Tensor) -> Tensor:
-        if has_dtensor(_unwrapped(input), _unwrapped(dilation_map)):
-            raise RuntimeError(
-                "of DTensors there are first derivatives in reverse mode alone: for second derivatives or forward "
-                "mode, gather them with full_tensor()"
-            )
-        own_groups = groups or dilation_map.shape[-3]  # see _ops.py
-        return dynamic_dilation_unfold_reference(
-            input, kernel_size, dilation_map, stride, padding, dilation, own_groups
+def _refuse_dtensors(tensors: Sequence[Tensor | None]) -> None:
+    if has_dtensor(*(t if t is None else unwrapped(t) for t in tensors)):
+        raise RuntimeError(
+            "of DTensors there are first derivatives in reverse mode alone: for second derivatives or forward mode, "
+            "gather them with full_tensor()"
         )
 
+
+def reference_of(operator: Operator, options: Any) -> Callable[..., Tensor]:
+    """The reference as a function of the tensors."""
+
+    def forward(*tensors: Tensor) -> Tensor:
+        _refuse_dtensors(tensors)
+        return operator.reference(tensors, operator.resolved(tensors, options))
+
     return forward
+
+
+def backward_of(operator: Operator, options: Any, mask: Mask) -> Callable[..., Tensors]:
+    """The registered backward as a function of gradient and tensors that differentiates."""
+
+    def backward(grad: Tensor, *tensors: Tensor) -> Tensors:
+        _refuse_dtensors(tensors)
+        return filled(operator.vjp(grad, tensors, operator.resolved(tensors, options), mask), tensors[0])
+
+    return backward
+
+
+def filled(grads: Gradients, like: Tensor) -> Tensors:
+    """An operator cannot return None: a gradient that is not wanted is an empty tensor."""
+    empty = like.new_zeros(0)
+    return tuple(empty if grad is None else grad for grad in grads)
 
 
 def _restrict(function: Callable[..., Any], values: Tensors, chosen: list[int]) -> tuple[Callable[..., Any], Tensors]:
@@ -58,9 +66,7 @@ def _restrict(function: Callable[..., Any], values: Tensors, chosen: list[int]) 
     return restricted, tuple(values[i] for i in chosen)
 
 
-def pullback(
-    function: Callable[..., Any], values: Tensors, wanted: Sequence[bool], cotangents: Any
-) -> tuple[Tensor | None, ...]:
+def pullback(function: Callable[..., Any], values: Tensors, wanted: Mask, cotangents: Any) -> Gradients:
     """Gradients with respect to the wanted arguments, None for the others."""
     chosen = [i for i, want in enumerate(wanted) if want]
     if not chosen:
@@ -76,27 +82,5 @@ def pushforward(function: Callable[..., Any], values: Tensors, tangents: Sequenc
     restricted, arguments = _restrict(function, values, chosen)
     linearised: Any = torch.func.vjp(restricted, *arguments)  # torch's type allows for a third value
     outputs, transpose = linearised
-    zeros = torch.utils._pytree.tree_map(torch.zeros_like, outputs)
+    zeros = tuple(map(torch.zeros_like, outputs)) if isinstance(outputs, tuple) else torch.zeros_like(outputs)
     return torch.func.vjp(transpose, zeros)[1](tuple(tangents[i] for i in chosen))[0]
-
-
-def reference_backward(
-    grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, wanted: Sequence[bool]
-) -> Gradients:
-    grads = pullback(reference_of(options), (input, dilation_map), wanted, grad)
-    return grads[0], grads[1]
-
-
-def backward_of(options: Options, wanted: Sequence[bool]) -> Callable[[Tensor, Tensor, Tensor], Tensors]:
-    """``unfold_backward`` as a function that differentiates: the operator's outputs, where one not wanted is empty."""
-
-    def backward(grad: Tensor, input: Tensor, dilation_map: Tensor) -> Tensors:
-        return filled(reference_backward(grad, input, dilation_map, options, wanted), input)
-
-    return backward
-
-
-def filled(grads: Gradients, like: Tensor) -> tuple[Tensor, Tensor]:
-    """An operator cannot return None: a gradient that is not wanted is an empty tensor."""
-    empty = like.new_zeros(0)
-    return empty if grads[0] is None else grads[0], empty if grads[1] is None else grads[1]

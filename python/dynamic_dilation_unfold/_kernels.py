@@ -3,103 +3,125 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import _C
-from ._derivatives import reference_backward, reference_of
-from ._options import Options
+from . import _torch_private as private
+from ._derivatives import reference_of
+from ._operator import Argument, Gradients, Mask, Operator, Tensors
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
 
 
-def check_tensors(input: Tensor, dilation_map: Tensor) -> None:
+def check_tensors(operator: Operator, tensors: Tensors) -> None:
     """Raises for what no kernel takes: not tensors, layouts, dtypes, devices."""
-    for name, value in (("input", input), ("dilation_map", dilation_map)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
-        if value.layout != torch.strided or value.is_nested:
-            layout = "a nested tensor" if value.is_nested else value.layout
-            raise TypeError(f"{name} must be a dense tensor of layout torch.strided, got {layout}")
-    input_type, map_type = DTYPES.get(input.dtype), DTYPES.get(dilation_map.dtype)
-    if input_type is None or map_type is None:
-        raise TypeError(
-            "input and dilation_map must be float16, bfloat16, float32 or float64, "
-            f"got input {input.dtype} and dilation_map {dilation_map.dtype}"
-        )
-    _C.check_types(input_type, map_type)
-    if input.device != dilation_map.device:
-        raise RuntimeError(
-            f"input and dilation_map must be on one device, got input on {input.device} "
-            f"and dilation_map on {dilation_map.device}"
-        )
+    operator.require_tensors(tensors)
+    operator.require_dense(tensors)
+    given = [(a, t) for a, t in zip(operator.arguments, tensors, strict=True) if t is not None]
+    (_, first), *others = given
+    value_type = DTYPES.get(first.dtype)
+    for argument, tensor in others:
+        names = f"{operator.arguments[0].name} and {argument.name}"
+        tensor_type = DTYPES.get(tensor.dtype)
+        if value_type is None or tensor_type is None:
+            raise TypeError(
+                f"{names} must be float16, bfloat16, float32 or float64, "
+                f"got {operator.arguments[0].name} {first.dtype} and {argument.name} {tensor.dtype}"
+            )
+        if argument.is_map:
+            _C.check_types(value_type, tensor_type)
+        elif tensor.dtype != first.dtype:
+            raise TypeError(f"{names} must have one dtype, got {first.dtype} and {tensor.dtype}")
+        if tensor.device != first.device:
+            raise RuntimeError(
+                f"{names} must be on one device, got {operator.arguments[0].name} on {first.device} "
+                f"and {argument.name} on {tensor.device}"
+            )
 
 
-def output_shape(input: Tensor, dilation_map: Tensor, kernel_size: Sequence[int]) -> tuple[int, ...]:
-    columns = input.shape[-3] * kernel_size[0] * kernel_size[1]
-    positions = dilation_map.shape[-2] * dilation_map.shape[-1]
-    return (columns, positions) if input.dim() == 3 else (input.shape[0], columns, positions)
+def check_shapes(operator: Operator, tensors: Tensors, options: Any) -> None:
+    """Raises for sizes and options that do not fit; symbols are checked when the compiled program runs."""
+    values: list[Any] = [n for t in tensors if t is not None for n in t.shape]
+    for option in options:
+        values += option if isinstance(option, tuple) else [option]
+    if all(isinstance(value, (int, float, str)) for value in values):
+        operator.check_shapes([None if t is None else t.shape for t in tensors], options)
 
 
-def check_grad(grad: Tensor, input: Tensor, shape: tuple[int, ...]) -> None:
+def check_grad(grad: Tensor, like: Tensor, shape: tuple[int, ...]) -> None:
     """Raises for a gradient that is not like the output, whose shape is given."""
-    if (grad.shape, grad.dtype, grad.device) != (shape, input.dtype, input.device):
+    if (grad.shape, grad.dtype, grad.device) != (shape, like.dtype, like.device):
         raise ValueError(
-            f"grad must be {input.dtype} of shape {list(shape)} on {input.device}, as the output is, "
+            f"grad must be {like.dtype} of shape {list(shape)} on {like.device}, as the output is, "
             f"got {grad.dtype} of shape {list(grad.shape)} on {grad.device}"
         )
 
 
-def is_wrapper(tensor: Tensor) -> bool:
-    """Whether a tensor of torch's own type stands for another: vmap batched it, or it outlived a transform."""
-    functorch = torch._C._functorch
-    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
+def dense(grad: Tensor) -> Tensor:
+    """A gradient as the kernels read it: some losses give a sparse one."""
+    return grad if grad.layout == torch.strided else grad.to_dense()
 
 
-def _resolved(tensor: Tensor) -> Tensor:
+def may_read(*tensors: Tensor | None) -> bool:
+    """Whether the kernels may be called without torch's dispatcher: the one gate of plain calls."""
+    return _C.is_plain(*tensors) and not any(map(private.is_wrapper, tensors))
+
+
+def new_gradient(argument: Argument, tensor: Tensor) -> Tensor:
+    """Memory for a gradient, in the format in which the kernels write it."""
+    reads = argument.channels_last and tensor.dim() == 4 and tensor.device.type in _C.reads_channels_last
+    if reads and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
+        return torch.empty_like(tensor, memory_format=torch.channels_last)
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _resolved(tensor: Tensor | None) -> Tensor | None:
     """The tensor with its values in memory, none of them implied by a flag."""
-    if tensor._is_zerotensor():
+    if tensor is None:
+        return None
+    if private.is_zero_tensor(tensor):
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     return tensor.resolve_neg()
 
 
-def unfold(input: Tensor, dilation_map: Tensor, options: Options) -> Tensor:
-    _C.check_geometry(input.shape, dilation_map.shape, *options)
-    if input.device.type not in DEVICES:
-        return reference_of(options)(input, dilation_map)
-    with _current(input.device):
-        output = _C.unfold(_resolved(input), _resolved(dilation_map), *options)
+def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
+    options = operator.resolved(tensors, options)
+    check_shapes(operator, tensors, options)
+    if tensors[0].device.type not in DEVICES:
+        return reference_of(operator, options)(*tensors)
+    with _current(tensors[0].device):
+        output: Tensor | None = getattr(_C, operator.name)(*map(_resolved, tensors), *options)
     if output is None:
-        raise _without_memory(input=input, dilation_map=dilation_map)
+        raise _without_memory(operator, tensors)
     return output
 
 
-def unfold_backward(
-    grad: Tensor, input: Tensor, dilation_map: Tensor, options: Options, wanted: Sequence[bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients with respect to input and map; None for one that is not wanted."""
-    _C.check_geometry(input.shape, dilation_map.shape, *options)
-    check_grad(grad, input, output_shape(input, dilation_map, options.kernel_size))
-    if input.device.type not in DEVICES:
-        return reference_backward(grad, input, dilation_map, options, wanted)
-    want_input, want_map = wanted
-    with _current(input.device):
-        grads = _C.unfold_backward(
-            _resolved(grad), _resolved(input), _resolved(dilation_map), *options, want_input, want_map
-        )
+def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
+    """Gradients with respect to the tensors; None for one that is not wanted."""
+    options = operator.resolved(tensors, options)
+    check_shapes(operator, tensors, options)
+    grad = dense(grad)
+    check_grad(grad, tensors[0], operator.output_shape(tensors, options))
+    if tensors[0].device.type not in DEVICES:
+        return operator.vjp(grad, tensors, options, mask)
+    with _current(tensors[0].device):
+        call = getattr(_C, f"{operator.name}_backward")
+        grads: Gradients | None = call(_resolved(grad), *map(_resolved, tensors), *options, tuple(mask))
     if grads is None:
-        raise _without_memory(grad=grad, input=input, dilation_map=dilation_map)
+        raise _without_memory(operator, tensors, grad)
     return grads
 
 
-def _without_memory(**tensors: Tensor) -> RuntimeError:
+def _without_memory(operator: Operator, tensors: Tensors, grad: Tensor | None = None) -> RuntimeError:
     """The error about the first of the tensors that has nothing to read."""
-    freed = (name for name, t in tensors.items() if t.numel() > 0 and t.untyped_storage().nbytes() == 0)
-    name = next(freed, " or ".join(tensors))
+    named = {"grad": grad} | {a.name: t for a, t in zip(operator.arguments, tensors, strict=True)}
+    present = {name: t for name, t in named.items() if t is not None}
+    freed = (name for name, t in present.items() if t.numel() > 0 and t.untyped_storage().nbytes() == 0)
+    name = next(freed, " or ".join(present))
     return RuntimeError(f"{name} has no memory that the kernels could read: was its storage freed?")
 
 

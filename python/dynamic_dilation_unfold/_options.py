@@ -1,61 +1,88 @@
-"""The options of one call, normalised."""
+"""The options of one call, read once into values of our own: what the caller changes later does not matter."""
 
 from __future__ import annotations
 
 import operator
 import reprlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, get_type_hints
 
-Pair = tuple[int, int]
+import torch
 
-
-class Options(NamedTuple):
-    """Pairs are (height, width). Values are checked by ``make_geometry`` of the C++ library."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
+Int = int  # or torch.SymInt: sizes of compilers and exporters stay symbols
+Pair = tuple[Int, Int]
 
 
-def pair(name: str, value: int | Sequence[int]) -> Pair:
-    """``3`` or ``(3, 3)`` -> ``(3, 3)``; TypeError naming the argument for anything else."""
+def pair(name: str, value: Any) -> Pair:
+    """``3`` or ``(3, 3)``, as any kind of integers and sequence, -> ``(3, 3)``; TypeError if not."""
     if type(value) is int:
-        return (_int64(name, value), value)
+        return (_checked(name, value), value)
     try:
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            height, width = (operator.index(v) for v in value)
-        else:
-            height = width = operator.index(value)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}") from None
-    return (_int64(name, height), _int64(name, width))
+        sequence = _sequence(value)
+        height, width = (value, value) if sequence is None else sequence
+        return (_checked(name, _index(height)), _checked(name, _index(width)))
+    except TypeError:
+        pass
+    except ValueError as error:
+        if "64 bits" in str(error):
+            raise
+    raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}")
 
 
-def _int64(name: str, value: int) -> int:
+def integer(name: str, value: Any) -> Int:
+    try:
+        return _checked(name, _index(value))
+    except TypeError:
+        raise TypeError(f"{name} must be an int, got {reprlib.repr(value)}") from None
+
+
+def _sequence(value: Any) -> Sequence[Any] | None:
+    """The elements of a sequence, an array or a tensor of one dimension; None for a single value."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError
+    if isinstance(value, (tuple, list, Sequence)):
+        return value
+    if getattr(value, "ndim", 0) == 1 and len(value) == 2:
+        return (value[0], value[1])
+    return None
+
+
+def _index(value: Any) -> Int:
+    if type(value) is int or isinstance(value, torch.SymInt):
+        return value  # type: ignore[return-value]  # a symbol serves as an int
+    if torch.compiler.is_compiling() and hasattr(value, "tolist"):
+        return value.tolist()  # type: ignore[no-any-return]  # of NumPy or torch; a symbol, whose dtype cannot be asked
+    if isinstance(value, bool) or getattr(value, "dtype", None) in (torch.bool, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _checked(name: str, value: Int) -> Int:
     """What the C++ library can be asked about; it knows the real limits."""
-    if not -(2**63) <= value < 2**63:
+    if type(value) is int and not torch.compiler.is_compiling() and not -(2**63) <= value < 2**63:
         raise ValueError(f"{name} must fit 64 bits, got {value}")
     return value
 
 
-def make_options(
-    kernel_size: int | Sequence[int],
-    stride: int | Sequence[int],
-    padding: int | Sequence[int],
-    dilation: int | Sequence[int],
-    groups: int,
-) -> Options:
-    try:
-        count = operator.index(groups)
-    except TypeError:
-        raise TypeError(f"groups must be an int, got {reprlib.repr(groups)}") from None
-    return Options(
-        pair("kernel_size", kernel_size),
-        pair("stride", stride),
-        pair("padding", padding),
-        pair("dilation", dilation),
-        _int64("groups", count),
-    )
+class Kind(NamedTuple):
+    """How options of one type stand in an operator's schema, and how a caller's value is read."""
+
+    schema: str
+    read: Callable[[str, Any], Any]
+
+
+def _given(name: str, value: Any) -> Any:
+    return value
+
+
+_KINDS: dict[Any, Kind] = {
+    Pair: Kind("SymInt[2]", pair),
+    int: Kind("SymInt", integer),
+    float: Kind("float", lambda name, value: float(value)),
+    str: Kind("str", _given),
+}
+
+
+def kinds_of(options: type) -> dict[str, Kind]:
+    """Name -> kind of the fields of a NamedTuple, in order."""
+    return {name: _KINDS[kind] for name, kind in get_type_hints(options).items()}

@@ -37,13 +37,16 @@ _interpreters = _find("torch._C:_functorch.get_interpreter_stack")
 _is_fwd_grad_enabled = _find("torch._C:_is_fwd_grad_enabled", _always)
 _forward_ad_level = _find("torch.autograd.forward_ad:_current_level")
 
+# torch.jit.is_tracing, which torch's own types leave out
+is_tracing: Callable[[], Any] = _find("torch._C:_get_tracing_state", getattr(torch.jit, "is_tracing", _always))
+
 # A call is plain while all of these return something false. One that cannot be asked makes no call plain.
 watchers: tuple[Callable[[], Any], ...] = (
     _transforms_active or _always,
     _find("torch._C:_len_torch_dispatch_stack", _always),
     _find("torch._C:_len_torch_function_stack", _always),
     _find("torch._C:_autograd._profiler_enabled", _always),
-    _find("torch._C:_get_tracing_state", torch.jit.is_tracing),
+    is_tracing,
 )
 
 
@@ -68,7 +71,7 @@ def has_tangent(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def transforms() -> list[str] | None:
-    """The transforms of torch.func around the call, such as "Jvp" or "Functionalize"; None where torch does not tell."""
+    """The transforms of torch.func around the call, "Jvp" or "Functionalize" say; None where torch does not tell."""
     if _interpreters is None:
         return None
     return [level.key().name for level in _interpreters() or ()]
@@ -110,6 +113,11 @@ def is_wrapper(tensor: Tensor | None) -> bool:
     return bool(_is_wrapped(tensor) or _is_batched(tensor) or _is_functional(tensor))
 
 
+def is_functional(tensor: Tensor | None) -> bool:
+    """Whether a tensor is known to be functionalize's."""
+    return tensor is not None and _is_functional is not _wraps_unknown and bool(_is_functional(tensor))
+
+
 def unwrapped(tensor: Tensor) -> Tensor:
     """The tensor below the wrappers of torch.func's transforms, as far as torch tells."""
     while _get_unwrapped is not None and _is_wrapped is not _wraps_unknown and _is_wrapped(tensor):
@@ -135,7 +143,7 @@ def recorder(function: type[Function], backward: Callable[..., Any]) -> Callable
         function._backward_cls.apply = backward  # type: ignore[attr-defined]
     if _find("torch._C:_FunctionBase.apply") is None:
         return function.apply
-    apply: Callable[..., Any] = super(Function, function).apply
+    apply: Callable[..., Any] = super(Function, function).apply  # type: ignore[misc]
     return apply
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from . import _autograd
-from ._autograd import is_compiling
-from ._C import plain_unfold
-from ._options import make_options
+from ._C import unfold_plain
+from ._eager import call, install, is_compiling
+from ._operators.unfold import UNFOLD
 
-# torch.is_autocast_enabled raises for the others. Asked here, because compilers cannot.
-_AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(kind)}
-_AUTOCAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+install(UNFOLD)
 
 
 def dynamic_dilation_unfold(
@@ -41,10 +37,10 @@ def dynamic_dilation_unfold(
     Args:
         input: ``[B, C, H, W]``, or ``[C, H, W]`` unbatched; float16, bfloat16, float32 or float64.
         kernel_size: Taps of the window, ``k`` or ``(kH, kW)``.
-        dilation_map: Rates ``D [B, groups, Ho, Wo]``, ``[1, groups, Ho, Wo]`` broadcast over the batch, or
-            ``[groups, Ho, Wo]`` unbatched. The input's dtype, or float32 beside a half input (recommended). 1 is the
-            base dilation, fractions and negative rates are allowed, 0 puts every tap on the centre. A rate that is NaN
-            or infinite makes the taps of its position NaN.
+        dilation_map: Rates ``D [B, groups, Ho, Wo]``, or ``[groups, Ho, Wo]`` unbatched, where batch, height and width
+            may be 1 and are broadcast: ``[1, groups, 1, 1]`` is one rate for each group. The input's dtype, or float32
+            beside a half input (recommended). 1 is the base dilation, fractions and negative rates are allowed, 0 puts
+            every tap on the centre. A rate that is NaN or infinite makes the taps of its position NaN.
         stride: Pixels between positions.
         padding: Zeros around the image, in pixels.
         dilation: Base dilation, in pixels, which the map multiplies.
@@ -63,23 +59,9 @@ def dynamic_dilation_unfold(
     derivative is the right-hand one, as in F.grid_sample.
     """
     if not is_compiling():
-        output = plain_unfold(input, dilation_map, kernel_size, stride, padding, dilation, groups)
+        output = unfold_plain(input, dilation_map, kernel_size, stride, padding, dilation, groups)
         if output is not None:
             return output
-    options = make_options(kernel_size, stride, padding, dilation, groups)
-    return _autograd.unfold(*_autocast(input, dilation_map), options)
-
-
-def _autocast(input: Tensor, dilation_map: Tensor) -> tuple[Tensor, Tensor]:
-    """The columns feed a matrix product, so they take its dtype; rates lose too much in a half type.
-
-    Beside a tensor of any other dtype both stay as they are: float64 is meant, and the rest is refused as ever.
-    """
-    if not (isinstance(input, Tensor) and isinstance(dilation_map, Tensor)):
-        return input, dilation_map
-    if input.dtype not in _AUTOCAST_DTYPES or dilation_map.dtype not in _AUTOCAST_DTYPES:
-        return input, dilation_map
-    kind = input.device.type
-    if kind not in _AUTOCAST_DEVICES or not torch.is_autocast_enabled(kind):
-        return input, dilation_map
-    return input.to(torch.get_autocast_dtype(kind)), dilation_map.to(torch.float32)
+    given = (kernel_size, stride, padding, dilation, groups)
+    result: Tensor = call(dynamic_dilation_unfold, UNFOLD, (input, dilation_map), given)
+    return result

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ._options import make_options
+from ._operators.unfold import UNFOLD
 from .functional import dynamic_dilation_unfold
 
 
@@ -26,7 +26,7 @@ class DynamicDilationUnfold(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        options = make_options(kernel_size, stride, padding, dilation, groups)
+        options = UNFOLD.read((kernel_size, stride, padding, dilation, groups))
         self.kernel_size, self.stride, self.padding, self.dilation, self.groups = options
 
     def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:

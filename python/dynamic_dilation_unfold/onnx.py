@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 
 from ._derivatives import reference_of
-from ._ops import options_of, unfold_op
+from ._dispatch import operators
+from ._operator import Operator
 
 
-def decompositions() -> dict[torch._ops.OperatorBase, Callable[..., Any]]:
+def decompositions() -> dict[Any, Callable[..., Any]]:
     """The table for ``torch.export.ExportedProgram.run_decompositions`` that spells the operator in torch's own."""
 
-    def unfold(input: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
-        return reference_of(options_of(dilation_map, *options))(input, dilation_map)
+    def spelled_out(operator: Operator) -> Callable[..., Tensor]:
+        def forward(*arguments: Any) -> Tensor:
+            tensors, options = arguments[: operator.count], operator.unpack(arguments[operator.count :])
+            return reference_of(operator, options)(*tensors)
 
-    return {**torch.export.default_decompositions(), unfold_op: unfold}
+        return forward
+
+    ours = {operator.op: spelled_out(operator) for operator in operators}
+    return {**torch.export.default_decompositions(), **ours}
 
 
 def export(

@@ -150,6 +150,21 @@ void test_rest(const Case& cases) {
   const auto twice = thrown_by([&] { grads[0].sum().backward(); });
   expect(twice.find("differentiable once") != std::string::npos, "second derivative: '" + twice + "'");
 
+  // One row, one column or one rate stands for all, and its gradient has its own shape.
+  const std::vector<std::vector<std::int64_t>> shapes{{1, 1, 1, 1}, {1, 1, 1, 8}, {1, 1, 8, 1}};
+  for (const auto& sizes : shapes) {
+    const auto rates = at::rand(sizes).requires_grad_(),
+               all = rates.detach().expand({1, 1, 8, 8}).contiguous().requires_grad_();
+    const auto few = ddu::torch_unfold(x.detach(), {3, 3}, rates, {{1, 1}, {1, 1}});
+    const auto full = ddu::torch_unfold(x.detach(), {3, 3}, all, {{1, 1}, {1, 1}});
+    expect(same(few, full), "a map to broadcast");
+    few.square().sum().backward();
+    full.square().sum().backward();
+    expect(at::allclose(rates.grad(), all.grad().sum_to_size(sizes), 1e-4, 1e-4), "gradient of a map to broadcast");
+  }
+  const auto narrow = thrown_by([&] { ddu::torch_unfold(x, {3, 3}, at::ones({1, 1, 1, 7}), {{1, 1}, {1, 1}}); });
+  expect(narrow.find("dilation_map must have shape [1, 1, 8, 8]") == 0, narrow);
+
   const Case autocast(cases["autocast"]);
   const auto cast = [&] {
     const Autocast enabled(true);

@@ -3,6 +3,7 @@
 import contextlib
 import re
 
+import numpy as np
 import pytest
 import torch
 from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, reference
@@ -218,6 +219,12 @@ ARGUMENTS = [
     ({"dilation": [[1, 1]]}, "dilation must be an int or a pair of ints, got [[1, 1]]"),
     ({"groups": 1.0}, "groups must be an int, got 1.0"),
     ({"groups": (1, 1)}, "groups must be an int, got (1, 1)"),
+    ({"groups": True}, "groups must be an int, got True"),
+    ({"groups": np.bool_(True)}, f"groups must be an int, got {np.bool_(True)!r}"),
+    ({"groups": torch.tensor(True)}, "groups must be an int, got tensor(True)"),
+    ({"padding": True}, "padding must be an int or a pair of ints, got True"),
+    ({"kernel_size": np.array([3, 3, 3])}, "kernel_size must be an int or a pair of ints, got array([3, 3, 3])"),
+    ({"kernel_size": np.array([3.0, 3.0])}, "kernel_size must be an int or a pair of ints, got array([3., 3.])"),
 ]
 
 
@@ -237,10 +244,24 @@ def test_option_types(options, message):
 
 def test_arguments_that_are_no_tensors():
     x, rates = torch.ones(INPUT), torch.ones(MAP)
-    with pytest.raises(TypeError, match=r"^input must be a torch.Tensor, got list$"):
-        dynamic_dilation_unfold(x.tolist(), 3, rates, padding=1)
-    with pytest.raises(TypeError, match=r"^dilation_map must be a torch.Tensor, got float$"):
-        dynamic_dilation_unfold(x, 3, 1.0, padding=1)
+    like = "dtype=input.dtype, device=input.device"
+    as_map = f"; torch.as_tensor(dilation_map, {like}) is one"
+    for function in (dynamic_dilation_unfold, reference):
+        for values, message in [
+            ((x.tolist(), rates), "input must be a torch.Tensor, got list; torch.as_tensor(input) is one"),
+            ((x.numpy(), rates), "input must be a torch.Tensor, got ndarray; torch.as_tensor(input) is one"),
+            ((None, rates), "input must be a torch.Tensor, got NoneType"),
+            (
+                (x, 1.5),
+                "dilation_map must be a torch.Tensor, got float; "
+                f"torch.full((1, groups, 1, 1), 1.5, {like}) is a map of this rate",
+            ),
+            ((x, rates.tolist()), f"dilation_map must be a torch.Tensor, got list{as_map}"),
+            ((x, rates.numpy()), f"dilation_map must be a torch.Tensor, got ndarray{as_map}"),
+        ]:
+            with pytest.raises(TypeError) as caught:
+                function(values[0], 3, values[1], padding=1)
+            assert str(caught.value) == message
     # Arguments in another order: the message does not print a whole tensor.
     with pytest.raises(TypeError, match=r"^kernel_size must be an int or a pair of ints, got tensor\(") as caught:
         dynamic_dilation_unfold(x, rates, 3, padding=1)
@@ -362,5 +383,5 @@ def test_devices_that_differ(device):
 def test_an_error_leaves_the_operator_usable(device):
     expected = call(device)
     with pytest.raises(ValueError, match="dilation_map must have shape"):
-        call(device, map=(2, 1, 1, 1))
+        call(device, map=(2, 1, 1, 2))
     assert torch.equal(call(device), expected)

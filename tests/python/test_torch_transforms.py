@@ -54,11 +54,13 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of kernels called, in order."""
     calls: list[str] = []
 
-    def count(name: str, original: Callable[..., Any]) -> None:
-        monkeypatch.setattr(_kernels, name, lambda *a: calls.append(name) or original(*a))
+    def count(name: str, suffix: str, original: Callable[..., Any]) -> None:
+        monkeypatch.setattr(
+            _kernels, name, lambda operator, *a: calls.append(operator.name + suffix) or original(operator, *a)
+        )
 
-    count("unfold", _kernels.unfold)
-    count("unfold_backward", _kernels.unfold_backward)
+    count("forward", "", _kernels.forward)
+    count("backward", "_backward", _kernels.backward)
     return calls
 
 
@@ -108,8 +110,8 @@ def test_gradient_penalty_step(device):
 def test_second_derivative_computes_what_is_needed(device, monkeypatch):
     """No gradient with respect to a map that does not require one, in any order of derivative."""
     wanted = []
-    original = _kernels.unfold_backward
-    monkeypatch.setattr(_kernels, "unfold_backward", lambda *a: wanted.append(a[-1]) or original(*a))
+    original = _kernels.backward
+    monkeypatch.setattr(_kernels, "backward", lambda *a: wanted.append(a[-1]) or original(*a))
     x, rates = example(device)
     x.requires_grad_()
     (grad,) = torch.autograd.grad(loss(ours)(x, rates), x, create_graph=True)

@@ -143,6 +143,24 @@ inline Geometry geometry_of(const at::Tensor& input, const at::Tensor& dilation_
                        {dilation_map.sizes().data(), static_cast<int>(dilation_map.dim())}, options);
 }
 
+/// The map with a rate for each position: one row or one column stands for all, and its gradient is summed. A map that does not
+/// fit stays as it is, for the error that says so.
+inline at::Tensor full_map(const at::Tensor& input, const at::Tensor& map, const Options& options) {
+  if (map.dim() < 3 || map.dim() != input.dim() || map.size(-3) != options.groups) return map;
+  if (map.dim() == 4 && map.size(0) != 1 && map.size(0) != input.size(0)) return map;
+  std::vector<std::int64_t> sizes = map.sizes().vec();
+  for (std::size_t axis = 0; axis < 2; ++axis) {
+    std::int64_t& size = sizes[sizes.size() - 2 + axis];
+    if (options.stride[axis] < 1) return map;
+    const std::int64_t pixels = input.size(static_cast<std::int64_t>(axis) - 2);
+    const std::int64_t span = pixels + 2 * options.padding[axis] - options.dilation[axis] * (options.kernel_size[axis] - 1) - 1;
+    const std::int64_t positions = span < 0 ? 0 : span / options.stride[axis] + 1;
+    if (positions < 1 || (size != 1 && size != positions)) return map;
+    size = positions;
+  }
+  return map.sizes() == at::IntArrayRef(sizes) ? map : map.expand(sizes);
+}
+
 /// Throws, with Python's message, for a gradient that is not like the output.
 inline void check_grad(const at::Tensor& grad, const at::Tensor& input, const Geometry& g) {
   check_dense("grad", grad);
@@ -157,13 +175,25 @@ inline void check_grad(const at::Tensor& grad, const at::Tensor& input, const Ge
   throw invalid_argument(text.str().c_str());
 }
 
+/// How the kernels read an input: as it lies, where they can.
+inline MemoryFormat format_of(const at::Tensor& input) {
+  const bool supported = input.is_cuda() ? cuda::reads_channels_last : cpu::reads_channels_last;
+  const bool as_it_lies = supported && input.dim() == 4 && !input.is_contiguous();
+  return as_it_lies && input.is_contiguous(at::MemoryFormat::ChannelsLast) ? MemoryFormat::channels_last
+                                                                           : MemoryFormat::contiguous;
+}
+
+inline at::MemoryFormat torch_format(MemoryFormat format) {
+  return format == MemoryFormat::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
 /// The tensor with its values laid out as the kernels read them, none of them implied by a flag.
-inline at::Tensor in_memory(const char* name, const at::Tensor& tensor) {
+inline at::Tensor in_memory(const char* name, const at::Tensor& tensor, MemoryFormat format = MemoryFormat::contiguous) {
   if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
   if (tensor.numel() > 0 && tensor.storage().nbytes() == 0) {
     throw error((std::string(name) + " has no memory that the kernels could read: was its storage freed?").c_str());
   }
-  return tensor.resolve_neg().contiguous();
+  return tensor.resolve_neg().contiguous(torch_format(format));
 }
 
 /// Calls on_cpu(threads), or on_cuda(stream) with the tensor's device as the current one.
@@ -192,11 +222,12 @@ inline at::Tensor scratch(std::size_t bytes, const at::Tensor& like) {
 inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options) {
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
-  const at::Tensor input = in_memory("input", given_input), map = in_memory("dilation_map", given_map);
+  const MemoryFormat format = format_of(given_input);
+  const at::Tensor input = in_memory("input", given_input, format), map = in_memory("dilation_map", given_map);
   const std::int64_t columns = geometry.channels * geometry.taps();
   at::Tensor output = input.dim() == 3 ? at::empty({columns, geometry.positions()}, input.options())
                                        : at::empty({geometry.batch, columns, geometry.positions()}, input.options());
-  Unfold tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr(), nullptr, MemoryFormat::contiguous};
+  Unfold tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr(), nullptr, format};
   on_device_of(
       input,
       [&](int threads) {
@@ -218,10 +249,11 @@ inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor&
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
   check_grad(given_grad, given_input, geometry);
-  const at::Tensor grad = in_memory("grad", given_grad), input = in_memory("input", given_input),
+  const MemoryFormat format = format_of(given_input);
+  const at::Tensor grad = in_memory("grad", given_grad), input = in_memory("input", given_input, format),
                    map = in_memory("dilation_map", given_map);
   Gradients grads;
-  if (wanted[0]) grads.first = at::empty(input.sizes(), input.options());
+  if (wanted[0]) grads.first = at::empty(input.sizes(), input.options(), torch_format(format));
   if (wanted[1]) grads.second = at::empty(map.sizes(), map.options());
   UnfoldBackward tensors{grad.const_data_ptr(),
                          input.const_data_ptr(),
@@ -229,7 +261,7 @@ inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor&
                          wanted[0] ? grads.first.mutable_data_ptr() : nullptr,
                          wanted[1] ? grads.second.mutable_data_ptr() : nullptr,
                          nullptr,
-                         MemoryFormat::contiguous};
+                         format};
   on_device_of(
       input,
       [&](int threads) {
@@ -311,7 +343,7 @@ inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const
 /// torch.nn.functional.unfold whose dilation is a map; differentiable once in both tensors. See ddu/unfold.h for the formula.
 ///
 /// input         [B, C, H, W] or [C, H, W]: float16, bfloat16, float32 or float64, on the CPU or a CUDA device, any strides
-/// dilation_map  [B or 1, groups, Ho, Wo] or [groups, Ho, Wo]: of the input's type, or float32 beside a half input
+/// dilation_map  [B or 1, groups, Ho or 1, Wo or 1], or without the batch: of the input's type, or float32 beside a half input
 /// returns       [B, C*kH*kW, Ho*Wo] or [C*kH*kW, Ho*Wo]
 ///
 /// The result is new memory. Any thread may call. Runs on at::get_num_threads() threads, or on the current stream of the
@@ -321,7 +353,8 @@ inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const 
                                const TorchOptions& options = {}) {
   const auto [x, map] = torch_detail::autocast(input, dilation_map);
   torch_detail::check_tensors(x, map);
-  return torch_detail::UnfoldFunction::apply(x, map, torch_detail::options_of(kernel_size, options));
+  const Options all = torch_detail::options_of(kernel_size, options);
+  return torch_detail::UnfoldFunction::apply(x, torch_detail::full_map(x, map, all), all);
 }
 
 namespace nn {

@@ -1,0 +1,245 @@
+"""The operators as torch's dispatcher sees them: compilers, exporters, functionalize, modes, subclasses and DTensor.
+
+Each operator is registered as ``dynamic_dilation_unfold::NAME`` and ``::NAME_backward`` with schemas, kernels, fakes,
+derivatives, batching and FLOPs, all made from its description.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.utils.flop_counter import register_flop_formula
+
+from . import _batching, _kernels
+from . import _torch_private as private
+from ._derivatives import backward_of, filled, has_dtensor, pullback, reference_of
+from ._operator import Mask, Operator, Tensors
+
+NAME = "dynamic_dilation_unfold"
+_TAGS = (torch.Tag.pt2_compliant_tag,)
+operators: list[Operator] = []
+
+
+def _library(new: bool = False) -> torch.library.Library:
+    """The library of torch's that the operators are in: where torch keeps them, and nowhere in this package.
+
+    So an import replaces what an earlier import in this process left, after the package was removed from sys.modules.
+    """
+    namespace = vars(getattr(torch.ops, NAME))
+    if new:
+        namespace.pop("_library", None)  # the last reference: its operators go with it
+        namespace["_library"] = torch.library.Library(NAME, "DEF")
+    library: torch.library.Library = namespace["_library"]
+    return library
+
+
+_library(new=True)
+
+
+def register(operator: Operator) -> None:
+    """Defines the two operators and everything about them."""
+    operators.append(operator)
+    library = _library()
+    for schema, rules in zip(operator.schemas, (_Forward(operator), _Backward(operator)), strict=True):
+        _define(library, schema, rules)
+
+
+def _define(library: torch.library.Library, schema: str, rules: _Rules) -> None:
+    name = schema.partition("(")[0]
+    rules.op = _define_kernel(library, schema, rules)
+    # In a torch that cannot skip autograd, a second operator does the work below it.
+    rules.below = rules.op if private.can_redispatch else _define_kernel(library, f"_{schema}", rules)
+    library.impl(name, rules.autograd, "Autograd", with_keyset=True)
+    register_flop_formula(getattr(getattr(torch.ops, NAME), name))(rules.flops)
+
+
+def _define_kernel(library: torch.library.Library, schema: str, rules: _Rules) -> Any:
+    name = schema.partition("(")[0]
+    library.define(schema, tags=_TAGS)
+    library.impl(name, rules.kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAME}::{name}", rules.fake, lib=library)
+    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
+        torch.library.register_vmap(f"{NAME}::{name}", rules.vmap, lib=library)
+    return getattr(getattr(torch.ops, NAME), name).default
+
+
+class _Rules:
+    """What the dispatcher calls for one registered operator. Arguments are those of the schema."""
+
+    op: Any
+    below: Any  # the operator without its autograd rule
+
+    def __init__(self, operator: Operator) -> None:
+        self.operator = operator
+
+    def below_autograd(self, keyset: Any, *arguments: Any) -> Any:
+        if private.can_redispatch:
+            return private.redispatch_below_autograd(self.op, keyset, *arguments)
+        return self.below(*arguments)
+
+    def kernel(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def fake(self, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def autograd(self, keyset: Any, *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def vmap(self, info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
+        raise NotImplementedError
+
+    def flops(self, *arguments: Any, **named: Any) -> int:
+        raise NotImplementedError
+
+
+class _Forward(_Rules):
+    """Arguments: the tensors, then the options."""
+
+    def split(self, arguments: tuple[Any, ...]) -> tuple[Tensors, Any]:
+        n = self.operator.count
+        return arguments[:n], self.operator.unpack(arguments[n:])
+
+    def kernel(self, *arguments: Any) -> Tensor:
+        tensors, options = self.split(arguments)
+        _kernels.check_tensors(self.operator, tensors)
+        return _kernels.forward(self.operator, tensors, options)
+
+    def fake(self, *arguments: Any) -> Tensor:
+        tensors, options = self.split(arguments)
+        options = self.operator.resolved(tensors, options)
+        _kernels.check_tensors(self.operator, tensors)
+        _kernels.check_shapes(self.operator, tensors, options)
+        return tensors[0].new_empty(self.operator.output_shape(tensors, options))
+
+    def autograd(self, keyset: Any, *arguments: Any) -> Any:
+        tensors, options = self.split(arguments)
+        if is_sharded(*tensors):
+            options = self.operator.for_shards(tensors, options)
+        if _in_torch(tensors):
+            return reference_of(self.operator, options)(*tensors)
+        return apply(_RecordedForward, self, keyset, options, *tensors)
+
+    def vmap(self, info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
+        n = self.operator.count
+        run = lambda *tensors: self.op(*tensors, *arguments[n:])  # noqa: E731
+        return _batching.forward(self.operator, run, info.batch_size, dims[:n], arguments[:n])
+
+    def flops(self, *arguments: Any, **named: Any) -> int:
+        return self.operator.flops(*self.split(arguments))
+
+
+class _Backward(_Rules):
+    """Arguments: the gradient, the tensors, the options, then which gradients are wanted."""
+
+    def split(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensors, Any, Mask]:
+        n = 1 + self.operator.count
+        return arguments[0], arguments[1:n], self.operator.unpack(arguments[n:-1]), arguments[-1]
+
+    def kernel(self, *arguments: Any) -> Any:
+        grad, tensors, options, mask = self.split(arguments)
+        _kernels.check_tensors(self.operator, tensors)
+        return self.returned(filled(_kernels.backward(self.operator, grad, tensors, options, mask), tensors[0]))
+
+    def fake(self, *arguments: Any) -> Any:
+        grad, tensors, options, mask = self.split(arguments)
+        options = self.operator.resolved(tensors, options)
+        _kernels.check_tensors(self.operator, tensors)
+        _kernels.check_shapes(self.operator, tensors, options)
+        shape = self.operator.output_shape(tensors, options)
+        if all(isinstance(n, int) for n in (*shape, *grad.shape)):
+            _kernels.check_grad(grad, tensors[0], shape)
+        grads = tuple(
+            _kernels.new_gradient(argument, t) if want else None
+            for argument, t, want in zip(self.operator.arguments, tensors, mask, strict=True)
+        )
+        return self.returned(filled(grads, tensors[0]))
+
+    def returned(self, grads: Tensors) -> Any:
+        return grads if self.operator.count > 1 else grads[0]
+
+    def autograd(self, keyset: Any, *arguments: Any) -> Any:
+        grad, tensors, options, mask = self.split(arguments)
+        if is_sharded(grad, *tensors):
+            options = self.operator.for_shards(tensors, options)
+        if _in_torch((grad, *tensors)):
+            return self.returned(backward_of(self.operator, options, mask)(grad, *tensors))
+        return apply(_RecordedBackward, self, keyset, options, mask, grad, *tensors)
+
+    def vmap(self, info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
+        n = 1 + self.operator.count
+        run = lambda *tensors: self.op(*tensors, *arguments[n:])  # noqa: E731
+        return _batching.backward(self.operator, run, info.batch_size, dims[:n], arguments[:n], arguments[-1])
+
+    def flops(self, *arguments: Any, **named: Any) -> int:
+        _grad, tensors, options, mask = self.split(arguments)
+        return self.operator.backward_flops(tensors, options, mask)
+
+
+# --- Derivatives ------------------------------------------------------------------------------------------------------
+
+
+def apply(function: type[Function], *arguments: Any) -> Any:
+    return function.apply(*arguments)
+
+
+class _RecordedForward(Function):
+    """A registered operator, recorded for plain autograd; torch.library.register_autograd refuses torch.func."""
+
+    @staticmethod
+    def forward(ctx: Any, rules: _Forward, keyset: Any, options: Any, *tensors: Tensor) -> Any:
+        ctx.save_for_backward(*tensors)
+        ctx.operator, ctx.options = rules.operator, options
+        return rules.below_autograd(keyset, *tensors, *options)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mask = list(ctx.needs_input_grad[3:])
+        grads = ctx.operator.backward_op(_kernels.dense(grad), *ctx.saved_tensors, *ctx.options, mask)
+        grads = grads if len(mask) > 1 else (grads,)
+        return None, None, None, *(g if want else None for g, want in zip(grads, mask, strict=True))
+
+
+class _RecordedBackward(Function):
+    @staticmethod
+    def forward(ctx: Any, rules: _Backward, keyset: Any, options: Any, mask: Mask, *tensors: Tensor) -> Any:
+        ctx.save_for_backward(*tensors)
+        ctx.operator, ctx.options, ctx.mask = rules.operator, options, mask
+        return rules.below_autograd(keyset, *tensors, *options, mask)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        derivative = backward_of(ctx.operator, ctx.options, ctx.mask)
+        grads = pullback(derivative, ctx.saved_tensors, ctx.needs_input_grad[4:], cotangents)
+        return None, None, None, None, *grads
+
+
+def _in_torch(tensors: Tensors) -> bool:
+    """Whether to compute in differentiable torch, because torch.func or forward mode asks for derivatives.
+
+    What torch.library.register_autograd makes refuses the one and silently drops the tangents of the other.
+    """
+    return private.transforms_active() or private.has_tangent(tensors)
+
+
+# --- DTensor ----------------------------------------------------------------------------------------------------------
+
+
+def is_sharded(*tensors: Any) -> bool:
+    """Whether a DTensor is among them. The first one registers the sharding rules."""
+    if not has_dtensor(*tensors):
+        return False
+    _register_sharding()
+    return True
+
+
+@functools.cache
+def _register_sharding() -> None:
+    from . import _sharding  # not at the top: torch.distributed.tensor takes a second to import
+
+    for operator in operators:
+        _sharding.register(operator)

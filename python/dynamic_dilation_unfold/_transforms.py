@@ -1,0 +1,102 @@
+"""The operators under torch.func, forward mode, modes, profilers and tensor subclasses.
+
+Two Functions for all operators. They know every transform but forward mode inside forward mode, which is left to the
+reference (torch calls ``Function.jvp`` without the outer tangents), and cost some 10 us a call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _batching, _kernels
+from . import _torch_private as private
+from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
+from ._dispatch import apply
+from ._operator import Mask, Operator, Tensors
+
+
+def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
+    if _forward_mode_is_nested(tensors):
+        return reference_of(operator, options)(*tensors)
+    output: Tensor = apply(_Forward, operator, options, *tensors)
+    return output
+
+
+def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Tensors:
+    """Gradients that can be differentiated again; an empty tensor for one that is not wanted."""
+    if _forward_mode_is_nested((grad, *tensors)):
+        return backward_of(operator, options, mask)(*map(private.alive, (grad, *tensors)))  # as Function.apply does
+    grads: Tensors = apply(_Backward, operator, options, mask, grad, *tensors)
+    return grads
+
+
+def _forward_mode_is_nested(tensors: Tensors) -> bool:
+    """Whether one ``torch.func.jvp`` runs, or may run, inside another."""
+    transforms = private.transforms()
+    return private.has_tangent(tensors) if transforms is None else transforms.count("Jvp") > 1
+
+
+class _Forward(Function):
+    @staticmethod
+    def forward(operator: Operator, options: Any, *tensors: Tensor) -> Tensor:
+        if _kernels.may_read(*tensors):
+            return _kernels.forward(operator, tensors, options)
+        output: Tensor = operator.op(*tensors, *options)
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operator, ctx.options, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        from ._eager import gradients
+
+        return None, None, *gradients(ctx.operator, grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[2:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        options = ctx.operator.resolved(ctx.saved_tensors, ctx.options)
+        return ctx.operator.jvp(ctx.saved_tensors, tangents[2:], options)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, *tensors: Tensor) -> Any:
+        run = lambda *t: apply(_Forward, operator, options, *t)  # noqa: E731
+        return _batching.forward(operator, run, info.batch_size, dims[2:], tensors)
+
+
+class _Backward(Function):
+    """Its own derivatives come from the reference."""
+
+    @staticmethod
+    def forward(operator: Operator, options: Any, mask: Mask, *tensors: Tensor) -> Tensors:
+        grad, *others = tensors
+        if _kernels.may_read(*tensors):
+            return filled(_kernels.backward(operator, grad, tuple(others), options, mask), others[0])
+        grads: Any = operator.backward_op(*tensors, *options, list(mask))
+        return tuple(grads) if operator.count > 1 else (grads,)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        ctx.operator, ctx.options, ctx.mask, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        derivative = backward_of(ctx.operator, ctx.options, ctx.mask)
+        return None, None, None, *pullback(derivative, ctx.saved_tensors, ctx.needs_input_grad[3:], cotangents)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return pushforward(backward_of(ctx.operator, ctx.options, ctx.mask), ctx.saved_tensors, tangents[3:])
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, mask: Mask, *tensors: Tensor) -> Any:
+        run = lambda *t: apply(_Backward, operator, options, mask, *t)  # noqa: E731
+        return _batching.backward(operator, run, info.batch_size, dims[3:], tensors, mask)
