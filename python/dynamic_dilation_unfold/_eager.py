@@ -102,7 +102,7 @@ def _registered(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
         tensors = operator.full_maps(tensors, options)
     else:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", torch.jit.TracerWarning)  # a map is broadcast or not: part of the program
+            warnings.simplefilter("ignore")  # that a map is broadcast, or not, becomes a part of the program
             tensors = operator.full_maps(tensors, options)
     output: Tensor = operator.op(*tensors, *options)
     return output
