@@ -74,13 +74,20 @@ void expect(bool fine, const char* message) {
   if (!fine) throw invalid_argument(message);
 }
 
+void expect_format(MemoryFormat format) {
+  expect(format == MemoryFormat::contiguous || format == MemoryFormat::channels_last,
+         "input_format must be DDU_CONTIGUOUS or DDU_CHANNELS_LAST");
+}
+
 void expect_pointers(const Geometry& g, const Unfold& tensors, std::size_t workspace) {
+  expect_format(tensors.input_format);
   if (g.columns_numel() == 0) return;
   expect(tensors.input && tensors.dilation_map && tensors.output, "input, dilation_map and output must not be null");
   expect(tensors.workspace || workspace == 0, "workspace must not be null");
 }
 
 void expect_pointers(const Geometry& g, const UnfoldBackward& tensors, std::size_t workspace) {
+  expect_format(tensors.input_format);
   if (g.columns_numel() == 0) return;
   expect(tensors.grad_output && tensors.input && tensors.dilation_map, "grad_output, input and dilation_map must not be null");
   expect(tensors.workspace || workspace == 0, "workspace must not be null");

@@ -96,9 +96,13 @@ inline float16 narrow<float16>(float value) {
 #endif
 }
 
-/// Runs of values. Compilers vectorise the loops, but not over the scalar instructions for float16.
+/// Runs of values, which do not overlap. Compilers vectorise the loops, but not over the scalar instructions for float16.
 template <class T>
 void widen(const T* values, accumulator_t<T>* wide, int count) {
+  if constexpr (std::is_same_v<T, accumulator_t<T>>) {
+    std::memcpy(wide, values, static_cast<std::size_t>(count) * sizeof(T));
+    return;
+  }
   int i = 0;
   if constexpr (std::is_same_v<T, float16>) {
 #if defined(__F16C__)

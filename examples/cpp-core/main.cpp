@@ -48,7 +48,10 @@ int run() {
   const ddu::Geometry geometry = ddu::make_geometry({sizes, 4}, {sizes, 4}, options);
 
   std::vector<float> columns(static_cast<std::size_t>(geometry.columns_numel()));
-  ddu::cpu::unfold(geometry, kTypes, {image.data(), rates.data(), columns.data()}, threads);
+  ddu::Unfold unfold{image.data(), rates.data(), columns.data()};
+  const auto unfold_workspace = scratch(ddu::cpu::unfold_workspace_bytes(geometry, kTypes, unfold, threads));
+  unfold.workspace = unfold_workspace.get();
+  ddu::cpu::unfold(geometry, kTypes, unfold, threads);
 
   const std::size_t positions = image.size(), taps = columns.size() / positions;
   std::vector<float> blurred(positions);

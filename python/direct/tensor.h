@@ -164,7 +164,7 @@ inline py::object new_workspace(std::int64_t device, std::size_t bytes, void*& a
 /// The same on the CPU. Tiny tensors, on which an allocation counts, get memory that the thread keeps: a thread runs one kernel
 /// at a time, and its stack may be small.
 inline py::object new_cpu_workspace(std::size_t bytes, void*& address) {
-  alignas(64) thread_local unsigned char small[32 * 1024];
+  alignas(64) thread_local unsigned char small[64 * 1024];
   if (bytes > sizeof small) return new_workspace(kCpu, bytes, address);
   address = small;
   return py::none();

@@ -35,11 +35,24 @@ static double pixel(int b, int c, int y, int x) {
   return y < 0 || y >= H || x < 0 || x >= W ? 0.0 : image[((b * C + c) * H + y) * W + x];
 }
 
+/* Calls ddu_cpu_unfold with scratch memory. */
+static ddu_status unfold(const ddu_geometry* geometry, double* result) {
+  ddu_unfold tensors = {image, map, result, NULL, DDU_CONTIGUOUS};
+  size_t bytes = 0;
+  ddu_status status = DDU_OK;
+  char* memory = NULL;
+  EXPECT(ddu_cpu_unfold_workspace_bytes(geometry, kDouble, &tensors, 2, &bytes) == DDU_OK);
+  memory = malloc(bytes + 64);
+  tensors.workspace = memory + (64 - (size_t)memory % 64);
+  status = ddu_cpu_unfold(geometry, kDouble, &tensors, 2);
+  free(memory);
+  return status;
+}
+
 /* The sum of the columns times grad: the scalar whose derivatives backward gives. */
 static double objective(const ddu_geometry* geometry) {
-  const ddu_unfold tensors = {image, map, moved, NULL, DDU_CONTIGUOUS};
   double sum = 0;
-  EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 2) == DDU_OK);
+  EXPECT(unfold(geometry, moved) == DDU_OK);
   for (int i = 0; i < B * COLUMNS * P; ++i) sum += moved[i] * grad[i];
   return sum;
 }
@@ -56,10 +69,9 @@ static double slope(const ddu_geometry* geometry, double* value) {
 }
 
 static void test_values(const ddu_geometry* geometry) {
-  const ddu_unfold tensors = {image, map, output, NULL, DDU_CONTIGUOUS};
   int different = 0;
   for (int i = 0; i < B * P; ++i) map[i] = 1.0;
-  EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 2) == DDU_OK);
+  EXPECT(unfold(geometry, output) == DDU_OK);
   for (int i = 0; i < B * COLUMNS * P; ++i) {
     const int position = i % P, column = i / P % COLUMNS, b = i / P / COLUMNS;
     const int ky = column / K % K, kx = column % K;
@@ -107,6 +119,11 @@ static void test_errors(ddu_geometry* geometry) {
   EXPECT(ddu_cpu_unfold(geometry, kDouble, NULL, 1) == DDU_INVALID_ARGUMENT);
   EXPECT(ddu_cpu_unfold(NULL, kDouble, &tensors, 1) == DDU_INVALID_ARGUMENT);
   tensors.output = output;
+  EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 1) == DDU_INVALID_ARGUMENT);
+  EXPECT(strcmp(ddu_last_error(), "workspace must not be null") == 0);
+  tensors.input_format = 2;
+  EXPECT(ddu_cpu_unfold(geometry, kDouble, &tensors, 1) == DDU_INVALID_ARGUMENT);
+  EXPECT(strcmp(ddu_last_error(), "input_format must be DDU_CONTIGUOUS or DDU_CHANNELS_LAST") == 0);
   EXPECT(ddu_cpu_unfold(geometry, mixed, &tensors, 1) == DDU_TYPE_ERROR);
   EXPECT(strcmp(ddu_last_error(), "dilation_map must have the input's dtype float32, got float64") == 0);
   EXPECT(ddu_cpu_unfold(geometry, unknown, &tensors, 1) == DDU_TYPE_ERROR);

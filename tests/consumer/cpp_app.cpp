@@ -71,7 +71,10 @@ bool read(std::ifstream& file, Case& given) {
 void test_cpu(const Case& given, int threads) {
   const ddu::Geometry& g = given.geometry;
   Bytes columns(given.columns.size());
-  ddu::cpu::unfold(g, given.types, {given.input.data(), given.map.data(), columns.data()}, threads);
+  ddu::Unfold unfold{given.input.data(), given.map.data(), columns.data()};
+  Bytes memory(ddu::cpu::unfold_workspace_bytes(g, given.types, unfold, threads) + 64);
+  unfold.workspace = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64);
+  ddu::cpu::unfold(g, given.types, unfold, threads);
   expect(columns == given.columns, "columns");
   for (const int wanted : {1, 2, 3}) {
     Bytes grad_input(given.grad_input.size()), grad_map(given.grad_map.size());

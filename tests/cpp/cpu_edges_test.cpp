@@ -2,9 +2,20 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <string>
+
+#if defined(__linux__)
+#include <limits.h>
+#include <pthread.h>
+#endif
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include "ddu/error.h"
 #include "oracle.h"
@@ -20,9 +31,16 @@ double between_half_and_three(std::mt19937& random) { return std::uniform_real_d
 TEST(CpuEdges, CapabilityIsTheOneAskedFor) {
   const std::string name = ddu::cpu::capability();
   EXPECT_TRUE(name == "baseline" || name == "avx2" || name == "avx512") << name;
+  const char* wish = std::getenv("DDU_CPU_CAPABILITY");
+  std::string wanted = wish ? wish : "";
+  for (char& c : wanted) c = static_cast<char>(std::tolower(c));
+  if (wanted == "baseline" || wanted == "avx2" || wanted == "avx512") {
+    EXPECT_EQ(name, wanted);
+  }
 }
 
-// F.unfold copies pixels; at rate 1 so must this, to the bit, also of pixels that arithmetic could change.
+// F.unfold copies pixels; at rate 1 so must this, to the bit, also of pixels that arithmetic could change: the smallest, the
+// largest, and zeros with a sign.
 TEST(CpuEdges, RateOneCopiesPixels) {
   for (std::int64_t kernel_size : {1, 2, 3, 5}) {
     for (std::int64_t channels : {1, 3, 18}) {
@@ -30,6 +48,7 @@ TEST(CpuEdges, RateOneCopiesPixels) {
       oracle::Problem<float, float> problem(Case{2, channels, 12, 23, options}, [](auto&) { return 1.0; });
       problem.input.set(5, 1e-45);
       problem.input.set(7, 3e38);
+      for (std::int64_t i = 8; i < problem.geometry.input_numel(); i += 3) problem.input.set(i, -0.0);
       const auto output = problem.forward();
       const ddu::Geometry& g = problem.geometry;
       std::int64_t index = 0;
@@ -41,7 +60,9 @@ TEST(CpuEdges, RateOneCopiesPixels) {
                 const std::int64_t y = oy * g.h.stride - g.h.padding + ky * g.h.dilation;
                 const std::int64_t x = ox * g.w.stride - g.w.padding + kx * g.w.dilation;
                 const bool inside = y >= 0 && y < g.h.size && x >= 0 && x < g.w.size;
-                ASSERT_EQ(output[index], inside ? problem.input[(plane * g.h.size + y) * g.w.size + x] : 0.0);
+                const double expected = inside ? problem.input[(plane * g.h.size + y) * g.w.size + x] : 0.0;
+                ASSERT_EQ(output[index], expected);
+                ASSERT_EQ(std::signbit(output[index]), std::signbit(expected));
               }
     }
   }
@@ -81,6 +102,68 @@ TEST(CpuEdges, RatesThatAreNotFiniteSendNothingBack) {
   for (std::size_t i = 0; i < grads.input.size(); ++i) EXPECT_EQ(grads.input[static_cast<std::int64_t>(i)], 0);
   for (std::size_t i = 0; i < grads.map.size(); ++i) EXPECT_TRUE(std::isnan(grads.map[static_cast<std::int64_t>(i)]));
 }
+
+#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
+/// Runs body in a thread whose stack has 64 KiB, as F.unfold can.
+template <class Body>
+void on_small_stack(Body body) {
+  pthread_attr_t attributes;
+  ASSERT_EQ(pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstacksize(&attributes, std::max<std::size_t>(64 * 1024, PTHREAD_STACK_MIN)), 0);
+  pthread_t thread;
+  const auto run = [](void* given) -> void* {
+    (*static_cast<Body*>(given))();
+    return nullptr;
+  };
+  ASSERT_EQ(pthread_create(&thread, &attributes, run, &body), 0);
+  EXPECT_EQ(pthread_join(thread, nullptr), 0);
+  pthread_attr_destroy(&attributes);
+}
+
+template <class T, class M>
+void check_small_stack() {
+  for (std::int64_t channels : {1, 2, 3, 32}) {
+    for (double reach : {2.0, 14.0, 500.0}) {  // wide windows, narrow ones, none
+      const ddu::Options options{{3, 3}, {1, 1}, {6, 6}, {6, 6}, 1};
+      const oracle::Problem<T, M> problem(Case{1, channels, 40, 200, options}, [=](auto& random) {
+        return std::uniform_real_distribution<double>(-reach, reach)(random);
+      });
+      on_small_stack([&] {
+        problem.forward(1);
+        problem.backward(true, true, 1);
+      });
+    }
+  }
+}
+
+// OpenMP's own threads get such stacks too, in a test run of its own: see CMakeLists.txt.
+TEST(CpuEdges, SmallStacks) {
+  check_small_stack<ddu::float16, float>();
+  check_small_stack<ddu::bfloat16, ddu::bfloat16>();
+  check_small_stack<float, float>();
+  check_small_stack<double, double>();
+}
+#endif
+
+#if defined(__SSE2__)
+// Workers take tiny numbers for what the caller takes them for, so that results do not depend on who computes what.
+TEST(CpuEdges, WorkersComputeUnderTheCallersState) {
+  oracle::Problem<float, float> problem(Case{4, 20, 24, 33, kThree}, between_half_and_three);
+  for (std::size_t i = 0; i < problem.input.size(); ++i) problem.input.set(static_cast<std::int64_t>(i), 3e-39);
+  for (std::size_t i = 0; i < problem.grad_output.size(); ++i) problem.grad_output.set(static_cast<std::int64_t>(i), 3e-39);
+  const unsigned before = _mm_getcsr();
+  for (const unsigned flush : {0x8040u, 0u}) {  // FTZ and DAZ
+    _mm_setcsr(before | flush);
+    const auto output = problem.forward(1), parallel = problem.forward(5);
+    const auto grads = problem.backward(true, true, 1), parallel_grads = problem.backward(true, true, 5);
+    _mm_setcsr(before);
+    EXPECT_TRUE(output == parallel);
+    EXPECT_TRUE(grads.input == parallel_grads.input);
+    EXPECT_TRUE(grads.map == parallel_grads.map);
+    EXPECT_EQ(grads.input[24 * 33 / 2] == 0, flush != 0);
+  }
+}
+#endif
 
 TEST(CpuEdges, EmptyTensors) {
   for (const Case& c : {Case{0, 3, 5, 5, kThree}, Case{0, 3, 5, 5, kThree, true}, Case{2, 0, 5, 5, kThree}}) {

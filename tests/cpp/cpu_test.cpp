@@ -116,6 +116,25 @@ TYPED_TEST(Cpu, RatesNearAndFar) {
   }
 }
 
+// A channels_last input is read, and its gradient written, as it lies: the same numbers to the bit, in another place.
+TYPED_TEST(Cpu, ChannelsLast) {
+  using P = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
+  std::vector<Case> cases = {{2, 6, 13, 17, options(3, 1, 3)}, {1, 5, 1, 1, options(3, 1)}, {2, 20, 33, 9, options(2, 1, 2)}};
+  for (std::int64_t channels : {1, 2, 3, 4, 8, 17, 35}) cases.push_back({1, channels, 12, 33, options(3, 1)});
+  for (const Case& c : cases) {
+    for (double reach : {2.0, 900.0}) {
+      SCOPED_TRACE(c.channels * 1000 + static_cast<int>(reach));
+      const P problem(c, [=](auto& random) { return between(random, -reach, reach); });
+      EXPECT_TRUE(problem.forward(2, kChannelsLast) == problem.forward());
+      const auto expected = problem.backward(), grads = problem.backward(true, true, 2, kChannelsLast);
+      EXPECT_TRUE(grads.input == problem.laid_out(expected.input, kChannelsLast));
+      EXPECT_TRUE(grads.map == expected.map);
+      EXPECT_TRUE(grads.guarded);
+    }
+  }
+}
+
 // The results of a call do not depend on the number of threads, or on which of the gradients are asked for.
 TYPED_TEST(Cpu, ThreadsAndMasks) {
   using P = Problem<typename TypeParam::Input, typename TypeParam::Map>;

@@ -2,6 +2,8 @@
 
 // The operator's definition, tap by tap in double precision, and tensors to run it on. It shares no code with the kernels.
 
+#include <gtest/gtest.h>
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -164,11 +166,28 @@ struct Problem {
     for (std::size_t i = 0; i < map.size(); ++i) map.set(static_cast<std::int64_t>(i), rate(random));
   }
 
+  /// A tensor of the input's shape in a memory format.
+  Tensor<T> laid_out(const Tensor<T>& tensor, ddu::MemoryFormat format) const {
+    if (format == ddu::MemoryFormat::contiguous) return tensor;
+    Tensor<T> result(geometry.input_numel());
+    const std::int64_t pixels = geometry.pixels(), channels = geometry.channels;
+    for (std::int64_t i = 0; i < geometry.input_numel(); ++i) {
+      const std::int64_t image = i / (channels * pixels), channel = i / pixels % channels, pixel = i % pixels;
+      result.data()[(image * pixels + pixel) * channels + channel] = tensor.data()[i];
+    }
+    return result;
+  }
+  static std::int64_t workspace_floats(std::size_t bytes) { return static_cast<std::int64_t>((bytes + 3) / 4); }
   static constexpr ddu::Types types() { return {dtype_of<T>(), dtype_of<M>()}; }
 
-  Tensor<T> forward(int threads = 2) const {
+  Tensor<T> forward(int threads = 2, ddu::MemoryFormat format = ddu::MemoryFormat::contiguous) const {
     Tensor<T> output(geometry.columns_numel());
-    ddu::cpu::unfold(geometry, types(), {input.data(), map.data(), output.data()}, threads);
+    const Tensor<T> given = laid_out(input, format);
+    ddu::Unfold tensors{given.data(), map.data(), output.data(), nullptr, format};
+    Tensor<float> workspace(workspace_floats(ddu::cpu::unfold_workspace_bytes(geometry, types(), tensors, threads)));
+    tensors.workspace = workspace.data();
+    ddu::cpu::unfold(geometry, types(), tensors, threads);
+    EXPECT_TRUE(workspace.guarded());
     return output;
   }
 
@@ -177,13 +196,14 @@ struct Problem {
     Tensor<M> map;
     bool guarded;  // also the workspace
   };
-  Gradients backward(bool need_input = true, bool need_map = true, int threads = 2) const {
+  Gradients backward(bool need_input = true, bool need_map = true, int threads = 2,
+                     ddu::MemoryFormat format = ddu::MemoryFormat::contiguous) const {
     Gradients grads{Tensor<T>(geometry.input_numel()), Tensor<M>(geometry.map_numel()), true};
-    ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
+    const Tensor<T> given = laid_out(input, format);
+    ddu::UnfoldBackward tensors{grad_output.data(), given.data(), map.data(), nullptr, nullptr, nullptr, format};
     if (need_input) tensors.grad_input = grads.input.data();
     if (need_map) tensors.grad_map = grads.map.data();
-    Tensor<float> workspace(
-        static_cast<std::int64_t>(ddu::cpu::unfold_backward_workspace_bytes(geometry, types(), tensors, threads) + 3) / 4);
+    Tensor<float> workspace(workspace_floats(ddu::cpu::unfold_backward_workspace_bytes(geometry, types(), tensors, threads)));
     tensors.workspace = workspace.data();
     ddu::cpu::unfold_backward(geometry, types(), tensors, threads);
     grads.guarded = grads.input.guarded() && grads.map.guarded() && workspace.guarded();

@@ -50,6 +50,7 @@ def ddu():
     shape = [POINTER(c_int64), c_int]
     library.ddu_make_geometry.argtypes = [*shape, *shape, POINTER(Options), POINTER(Geometry)]
     library.ddu_cpu_unfold.argtypes = [POINTER(Geometry), Types, POINTER(Unfold), c_int]
+    library.ddu_cpu_unfold_workspace_bytes.argtypes = [*library.ddu_cpu_unfold.argtypes, POINTER(c_size_t)]
     library.ddu_cpu_unfold_backward.argtypes = [POINTER(Geometry), Types, POINTER(UnfoldBackward), c_int]
     library.ddu_cpu_unfold_backward_workspace_bytes.argtypes = [
         *library.ddu_cpu_unfold_backward.argtypes,
@@ -78,11 +79,14 @@ def test_equals_python(ddu):
     assert (geometry.h[1], geometry.w[1]) == (7, 4)
     types = Types(FLOAT32, FLOAT32)
     output = np.empty(expected.shape, np.float32)
-    forward = Unfold(input.ctypes.data, dilation_map.ctypes.data, output.ctypes.data)
+    forward, size = Unfold(input.ctypes.data, dilation_map.ctypes.data, output.ctypes.data), c_size_t()
+    assert ddu.ddu_cpu_unfold_workspace_bytes(byref(geometry), types, byref(forward), 2, byref(size)) == OK
+    memory = np.empty(size.value + 64, np.uint8)
+    forward.workspace = (memory.ctypes.data + 63) // 64 * 64
     assert ddu.ddu_cpu_unfold(byref(geometry), types, byref(forward), 2) == OK
     assert np.array_equal(output, expected.detach().numpy())
 
-    grad_input, grad_map, size = np.empty_like(input), np.empty_like(dilation_map), c_size_t()
+    grad_input, grad_map = np.empty_like(input), np.empty_like(dilation_map)
     backward = UnfoldBackward(*(a.ctypes.data for a in (grad_output, input, dilation_map, grad_input, grad_map)), None)
     assert ddu.ddu_cpu_unfold_backward_workspace_bytes(byref(geometry), types, byref(backward), 2, byref(size)) == OK
     memory = np.empty(size.value + 64, np.uint8)

@@ -123,3 +123,36 @@ def test_workers_of_a_data_loader(threads):
     )
     batches = torch.cat(list(loader))
     assert_same_bits(batches, torch.stack([Columns()[i] for i in range(4)]))
+
+
+def test_workers_flush_denormals_as_the_caller_does(threads):
+    x = torch.full((4, 20, 24, 33), 3e-39, requires_grad=True)
+    rates = (torch.rand(4, 1, 24, 33) + 0.5).requires_grad_()
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    results = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            columns = dynamic_dilation_unfold(x, 3, rates, padding=1)
+            results.append([columns, *torch.autograd.grad(columns, (x, rates), torch.full_like(columns, 3e-39))])
+    finally:
+        torch.set_flush_denormal(False)
+    for one, two in zip(*results, strict=True):
+        assert_same_bits(one, two)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="stacks are a matter of the program there")
+def test_small_stack():
+    x = torch.randn(1, 32, 40, 40, requires_grad=True)
+    rates = (torch.rand(1, 1, 40, 40) + 0.5).requires_grad_()
+    expected = dynamic_dilation_unfold(x, 3, rates, padding=1)
+    results = []
+    before = threading.stack_size(64 * 1024)
+    try:
+        thread = threading.Thread(target=lambda: results.append(dynamic_dilation_unfold(x, 3, rates, padding=1)))
+        thread.start()
+        thread.join()
+    finally:
+        threading.stack_size(before)
+    assert_same_bits(results[0], expected)

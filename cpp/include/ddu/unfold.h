@@ -58,7 +58,7 @@ DDU_API size_t unfold_backward_workspace_bytes(const Geometry& geometry, Types t
                                                int threads);
 
 /// Instruction set that the kernels use: "avx512", "avx2" or "baseline". The best of this processor, or what the environment
-/// variable DDU_CPU_CAPABILITY names at the first call ("baseline" where the processor lacks that).
+/// variable DDU_CPU_CAPABILITY names at the first call, in any case ("baseline" where the processor lacks that).
 DDU_API const char* capability();
 /// Whether the kernels are parallel (built with OpenMP).
 DDU_API bool has_openmp();

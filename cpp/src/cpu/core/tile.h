@@ -1,14 +1,13 @@
 #pragma once
 
-// A tile: the sampling geometry of a region of output positions, worked out once and reused over channels. Internal linkage:
-// compiled once per instruction set.
+// The sampling geometry of a region of output positions: see tiling.h. Internal linkage: compiled once per instruction set.
 
 #include <algorithm>
 #include <cstdint>
 
-#include "../half.h"
-#include "../sampling.h"
-#include "kernels.h"
+#include "../../half.h"
+#include "../../sampling.h"
+#include "scratch.h"
 
 namespace ddu::cpu {
 namespace {
@@ -32,14 +31,13 @@ inline void load_rates(const void* map, DType, std::int64_t index, int count, do
 }
 
 template <class Acc>
-struct Tile {
-  static constexpr int kPositions = Tiling::kPositions;
-  static constexpr int kEntries = Tiling::kEntries;
-
-  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n, in pixels of the window.
+class Tile {
+ public:
+  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n, in elements of the window.
   struct Taps {
     std::int32_t* offset;
     Acc* fraction;
+    bool* whole;          // of tap k: all its fractions are 0, so that the second pixel of its cells weighs nothing
     std::int32_t first;   // pixel where the window starts
     std::int32_t extent;  // pixels that it spans
   };
@@ -48,49 +46,50 @@ struct Tile {
   Sampler<Acc> sample_y, sample_x;
   Region region;
   int count;
-  int padded;              // whole blocks: the positions beyond count are like the first,
-                           // and nobody's
+  int padded;  // whole blocks: the positions beyond count have the cells of the first row and column, and are nobody's
   bool all_finite = true;  // no rate of the tile is NaN or infinite
-  bool fits;               // the taps fit the buffers
-  Acc rate[kPositions];    // 0 where it is not finite
-  Acc poison[kPositions];  // NaN where the rate is not finite, else 0
-  Taps y{offsets_, fractions_, 0, 0};
-  Taps x{offsets_, fractions_, 0, 0};
+  bool fits;               // the taps fit the arrays
+  Acc* rate;               // 0 where it is not finite
+  Acc* nan;                // NaN where the rate is not finite, else 0
+  Taps y, x;
 
-  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_plane, const Region& r)
+  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_plane, const Region& r, void* memory)
       : geometry(g),
         sample_y(g.h),
         sample_x(g.w),
         region(r),
         count(static_cast<int>(r.rows * r.columns)),
-        padded((count + 15) / 16 * 16) {
+        padded(static_cast<int>(round_up<std::int64_t>(count, Tiling::kBlock))) {
+    const std::int64_t rows = g.h.kernel_size * padded;
+    fits = rows + g.w.kernel_size * padded <= Tiling::kEntries;
+    const TileArrays<Acc> arrays(memory, g, padded);
+    rate = arrays.rate;
+    nan = arrays.nan;
     for_each_run(
         [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_plane + position, length, rate + n); });
-    std::fill(rate + count, rate + padded, Acc(0));
-    Acc poisoned = 0;
+    std::fill(rate + count, rate + padded, rate[0]);
+    Acc spoilt = 0;
     for (int n = 0; n < padded; ++n) {
-      poison[n] = nan_unless_finite(rate[n]);
-      poisoned += poison[n];
+      nan[n] = nan_unless_finite(rate[n]);
+      spoilt += nan[n];
     }
-    all_finite = poisoned == 0;
+    all_finite = spoilt == 0;
     if (!all_finite) {
       for (int n = 0; n < padded; ++n) rate[n] = is_finite(rate[n]) ? rate[n] : Acc(0);
     }
-    const std::int64_t rows = g.h.kernel_size * padded;
-    fits = rows + g.w.kernel_size * padded <= kEntries;
     if (!fits) return;
-    x = {offsets_ + rows, fractions_ + rows, 0, 0};
-    std::int32_t base_y[kPositions], base_x[kPositions];
-    std::fill(base_y, base_y + padded, sample_y.base(static_cast<std::int32_t>(r.first_row)));
-    std::fill(base_x, base_x + padded, sample_x.base(static_cast<std::int32_t>(r.first_column)));
+    y = {arrays.offset, arrays.fraction, arrays.whole, 0, 0};
+    x = {arrays.offset + rows, arrays.fraction + rows, arrays.whole + g.h.kernel_size, 0, 0};
+    std::fill(arrays.base_y, arrays.base_y + padded, sample_y.base(static_cast<std::int32_t>(r.first_row)));
+    std::fill(arrays.base_x, arrays.base_x + padded, sample_x.base(static_cast<std::int32_t>(r.first_column)));
     for (int row = 0, n = 0; row < r.rows; ++row) {
       for (int column = 0; column < r.columns; ++column, ++n) {
-        base_y[n] += row * sample_y.stride;
-        base_x[n] += column * sample_x.stride;
+        arrays.base_y[n] += row * sample_y.stride;
+        arrays.base_x[n] += column * sample_x.stride;
       }
     }
-    place(sample_y, g.h.kernel_size, base_y, y);
-    place(sample_x, g.w.kernel_size, base_x, x);
+    find_cells(sample_y, g.h.kernel_size, arrays.base_y, y);
+    find_cells(sample_x, g.w.kernel_size, arrays.base_x, x);
     for (std::int64_t i = 0; i < rows; ++i) y.offset[i] *= x.extent;
   }
 
@@ -99,39 +98,43 @@ struct Tile {
     return !fits || (y.first < last_row && y.first + y.extent > first_row);
   }
 
+  /// Pixels of the window.
+  std::int64_t extent() const { return std::int64_t{y.extent} * x.extent; }
+
   /// Runs of positions that are contiguous in the output: body(first of the tile, first of the output, length).
   template <class Body>
   void for_each_run(Body body) const {
     const std::int64_t width = geometry.w.out_size;
-    const bool whole = region.columns == width;
-    const int runs = whole ? 1 : static_cast<int>(region.rows), length = count / runs;
+    const bool all = region.columns == width;
+    const int runs = all ? 1 : static_cast<int>(region.rows), length = count / runs;
     for (int r = 0; r < runs; ++r) body(r * length, (region.first_row + r) * width + region.first_column, length);
   }
 
  private:
-  void place(const Sampler<Acc> sampler, std::int64_t kernel_size, const std::int32_t* base, Taps& taps) const {
+  void find_cells(const Sampler<Acc> sampler, std::int64_t kernel_size, const std::int32_t* base, Taps& taps) const {
     const int positions = padded;  // copies, which stores through pointers cannot change
+    const Acc* const rates = rate;
     std::int32_t least = INT32_MAX, most = INT32_MIN;
     for (int k = 0; k < kernel_size; ++k) {
       const Acc offset = sampler.offset(k);
       std::int32_t* index = taps.offset + k * positions;
       Acc* fraction = taps.fraction + k * positions;
+      std::int32_t between = 0;  // whether a tap lies between pixels, in a type that compilers vectorise
       for (int n = 0; n < positions; ++n) {
-        const Cell<Acc> cell = sampler.cell(base[n], offset, rate[n]);
+        const Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
         index[n] = cell.index;
         fraction[n] = cell.fraction;
+        between |= cell.fraction != 0 ? 1 : 0;
         least = std::min(least, cell.index);
         most = std::max(most, cell.index);
       }
+      taps.whole[k] = between == 0;
     }
     taps.first = least;
     taps.extent = most - least + 2;
     const std::int64_t entries = kernel_size * positions;
     for (std::int64_t i = 0; i < entries; ++i) taps.offset[i] -= least;
   }
-
-  std::int32_t offsets_[kEntries];
-  Acc fractions_[kEntries];
 };
 
 }  // namespace

@@ -1,12 +1,14 @@
 #pragma once
 
-// Hints about memory. An output that no cache can keep is written once: reading its lines first, as plain stores make a
-// processor do, would double the traffic, and channels a power of two apart fight for the same cache sets.
+// Hints about memory, and stores that go past the caches. An output that no cache can keep is written once: reading its lines
+// first, as plain stores make a processor do, would double the traffic, and channels a power of two apart fight for the same
+// cache sets.
 
 #include <cstdint>
 #include <cstring>
 
-#include "../half.h"
+#include "../../half.h"
+#include "scratch.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
@@ -15,10 +17,8 @@
 namespace ddu::cpu {
 namespace {
 
-constexpr int kLine = 64;
-
 /// Writes a whole line of memory at an address aligned to it.
-inline void stream_line(const void* from, void* to) {
+inline void store_line(const void* from, void* to) {
 #if defined(__AVX512F__)
   _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #elif defined(__AVX__)
@@ -32,17 +32,17 @@ inline void stream_line(const void* from, void* to) {
 #endif
 }
 
-/// Rounds and streams a run of values.
+/// Rounds a run of values and stores it past the caches.
 template <class T>
-void stream(const accumulator_t<T>* values, T* target, int count) {
-  constexpr int step = kLine / sizeof(T);
+void store_nontemporal(const accumulator_t<T>* values, T* target, int count) {
+  constexpr int step = static_cast<int>(kLine / sizeof(T));
   const int before = static_cast<int>(-reinterpret_cast<std::uintptr_t>(target) % kLine / sizeof(T));
   int i = before < count ? before : count;
   narrow(values, target, i);
   for (; i + step <= count; i += step) {
     T line[step];
     narrow(values + i, line, step);
-    stream_line(line, target + i);
+    store_line(line, target + i);
   }
   narrow(values + i, target + i, count - i);
 }
@@ -50,12 +50,13 @@ void stream(const accumulator_t<T>* values, T* target, int count) {
 /// Asks for memory that will be read soon.
 inline void prefetch(const void* from, std::int64_t bytes) {
 #if defined(__GNUC__)
-  for (std::int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
+  for (std::int64_t i = 0; i < bytes; i += static_cast<std::int64_t>(kLine))
+    __builtin_prefetch(static_cast<const char*>(from) + i, 0, 2);
 #endif
 }
 
-/// To be called by a thread that has streamed, before others read it.
-inline void finish_streams() {
+/// To be called by a thread that has stored past the caches, before others read it.
+inline void finish_nontemporal() {
 #if defined(__SSE2__)
   _mm_sfence();
 #endif

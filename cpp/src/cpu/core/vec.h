@@ -1,6 +1,6 @@
 #pragma once
 
-// A pack: one pixel of several channels in one vector register. Channels lie far apart in memory but share the geometry of
+// A Vec: one pixel of several channels in one vector register. Channels lie far apart in memory but share the geometry of
 // their taps, so the kernels turn blocks of them around: then a tap's corner is one vector load, whatever the map. Internal
 // linkage: compiled once per instruction set.
 
@@ -8,12 +8,13 @@
 #include <cstring>
 #include <utility>
 
-#include "../half.h"
+#include "../../half.h"
+#include "tiling.h"
 
 namespace ddu::cpu {
 namespace {
 
-// Bytes of a vector register. Without the compiler's vector types there is one lane, and packs are plain numbers.
+// Bytes of a vector register. Without the compiler's vector types there is one lane, and Vecs are plain numbers.
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
 #define DDU_VECTORS
@@ -32,32 +33,32 @@ template <class Acc>
 constexpr int kLanes = kVectorBytes > sizeof(Acc) ? kVectorBytes / sizeof(Acc) : 1;
 
 template <class Acc, int N>
-struct pack_of {
+struct vec_of {
 #if defined(DDU_VECTORS)
   typedef Acc type __attribute__((vector_size(N * sizeof(Acc))));
 #endif
 };
 template <class Acc>
-struct pack_of<Acc, 1> {
+struct vec_of<Acc, 1> {
   using type = Acc;
 };
 template <class Acc, int N>
-using Pack = typename pack_of<Acc, N>::type;
+using Vec = typename vec_of<Acc, N>::type;
 
 // Swaps the squares of Step elements off the diagonal of each square of 2 * Step.
-template <int Step, class P, int... I>
-void exchange(P& a, P& b, std::integer_sequence<int, I...>) {
+template <int Step, class V, int... I>
+void exchange(V& a, V& b, std::integer_sequence<int, I...>) {
 #if defined(DDU_VECTORS)
   constexpr int n = sizeof...(I);
-  const P low = __builtin_shufflevector(a, b, (I & Step ? n + I - Step : I)...);
+  const V low = __builtin_shufflevector(a, b, (I & Step ? n + I - Step : I)...);
   b = __builtin_shufflevector(a, b, (I & Step ? n + I : I + Step)...);
   a = low;
 #endif
 }
 
-/// From a pack per pixel to a pack per channel, and back.
-template <int Step = 1, class P, int N>
-void transpose(P (&block)[N]) {
+/// From a Vec per pixel to a Vec per channel, and back.
+template <int Step = 1, class V, int N>
+void transpose(V (&block)[N]) {
   if constexpr (Step < N) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) {
@@ -74,42 +75,44 @@ constexpr int kBlock = N == 1 ? 16 : N;
 /// Rows of values, one for each of N channels: how channels lie in memory.
 template <class Acc, int N>
 struct Stage {
-  static constexpr int kSize = 256;
+  static constexpr int kSize = Tiling::kPositions;
   alignas(64) Acc row[N][kSize];
 
-  using P = Pack<Acc, N>;
-  using Block = P[kBlock<N>];
+  static Stage& in(void* memory) { return *static_cast<Stage*>(memory); }
 
-  /// Pixels first .. first + kBlock, a pack for each.
-  void get(int first, Block& block) const {
+  using V = Vec<Acc, N>;
+  using Block = V[kBlock<N>];
+
+  /// Pixels first .. first + kBlock, a Vec for each.
+  void load(int first, Block& block) const {
     if constexpr (N == 1) {
       std::memcpy(block, row[0] + first, sizeof block);
     } else {
 #pragma GCC unroll 16
-      for (int c = 0; c < N; ++c) std::memcpy(&block[c], row[c] + first, sizeof(P));
+      for (int c = 0; c < N; ++c) std::memcpy(&block[c], row[c] + first, sizeof(V));
       transpose(block);
     }
   }
-  /// The inverse of get. The block is used up.
-  void put(int first, Block& block) {
+  /// The inverse of load. The block is used up.
+  void store(int first, Block& block) {
     if constexpr (N == 1) {
       std::memcpy(row[0] + first, block, sizeof block);
     } else {
       transpose(block);
 #pragma GCC unroll 16
-      for (int c = 0; c < N; ++c) std::memcpy(row[c] + first, &block[c], sizeof(P));
+      for (int c = 0; c < N; ++c) std::memcpy(row[c] + first, &block[c], sizeof(V));
     }
   }
 };
 
-/// Adds a block's packs, each summed over its lanes, to kBlock numbers. The block is used up.
+/// Adds a block's Vecs, each summed over its lanes, to kBlock numbers. The block is used up.
 template <class Acc, int N>
 void add_lanes(typename Stage<Acc, N>::Block& block, Acc* sums) {
   if constexpr (N == 1) {
     for (int i = 0; i < kBlock<N>; ++i) sums[i] += block[i];
   } else {
     transpose(block);
-    Pack<Acc, N> sum;
+    Vec<Acc, N> sum;
     std::memcpy(&sum, sums, sizeof sum);
     for (int c = 0; c < N; ++c) sum += block[c];
     std::memcpy(sums, &sum, sizeof sum);

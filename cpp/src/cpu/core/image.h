@@ -1,0 +1,46 @@
+#pragma once
+
+// Channels of one image in either memory format. Internal linkage: compiled once per instruction set.
+
+#include <cstdint>
+
+#include "ddu/unfold.h"
+#include "tiling.h"
+
+namespace ddu::cpu {
+namespace {
+
+template <class T>
+struct Image {
+  T* first;  // pixel of the first channel
+  std::int64_t channel_stride, pixel_stride;
+
+  Image(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice) {
+    const bool channels_last = format == MemoryFormat::channels_last;
+    channel_stride = channels_last ? 1 : g.pixels();
+    pixel_stride = channels_last ? g.channels : 1;
+    first = tensor + (slice.image * g.channels * g.pixels() + slice.channel(g) * channel_stride);
+  }
+  Image(T* first, std::int64_t channel_stride, std::int64_t pixel_stride)
+      : first(first), channel_stride(channel_stride), pixel_stride(pixel_stride) {}
+
+  bool is_channels_last() const { return channel_stride == 1; }
+  T* at(std::int64_t channel, std::int64_t pixel) const { return first + (channel * channel_stride + pixel * pixel_stride); }
+  Image from(std::int64_t channel) const { return {at(channel, 0), channel_stride, pixel_stride}; }
+};
+
+/// Where gradients of a slice are summed: of each channel, the rows [first_row, last_row) of the image.
+template <class Acc>
+struct Sums {
+  Image<Acc> image;     // whose first row is `origin`
+  std::int64_t origin;  // row of the image
+  std::int64_t first_row, last_row;
+  std::int64_t width;
+
+  bool has(std::int64_t y) const { return y >= first_row && y < last_row; }
+  Acc* at(std::int64_t channel, std::int64_t y, std::int64_t x) const { return image.at(channel, (y - origin) * width + x); }
+  Sums from(std::int64_t channel) const { return {image.from(channel), origin, first_row, last_row, width}; }
+};
+
+}  // namespace
+}  // namespace ddu::cpu

@@ -1,0 +1,104 @@
+#pragma once
+
+// Scratch memory of one thread, in the caller's workspace: kernels run on stacks of 64 KiB. Its layout is stated here alone, by
+// constructors that hand out addresses; run from null, they tell the size.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "tiling.h"
+
+namespace ddu::cpu {
+
+constexpr std::size_t kLine = 64;  // bytes of a line of memory
+
+/// Hands out memory piece by piece, each at a line of its own.
+class Carver {
+ public:
+  explicit Carver(void* memory) : next_(reinterpret_cast<std::uintptr_t>(memory)) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    T* const taken = reinterpret_cast<T*>(next_);
+    next_ = round_up(next_ + static_cast<std::size_t>(count) * sizeof(T), kLine);
+    return taken;
+  }
+  void* end() const { return reinterpret_cast<void*>(next_); }
+
+ private:
+  std::uintptr_t next_;
+};
+
+/// Arrays of a Tile.
+template <class Acc>
+struct TileArrays {
+  std::int32_t* base_y;  // of each position
+  std::int32_t* base_x;
+  Acc* rate;             // 0 where it is not finite
+  Acc* nan;              // NaN where the rate is not finite, else 0
+  std::int32_t* offset;  // of each tap and position: of all rows of taps, then of all columns
+  Acc* fraction;
+  bool* whole;  // of each tap: whether all its fractions are 0
+  void* end;
+
+  TileArrays(void* memory, const Geometry& g, std::int64_t positions) {
+    // Beyond kEntries, taps are worked out one by one.
+    const std::int64_t taps = g.h.kernel_size + g.w.kernel_size, entries = std::min(taps * positions, Tiling::kEntries);
+    Carver carver(memory);
+    base_y = carver.take<std::int32_t>(positions);
+    base_x = carver.take<std::int32_t>(positions);
+    rate = carver.take<Acc>(positions);
+    nan = carver.take<Acc>(positions);
+    offset = carver.take<std::int32_t>(entries);
+    fraction = carver.take<Acc>(entries);
+    whole = carver.take<bool>(std::min(taps, Tiling::kEntries));
+    end = carver.end();
+  }
+};
+
+/// Memory of one window: a small part of a core's own cache, so that two fit beside what streams through.
+constexpr std::size_t kWindowBytes = 160 * 1024;
+
+/// The most that a window of pixels of some bytes takes: no tap reaches further than two pixels out of the image (see
+/// Sampler::cell), and 16 are written past the end.
+inline std::size_t window_bytes(const Geometry& g, std::size_t pixel) {
+  const auto reach = [](const Axis& axis) { return std::min(static_cast<std::size_t>(axis.size) + 4, kWindowBytes); };
+  return std::min(kWindowBytes, round_up((reach(g.h) * reach(g.w) + 16) * pixel, kLine));
+}
+
+struct Scratch {
+  void* tile;         // TileArrays
+  void* rows;         // a Stage for the columns of a tile
+  void* transfer;     // a Stage for pieces of a window
+  void* window;       // values of the input
+  void* grad_window;  // sums of gradients of the input; only backward has it, and what follows
+  void* vec_sums;     // gradients of the rates, a Vec for each position
+  void* rate_sums;    // the same, a number for each
+  float* sums;        // rows of the band for each channel of the slice, for half inputs
+  void* end;
+
+  /// `lanes` channels of `value` bytes each make a Vec.
+  Scratch(void* memory, const Geometry& g, std::size_t value, int lanes, bool backward, std::int64_t band_sums) {
+    const Tiling tiling(g);
+    const std::size_t vec = static_cast<std::size_t>(lanes) * value;
+    const auto stage = static_cast<std::int64_t>(Tiling::kPositions * vec);
+    const auto pixels = static_cast<std::int64_t>(window_bytes(g, vec));
+    tile = memory;
+    Carver carver(value == sizeof(double) ? TileArrays<double>(memory, g, tiling.most).end
+                                          : TileArrays<float>(memory, g, tiling.most).end);
+    rows = carver.take<char>(stage);
+    transfer = carver.take<char>(stage);
+    window = carver.take<char>(pixels);
+    grad_window = carver.take<char>(backward ? pixels : 0);
+    vec_sums = carver.take<char>(backward ? static_cast<std::int64_t>(vec) * tiling.most : 0);
+    rate_sums = carver.take<char>(backward ? static_cast<std::int64_t>(value) * tiling.most : 0);
+    sums = carver.take<float>(band_sums);
+    end = carver.end();
+  }
+  static std::size_t bytes(const Geometry& g, std::size_t value, int lanes, bool backward, std::int64_t band_sums) {
+    return reinterpret_cast<std::uintptr_t>(Scratch(nullptr, g, value, lanes, backward, band_sums).end);
+  }
+};
+
+}  // namespace ddu::cpu

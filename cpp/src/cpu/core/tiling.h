@@ -1,0 +1,86 @@
+#pragma once
+
+// How the work of a call is cut. The same for every thread count, since the order of sums depends on it.
+//
+//   Tiling   cuts the output positions of one image and group into tiles      Region    the positions of one tile
+//   Slice    channels of one image and group: they share the map              Band      a share of a slice's backward
+//
+//        output positions (Ho x Wo)                      input, zero-extended (H x W)
+//      +--------+--------+-----------+                  . . . . . . . . . . . . . . . . .
+//      | tile 0 | tile 1 |  tile 2   |                  . +---------------------------+ .
+//      |        |        |           |      reads       . |    +===============+      | .
+//      +--------+--------+-----------+   ----------->   . |    | window of     |      | .
+//      | tile 3 | Region |           |                  . |    | the Region    |      | .
+//      |        |        |           |                  . |    +===============+      | .
+//      +--------+--------+-----------+                  . +---------------------------+ .
+//
+//   Tile     where the taps of a Region lie: for each axis, tap and position an offset in the window and a fraction, worked out
+//            once and used for all channels of a slice
+//   Window   the least rectangle of the zero-extended input that holds all taps of the tile, with a Vec (one value of each of a
+//            few channels) for each pixel: a corner of a tap is then one vector load, wherever it lies
+//   Stage    rows of values, one for each of those channels: what turns channels in memory into Vecs and back
+
+#include <algorithm>
+#include <cstdint>
+
+#include "../../integer.h"
+#include "ddu/geometry.h"
+
+namespace ddu::cpu {
+
+/// A rectangle of output positions.
+struct Region {
+  std::int64_t first_row, first_column;
+  std::int64_t rows, columns;
+};
+
+/// Tiles are compact, so that neighbours share the input they read, and have rows that fill vectors.
+struct Tiling {
+  static constexpr std::int64_t kEntries = 4096;   // taps of both axes * positions of a tile
+  static constexpr std::int64_t kPositions = 256;  // of a tile
+  static constexpr std::int64_t kBlock = 16;       // positions that kernels take at once, at most
+
+  std::int64_t height, width;  // of the output
+  std::int64_t rows, columns;  // of a tile
+  std::int64_t down, across;   // tiles
+  std::int64_t most;           // positions of the largest tile, in whole blocks
+
+  explicit Tiling(const Geometry& g) : height(g.h.out_size), width(g.w.out_size) {
+    const std::int64_t positions =
+        std::clamp<std::int64_t>(kEntries / (g.h.kernel_size + g.w.kernel_size), kBlock, kPositions) / kBlock * kBlock;
+    columns = positions >= 96 ? 64 : positions >= 48 ? 32 : 8;
+    // The last tile of a row takes what is left, if that is less than half a tile.
+    across = std::max<std::int64_t>((width + columns / 2) / columns, 1);
+    const std::int64_t widest = std::max(std::min(columns, width), width - (across - 1) * columns);
+    rows = std::max<std::int64_t>(positions / widest, 1);
+    down = ceil_div(height, rows);
+    rows = ceil_div(height, down);
+    most = round_up(rows * widest, kBlock);
+  }
+
+  std::int64_t count() const { return down * across; }
+  Region region(std::int64_t tile) const {
+    const std::int64_t row = tile / across * rows, column = tile % across * columns;
+    const bool last = tile % across == across - 1;
+    return {row, column, std::min(rows, height - row), last ? width - column : columns};
+  }
+};
+
+/// Channels of one image and group.
+struct Slice {
+  std::int64_t image;
+  std::int64_t group;
+  std::int64_t first_channel;  // within the group
+  std::int64_t channels;
+
+  std::int64_t channel(const Geometry& g) const { return group * g.group_channels() + first_channel; }
+  std::int64_t plane(const Geometry& g) const { return image * g.channels + channel(g); }
+};
+
+/// A share of a slice's backward: some rows of grad_input and some tiles of grad_map.
+struct Band {
+  std::int64_t first_row, last_row;
+  std::int64_t first_tile, last_tile;
+};
+
+}  // namespace ddu::cpu

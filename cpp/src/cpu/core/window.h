@@ -1,0 +1,143 @@
+#pragma once
+
+// The window of a tile (see tiling.h). Cells are read and written there without asking where the image ends. Internal linkage:
+// compiled once per instruction set.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "image.h"
+#include "tile.h"
+#include "vec.h"
+
+namespace ddu::cpu {
+namespace {
+
+template <class Acc, int N>
+class Window {
+ public:
+  using V = Vec<Acc, N>;
+
+  /// `memory` has window_bytes(), `transfer` a Stage.
+  Window(void* memory, void* transfer) : pixel(static_cast<V*>(memory)), stage_(Stage<Acc, N>::in(transfer)) {}
+
+  V* const pixel;
+
+  static bool fits(const Tile<Acc>& tile) {
+    return tile.fits && tile.extent() + kBlock<N> <= static_cast<std::int64_t>(kWindowBytes / sizeof(V));
+  }
+
+  void clear(const Tile<Acc>& tile) { std::fill_n(pixel, tile.extent(), V{}); }
+
+  /// Copies `used` channels, zeros outside the image. Returns whether all of it is finite.
+  template <class T>
+  bool load(const Tile<Acc>& tile, const Image<const T>& input, int used) {
+    V nan = input.is_channels_last() && N > 1 ? load_rows(tile, input, used) : load_planes(tile, input, used);
+    Acc lanes[N];
+    std::memcpy(lanes, &nan, sizeof nan);
+    return std::all_of(lanes, lanes + N, [](Acc lane) { return lane == 0; });
+  }
+
+  /// Adds to `used` channels.
+  void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
+    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+      if (left == right || !sums.has(y)) return;
+      if (sums.image.is_channels_last() && N > 1) {
+        for (int i = left; i < right; ++i) {
+          Acc values[N];
+          std::memcpy(values, pixel + first + i, sizeof values);
+          Acc* target = sums.at(0, y, x + i);
+          for (int c = 0; c < used; ++c) target[c] += values[c];
+        }
+        return;
+      }
+      for (int i = 0; i < length; i += kBlock<N>) {
+        typename Stage<Acc, N>::Block block;
+        std::copy_n(pixel + first + i, kBlock<N>, block);
+        stage_.store(i, block);
+      }
+      const std::int64_t step = sums.image.pixel_stride;
+      for (int c = 0; c < used; ++c) {
+        const Acc* __restrict values = stage_.row[c];
+        Acc* __restrict target = sums.at(c, y, x);
+        if (step == 1) {
+          for (int i = left; i < right; ++i) target[i] += values[i];
+        } else {
+          for (int i = left; i < right; ++i) target[i * step] += values[i];
+        }
+      }
+    });
+  }
+
+ private:
+  /// From channels that lie apart. Returns 0 in each lane whose values are all finite, else NaN.
+  template <class T>
+  V load_planes(const Tile<Acc>& tile, const Image<const T>& input, int used) {
+    V nan{};
+    for (int c = used; c < N; ++c) std::fill_n(stage_.row[c], stage_.kSize, Acc(0));
+    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+      const T* source = left < right ? input.at(0, std::int64_t{y} * tile.sample_x.size + x + left) : input.first;
+      for (int c = 0; c < used; ++c, source += input.channel_stride) {
+        Acc* row = stage_.row[c];
+        std::fill_n(row, left, Acc(0));
+        if (input.pixel_stride == 1) {
+          widen(source, row + left, right - left);
+        } else {
+          for (int i = left; i < right; ++i) row[i] = widen(source[(i - left) * input.pixel_stride]);
+        }
+        std::fill(row + right, row + round_up(length, kBlock<N>), Acc(0));
+      }
+      for (int i = 0; i < length; i += kBlock<N>) {  // the last block runs on into what is written next, or the spare end
+        typename Stage<Acc, N>::Block block;
+        stage_.load(i, block);
+        for (int k = 0; k < kBlock<N>; ++k) {
+          pixel[first + i + k] = block[k];
+          nan += nan_unless_finite(block[k]);
+        }
+      }
+    });
+    return nan;
+  }
+
+  /// From pixels whose channels lie together.
+  template <class T>
+  V load_rows(const Tile<Acc>& tile, const Image<const T>& input, int used) {
+    V nan{};
+    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+      std::fill_n(pixel + first, left, V{});
+      const T* source = left < right ? input.at(0, std::int64_t{y} * tile.sample_x.size + x + left) : input.first;
+      for (int i = left; i < right; ++i, source += input.pixel_stride) {
+        Acc values[std::max(N, 8)] = {};  // conversions take eight at once
+        used == N ? widen(source, values, N) : widen(source, values, used);
+        V value;
+        std::memcpy(&value, values, sizeof value);
+        pixel[first + i] = value;
+        nan += nan_unless_finite(value);
+      }
+      std::fill(pixel + first + right, pixel + first + length, V{});
+    });
+    return nan;
+  }
+
+  /// body(first, length, y, x, left, right) for pieces of rows that fit a stage, starting at pixel `first` of the window and
+  /// at (y, x) of the image, inside which lies [left, right) of the piece.
+  template <class Body>
+  static void for_each_piece(const Tile<Acc>& tile, Body body) {
+    constexpr int kSize = Stage<Acc, N>::kSize;
+    const int height = tile.sample_y.size, width = tile.sample_x.size, extent = tile.x.extent;
+    for (int r = 0; r < tile.y.extent; ++r) {
+      const int y = tile.y.first + r;
+      for (int start = 0; start < extent; start += kSize) {
+        const int length = std::min(kSize, extent - start), x = tile.x.first + start;
+        const int left = y < 0 || y >= height ? length : std::clamp(-x, 0, length);
+        body(r * extent + start, length, y, x, left, std::clamp(width - x, left, length));
+      }
+    }
+  }
+
+  Stage<Acc, N>& stage_;  // compilers cannot tell it from the window: loops say __restrict
+};
+
+}  // namespace
+}  // namespace ddu::cpu

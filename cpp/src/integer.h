@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cstdint>
+
+namespace ddu {
+
+/// a / b, rounded up. Neither is negative.
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// The least multiple of `step` that is not below `value`.
+template <class Integer>
+constexpr Integer round_up(Integer value, Integer step) {
+  return (value + step - 1) / step * step;
+}
+
+}  // namespace ddu
