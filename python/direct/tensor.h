@@ -51,6 +51,7 @@ struct Tensor {
   /// kernels take either format of this tensor.
   bool read(PyObject* tensor, bool may_be_channels_last = false) {
     object = tensor;
+    if (tensor == Py_None) return false;
     return attached.exchange ? read_view(may_be_channels_last) : read_attributes();
   }
   /// Once sizes are checked, as this may copy. False for what has no memory of its own.

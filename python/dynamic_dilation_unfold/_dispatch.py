@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from . import _batching, _kernels
 from . import _torch_private as private
@@ -54,11 +54,14 @@ def _define(library: torch.library.Library, schema: str, rules: _Rules) -> None:
     # In a torch that cannot skip autograd, a second operator does the work below it.
     rules.below = rules.op if private.can_redispatch else _define_kernel(library, f"_{schema}", rules)
     library.impl(name, rules.autograd, "Autograd", with_keyset=True)
+    for known in [op for op in flop_registry if str(op).split(".")[:2] == [NAME, name]]:  # of an earlier import
+        del flop_registry[known]
     register_flop_formula(getattr(getattr(torch.ops, NAME), name))(rules.flops)
 
 
 def _define_kernel(library: torch.library.Library, schema: str, rules: _Rules) -> Any:
     name = schema.partition("(")[0]
+    vars(getattr(torch.ops, NAME)).pop(name, None)  # of an earlier import: torch < 2.5 does not forget it by itself
     library.define(schema, tags=_TAGS)
     library.impl(name, rules.kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAME}::{name}", rules.fake, lib=library)

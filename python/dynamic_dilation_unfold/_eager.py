@@ -30,7 +30,7 @@ from torch.overrides import handle_torch_function
 
 from . import _C, _dispatch, _kernels, _transforms
 from . import _torch_private as private
-from ._operator import Gradients, Mask, Operator, Tensors
+from ._operator import Operator, Tensors
 
 is_compiling = torch.compiler.is_compiling
 
@@ -122,20 +122,6 @@ def _plain(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
     return operator.record(*tensors, (output, options))
 
 
-def gradients(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
-    """Gradients of a recorded call, None for one that is not wanted."""
-    grad = _kernels.dense(grad)
-    grads: Any
-    if is_compiling():
-        grads = operator.backward_op(grad, *tensors, *options, list(mask))
-        grads = grads if operator.count > 1 else (grads,)
-    elif not torch.is_grad_enabled() and _kernels.may_read(grad, *tensors):
-        return _kernels.backward(operator, grad, tensors, options, mask)
-    else:
-        grads = _transforms.backward(operator, grad, tensors, options, mask)
-    return tuple(g if want else None for g, want in zip(grads, mask, strict=True))
-
-
 def install(operator: Operator) -> None:
     """Makes every route of an operator."""
     _dispatch.register(operator)
@@ -143,7 +129,9 @@ def install(operator: Operator) -> None:
 
     def longer(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         options = operator.read(ctx.options)
-        return *gradients(operator, grad, ctx.saved_tensors, options, ctx.needs_input_grad[: operator.count]), None
+        return *_transforms.gradients(
+            operator, grad, ctx.saved_tensors, options, ctx.needs_input_grad[: operator.count]
+        ), None
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads: tuple[Tensor | None, ...] | None = direct(ctx, grad)

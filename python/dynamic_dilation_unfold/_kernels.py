@@ -22,15 +22,17 @@ def check_tensors(operator: Operator, tensors: Tensors) -> None:
     operator.require_tensors(tensors)
     operator.require_dense(tensors)
     given = [(a, t) for a, t in zip(operator.arguments, tensors, strict=True) if t is not None]
-    (_, first), *others = given
+    (named, first), *others = given
     value_type = DTYPES.get(first.dtype)
+    if value_type is None and not others:
+        raise TypeError(f"{named.name} must be float16, bfloat16, float32 or float64, got {first.dtype}")
     for argument, tensor in others:
-        names = f"{operator.arguments[0].name} and {argument.name}"
+        names = f"{named.name} and {argument.name}"
         tensor_type = DTYPES.get(tensor.dtype)
         if value_type is None or tensor_type is None:
             raise TypeError(
                 f"{names} must be float16, bfloat16, float32 or float64, "
-                f"got {operator.arguments[0].name} {first.dtype} and {argument.name} {tensor.dtype}"
+                f"got {named.name} {first.dtype} and {argument.name} {tensor.dtype}"
             )
         if argument.is_map:
             _C.check_types(value_type, tensor_type)
@@ -38,7 +40,7 @@ def check_tensors(operator: Operator, tensors: Tensors) -> None:
             raise TypeError(f"{names} must have one dtype, got {first.dtype} and {tensor.dtype}")
         if tensor.device != first.device:
             raise RuntimeError(
-                f"{names} must be on one device, got {operator.arguments[0].name} on {first.device} "
+                f"{names} must be on one device, got {named.name} on {first.device} "
                 f"and {argument.name} on {tensor.device}"
             )
 

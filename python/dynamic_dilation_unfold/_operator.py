@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
+from ._derivatives import pullback, pushforward
 from ._geometry import full_map
 from ._options import Int, kinds_of
 
@@ -46,7 +47,7 @@ class Operator(ABC):
     """One operator. Subclasses fill in the first part, and what they know better of the second."""
 
     name: ClassVar[str]  # of the registered operator, and of the functions of _C
-    arguments: ClassVar[tuple[Argument, ...]]
+    arguments: tuple[Argument, ...]
     options: ClassVar[type]  # a NamedTuple, whose types are keys of _options._KINDS
     output_dims: ClassVar[int]  # of a batched call
 
@@ -83,13 +84,9 @@ class Operator(ABC):
 
     def vjp(self, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
         """Gradients that can be differentiated again: of double backward, and of devices without kernels."""
-        from ._derivatives import pullback
-
         return pullback(lambda *t: self.reference(t, options), tensors, mask, grad)
 
     def jvp(self, tensors: Tensors, tangents: Sequence[Tensor | None], options: Any) -> Tensor:
-        from ._derivatives import pushforward
-
         tangent: Tensor = pushforward(lambda *t: self.reference(t, options), tensors, tangents)
         return tangent
 
@@ -104,6 +101,7 @@ class Operator(ABC):
     # --- What is made of it -------------------------------------------------------------------------------------------
 
     def __init__(self) -> None:
+        self.arguments = self.arguments  # an attribute of its own: the compiler of torch 2.4 reads no others
         self.kinds = kinds_of(self.options)
         self.count = len(self.arguments)
         self.record: Callable[..., Tensor] | None = None  # (*tensors, (output, options)) -> output, of _eager.py
@@ -130,7 +128,7 @@ class Operator(ABC):
 
     def read(self, given: Sequence[Any]) -> Any:
         """A caller's options, as values of our own."""
-        return self.options(
+        return type(self).options(  # the compiler of torch 2.4 takes self.options for a method
             *[kind.read(name, value) for (name, kind), value in zip(self.kinds.items(), given, strict=True)]
         )
 
@@ -147,8 +145,18 @@ class Operator(ABC):
         for argument, value in zip(self.arguments, tensors, strict=True):
             if not isinstance(value, Tensor) and not (argument.optional and value is None):
                 raise TypeError(
-                    f"{argument.name} must be a torch.Tensor, got {type(value).__name__}{_how(argument, value)}"
+                    f"{argument.name} must be a torch.Tensor, got {type(value).__name__}{self._how(argument, value)}"
                 )
+
+    def _how(self, argument: Argument, value: Any) -> str:
+        """How a value that is no tensor becomes one."""
+        first = self.arguments[0].name
+        like = f"dtype={first}.dtype, device={first}.device"
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and argument.is_map:
+            return f"; torch.full((1, groups, 1, 1), {value}, {like}) is a map of this rate"
+        if isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
+            return f"; torch.as_tensor({argument.name}{f', {like}' * argument.is_map}) is one"
+        return ""
 
     def require_dense(self, tensors: Tensors) -> None:
         for argument, tensor in zip(self.arguments, tensors, strict=True):
@@ -187,13 +195,3 @@ def _pair(name: str, values: Any) -> tuple[Any, Any]:
     if len(values) not in (1, 2):
         raise ValueError(f"{name} must be a pair of ints, got {list(values)}")
     return (values[0], values[-1])
-
-
-def _how(argument: Argument, value: Any) -> str:
-    """How a value that is no tensor becomes one."""
-    like = "dtype=input.dtype, device=input.device"
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and argument.is_map:
-        return f"; torch.full((1, groups, 1, 1), {value}, {like}) is a map of this rate"
-    if isinstance(value, (list, tuple)) or hasattr(value, "__array__"):
-        return f"; torch.as_tensor({argument.name}{f', {like}' * argument.is_map}) is one"
-    return ""

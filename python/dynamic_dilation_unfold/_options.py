@@ -19,21 +19,18 @@ def pair(name: str, value: Any) -> Pair:
         return (_checked(name, value), value)
     try:
         sequence = _sequence(value)
-        height, width = (value, value) if sequence is None else sequence
-        return (_checked(name, _index(height)), _checked(name, _index(width)))
-    except TypeError:
-        pass
-    except ValueError as error:
-        if "64 bits" in str(error):
-            raise
-    raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}")
+        height, width = map(_index, (value, value) if sequence is None else sequence)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}") from None
+    return (_checked(name, height), _checked(name, width))
 
 
 def integer(name: str, value: Any) -> Int:
     try:
-        return _checked(name, _index(value))
-    except TypeError:
+        number = _index(value)
+    except (TypeError, ValueError):
         raise TypeError(f"{name} must be an int, got {reprlib.repr(value)}") from None
+    return _checked(name, number)
 
 
 def _sequence(value: Any) -> Sequence[Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.autograd import Function
 
@@ -15,7 +16,7 @@ from . import _batching, _kernels
 from . import _torch_private as private
 from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
 from ._dispatch import apply
-from ._operator import Mask, Operator, Tensors
+from ._operator import Gradients, Mask, Operator, Tensors
 
 
 def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
@@ -31,6 +32,20 @@ def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, m
         return backward_of(operator, options, mask)(*map(private.alive, (grad, *tensors)))  # as Function.apply does
     grads: Tensors = apply(_Backward, operator, options, mask, grad, *tensors)
     return grads
+
+
+def gradients(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
+    """Gradients of a recorded call by the route that the backward's surroundings want, None for one not wanted."""
+    grad = _kernels.dense(grad)
+    grads: Any
+    if torch.compiler.is_compiling():
+        grads = operator.backward_op(grad, *tensors, *options, list(mask))
+        grads = grads if operator.count > 1 else (grads,)
+    elif not torch.is_grad_enabled() and _kernels.may_read(grad, *tensors):
+        return _kernels.backward(operator, grad, tensors, options, mask)
+    else:
+        grads = backward(operator, grad, tensors, options, mask)
+    return tuple(g if want else None for g, want in zip(grads, mask, strict=True))
 
 
 def _forward_mode_is_nested(tensors: Tensors) -> bool:
@@ -55,8 +70,6 @@ class _Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        from ._eager import gradients
-
         return None, None, *gradients(ctx.operator, grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[2:])
 
     @staticmethod

@@ -129,6 +129,12 @@ def test_export(device):
         assert torch.equal(program.module()(other), Rates()(other))
 
 
+def test_jit_trace(device):
+    tensors = example((1, 2, 1, 7), device)
+    traced = torch.jit.trace(ours, tensors)
+    assert torch.equal(traced(tensors[0] + 1, tensors[1]), ours(tensors[0] + 1, tensors[1]))
+
+
 def test_one_position(device):
     """A map that is full and has one position is taken as it is."""
     x = random_input((2, 4, 3, 3)).to(device)
