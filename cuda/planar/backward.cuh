@@ -15,9 +15,10 @@
 //         4 flush     grad_input += sums, or, deterministic, window_sums = sums; sums = 0
 //       grad_map <- RateGradient
 //
-// The loop is bound by instructions and by the latency of its loads, so the order in which the compiler puts them matters more
-// than their number: what keeps values alive across the loop, or shares a function between this kernel and another, has cost
-// the float32 kernels 10 to 12 % twice. Tried and measured: benchmarks/NOTES.md, "Backward".
+// The loop is bound by instructions and by the latency of its loads, which are under way from one step to the next. Whatever
+// waits for them early costs 10 to 17 %: also a load elsewhere in the kernel that nothing waits for on some way, since the loop
+// then waits for it and all others when it reuses the register (scatter_direct). benchmarks/sass_waits.py shows where a kernel
+// waits. Tried and measured: benchmarks/NOTES.md, "Backward".
 
 #include "../core/dependent_launch.cuh"
 #include "../core/tile_config.h"

@@ -74,6 +74,9 @@ __device__ __forceinline__ void scatter_direct(const Params<accumulator_t<T>>& p
 #pragma unroll 1
     for (int c = 0; c < channels; ++c) {
       const Acc g = widen(grad_output[(std::int64_t{c} * p.taps() + tap) * p.positions() + position.index]);
+      // Zero adds nothing. The test also waits for the load on every way: where no corner lies in the image nothing else does,
+      // and the main loop of backward_kernel would wait for all of its loads when it next uses the register.
+      if (g == 0) continue;
 #pragma unroll 1
       for (int corner = 0; corner < 4; ++corner) {
         const int iy = y.index + corner / 2, ix = x.index + corner % 2;
