@@ -35,11 +35,12 @@ __device__ __forceinline__ void forward_direct(const Params<accumulator_t<T>>& p
       T* out = tensors.output + (plane * p.taps() + ky * p.kernel_w + kx) * p.positions() + position.index;
 #pragma unroll 1
       for (int c = 0; c < work.channels; ++c, input += p.pixels(), out += p.taps() * p.positions()) {
-        const Acc v = interpolate(pixel(input, p.height, p.width, y.index, x.index),
-                                  pixel(input, p.height, p.width, y.index, x.index + 1),
-                                  pixel(input, p.height, p.width, y.index + 1, x.index),
-                                  pixel(input, p.height, p.width, y.index + 1, x.index + 1), y.fraction, x.fraction);
-        *out = narrow<T>(v + nan_unless_finite(position.rate));
+        const Acc a = pixel(input, p.height, p.width, y.index, x.index);
+        Acc v = interpolate(a, pixel(input, p.height, p.width, y.index, x.index + 1),
+                            pixel(input, p.height, p.width, y.index + 1, x.index),
+                            pixel(input, p.height, p.width, y.index + 1, x.index + 1), y.fraction, x.fraction);
+        if (v == 0 && y.fraction == 0 && x.fraction == 0) v = a;  // a zero on a pixel keeps its sign
+        *out = narrow<T>(v - nan_unless_finite(position.rate));
       }
     }
   }

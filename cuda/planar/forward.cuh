@@ -53,7 +53,8 @@ struct ForwardTaps {
     }
   }
 
-  /// Value of a cell. A tap that is centered in one axis needs only half of its corners: the others weigh nothing.
+  /// Value of a cell. A tap that is centered in one axis, or on a pixel there, needs only half of its corners: the others weigh
+  /// nothing. On a pixel in both it is a copy: a sum with products of zero would make +0 of a -0.
   __device__ __forceinline__ Values sample(const Element* cell, float fy, float fx, bool centered_y, bool centered_x) const {
     const Element* below = cell + window.pitch;
     const Values a = Values::of(cell[0]);
@@ -63,44 +64,56 @@ struct ForwardTaps {
     return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
   }
 
-  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row.
+  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row. Taps that all lie
+  /// on pixels, in a row of a large kernel or in all of a small one, are copied.
   __device__ __forceinline__ void store_unrolled(const Element* pixels, const TapCells<K>& cells, int valid) const {
     if constexpr (K <= 3) {
+      if (cells.rows_on_pixels() && cells.columns_on_pixels()) {
 #pragma unroll
-      for (int ky = 0; ky < K; ++ky) store_row(pixels + cells.row[ky], cells, ky, cells.fy[ky], valid);
+        for (int ky = 0; ky < K; ++ky) store_row<true>(pixels + cells.row[ky], cells, ky, 0, valid);
+      } else {
+#pragma unroll
+        for (int ky = 0; ky < K; ++ky) store_row<false>(pixels + cells.row[ky], cells, ky, cells.fy[ky], valid);
+      }
     } else {
+      const bool columns_on_pixels = cells.columns_on_pixels();
 #pragma unroll 1
       for (int ky = 0; ky < K; ++ky) {
         const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
-        store_row(pixels + (y.index - window.first_y) * window.pitch, cells, ky, y.fraction, valid);
+        const Element* row = pixels + (y.index - window.first_y) * window.pitch;
+        if (columns_on_pixels && y.fraction == 0) {
+          store_row<true>(row, cells, ky, 0, valid);
+        } else {
+          store_row<false>(row, cells, ky, y.fraction, valid);
+        }
       }
     }
   }
+  template <bool kOnPixels>
   __device__ __forceinline__ void store_row(const Element* row, const TapCells<K>& cells, int ky, float fy, int valid) const {
 #pragma unroll
     for (int kx = 0; kx < K; ++kx) {
-      store(ky * K + kx, K * K, valid, sample(row + cells.column[kx], fy, cells.fx[kx], 2 * ky == K - 1, 2 * kx == K - 1));
+      const bool centered_y = kOnPixels || 2 * ky == K - 1, centered_x = kOnPixels || 2 * kx == K - 1;
+      store(ky * K + kx, K * K, valid, sample(row + cells.column[kx], fy, cells.fx[kx], centered_y, centered_x));
     }
   }
 
   /// All taps, with cells worked out one by one. Unless all values are `finite`, every corner counts: one that weighs nothing
   /// may still be NaN; and so do rates that are not finite.
   __device__ __forceinline__ void store_rolled(const Element* pixels, bool finite, int valid) const {
-    const float nan = nan_unless_finite(position.rate);  // or 0
+    const float nan = nan_unless_finite(position.rate);  // or 0, which is subtracted: added, it would make +0 of a -0
     int tap = 0;
 #pragma unroll 1
     for (int ky = 0; ky < p.kernel_h; ++ky) {
-      const float offset_y = p.y.offset(ky);
-      const Cell<float> y = p.y.cell(position.base_y, offset_y, position.rate);
+      const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
 #pragma unroll 1
       for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
-        const float offset_x = p.x.offset(kx);
-        const Cell<float> x = p.x.cell(position.base_x, offset_x, position.rate);
+        const Cell<float> x = p.x.cell(position.base_x, p.x.offset(kx), position.rate);
         const int element = (y.index - window.first_y) * window.pitch + x.index - window.first_x;
-        const bool centered_y = finite && offset_y == 0, centered_x = finite && offset_x == 0;
+        const bool centered_y = finite && y.fraction == 0, centered_x = finite && x.fraction == 0;
         Values v = sample(pixels + (position.sampled() ? element : 0), y.fraction, x.fraction, centered_y, centered_x);
 #pragma unroll
-        for (int j = 0; j < N; ++j) v.value[j] += nan;
+        for (int j = 0; j < N; ++j) v.value[j] -= nan;
         store(tap, p.taps(), valid, v);
       }
     }

@@ -62,13 +62,13 @@ def test_map_of_ones_on_awkward_sizes(case, dtype, device):
 
 @pytest.mark.parametrize("channels", [1, 3, 17])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5])
-def test_zeros_keep_their_sign(kernel_size, dtype, channels):
-    case = Case(2, channels, 23, 27, kernel_size, padding=2)
-    x = random_input(case.shape).to(dtype)
+@pytest.mark.parametrize("kernel_size", [1, 2, 3, 5, 7])
+def test_zeros_keep_their_sign(kernel_size, dtype, channels, device):
+    case = Case(2, channels, 23, 27, kernel_size, padding=3)
+    x = random_input(case.shape).to(device, dtype)
     x[x > 0.3] = -0.0
-    actual = dynamic_dilation_unfold(x, kernel_size, torch.ones(case.map_shape, dtype=dtype), padding=2)
-    assert torch.equal(actual.signbit(), F.unfold(x, kernel_size, padding=2).signbit())
+    actual = dynamic_dilation_unfold(x, kernel_size, torch.ones(case.map_shape, dtype=dtype, device=device), padding=3)
+    assert torch.equal(actual.signbit(), F.unfold(x, kernel_size, padding=3).signbit())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
