@@ -53,6 +53,22 @@ struct ForwardTaps {
     }
   }
 
+  /// Whether all taps lie on pixels, of this position and of all others of the warp: those must store together, since memory
+  /// writes whole lines.
+  __device__ __forceinline__ bool on_pixels() const {
+    constexpr int kUnroll = K ? K : 1;
+    bool on = true;
+#pragma unroll kUnroll
+    for (int ky = 0; ky < (K ? K : p.kernel_h); ++ky) {
+      on = on && p.y.cell(position.base_y, p.y.offset(ky), position.rate).fraction == 0;
+    }
+#pragma unroll kUnroll
+    for (int kx = 0; kx < (K ? K : p.kernel_w); ++kx) {
+      on = on && p.x.cell(position.base_x, p.x.offset(kx), position.rate).fraction == 0;
+    }
+    return !__any_sync(~0u, position.active && !on);
+  }
+
   /// Value of a cell. A tap that is centered in one axis, or on a pixel there, needs only half of its corners: the others weigh
   /// nothing. On a pixel in both it is a copy: a sum with products of zero would make +0 of a -0.
   __device__ __forceinline__ Values sample(const Element* cell, float fy, float fx, bool centered_y, bool centered_x) const {
@@ -64,28 +80,17 @@ struct ForwardTaps {
     return interpolate(a, Values::of(cell[1]), Values::of(below[0]), Values::of(below[1]), fy, fx);
   }
 
-  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row. Taps that all lie
-  /// on pixels, in a row of a large kernel or in all of a small one, are copied.
+  /// All taps, with cells from registers: of both axes for a small kernel, else of the columns, row by row.
+  template <bool kOnPixels>
   __device__ __forceinline__ void store_unrolled(const Element* pixels, const TapCells<K>& cells, int valid) const {
     if constexpr (K <= 3) {
-      if (cells.rows_on_pixels() && cells.columns_on_pixels()) {
 #pragma unroll
-        for (int ky = 0; ky < K; ++ky) store_row<true>(pixels + cells.row[ky], cells, ky, 0, valid);
-      } else {
-#pragma unroll
-        for (int ky = 0; ky < K; ++ky) store_row<false>(pixels + cells.row[ky], cells, ky, cells.fy[ky], valid);
-      }
+      for (int ky = 0; ky < K; ++ky) store_row<kOnPixels>(pixels + cells.row[ky], cells, ky, cells.fy[ky], valid);
     } else {
-      const bool columns_on_pixels = cells.columns_on_pixels();
 #pragma unroll 1
       for (int ky = 0; ky < K; ++ky) {
         const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
-        const Element* row = pixels + (y.index - window.first_y) * window.pitch;
-        if (columns_on_pixels && y.fraction == 0) {
-          store_row<true>(row, cells, ky, 0, valid);
-        } else {
-          store_row<false>(row, cells, ky, y.fraction, valid);
-        }
+        store_row<kOnPixels>(pixels + (y.index - window.first_y) * window.pitch, cells, ky, y.fraction, valid);
       }
     }
   }
@@ -100,17 +105,19 @@ struct ForwardTaps {
 
   /// All taps, with cells worked out one by one. Unless all values are `finite`, every corner counts: one that weighs nothing
   /// may still be NaN; and so do rates that are not finite.
-  __device__ __forceinline__ void store_rolled(const Element* pixels, bool finite, int valid) const {
+  __device__ __forceinline__ void store_rolled(const Element* pixels, bool finite, bool on_pixels, int valid) const {
     const float nan = nan_unless_finite(position.rate);  // or 0, which is subtracted: added, it would make +0 of a -0
     int tap = 0;
 #pragma unroll 1
     for (int ky = 0; ky < p.kernel_h; ++ky) {
-      const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
+      const float offset_y = p.y.offset(ky);
+      const Cell<float> y = p.y.cell(position.base_y, offset_y, position.rate);
 #pragma unroll 1
       for (int kx = 0; kx < p.kernel_w; ++kx, ++tap) {
-        const Cell<float> x = p.x.cell(position.base_x, p.x.offset(kx), position.rate);
+        const float offset_x = p.x.offset(kx);
+        const Cell<float> x = p.x.cell(position.base_x, offset_x, position.rate);
         const int element = (y.index - window.first_y) * window.pitch + x.index - window.first_x;
-        const bool centered_y = finite && y.fraction == 0, centered_x = finite && x.fraction == 0;
+        const bool centered_y = finite && (on_pixels || offset_y == 0), centered_x = finite && (on_pixels || offset_x == 0);
         Values v = sample(pixels + (position.sampled() ? element : 0), y.fraction, x.fraction, centered_y, centered_x);
 #pragma unroll
         for (int j = 0; j < N; ++j) v.value[j] -= nan;
@@ -163,6 +170,7 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   Taps taps{p, position, window,
             reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index),
             unsigned(p.positions()) * unsigned(sizeof(T))};
+  const bool on_pixels = taps.on_pixels();
   bool finite = fill(windows, work.channels);
   int buffer = 0;  // the window that is read: at 0, or at capacity
   for (int left = work.channels;; left -= N) {
@@ -171,10 +179,12 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
     planes += N * p.pixels();
     if (!last) load.load(p, vec4, planes, plane_bytes, left - N);
     if (position.active) {
-      if (K != 0 && all_finite) {
-        taps.store_unrolled(windows + buffer, cells, left);
+      if (K != 0 && all_finite && on_pixels) {
+        taps.template store_unrolled<true>(windows + buffer, cells, left);
+      } else if (K != 0 && all_finite) {
+        taps.template store_unrolled<false>(windows + buffer, cells, left);
       } else {
-        taps.store_rolled(windows + buffer, all_finite, left);
+        taps.store_rolled(windows + buffer, all_finite, on_pixels, left);
       }
     }
     if (last) return;

@@ -90,17 +90,6 @@ struct TapCells {
       fx[k] = x.fraction;
     }
   }
-  /// Whether no row, or no column, of taps lies between pixels.
-  __device__ __forceinline__ bool rows_on_pixels() const { return all_zero(fy); }
-  __device__ __forceinline__ bool columns_on_pixels() const { return all_zero(fx); }
-
- private:
-  __device__ __forceinline__ static bool all_zero(const float (&fractions)[kCount]) {
-    bool zero = true;
-#pragma unroll
-    for (int k = 0; k < K; ++k) zero = zero && fractions[k] == 0;
-    return zero;
-  }
 };
 
 }  // namespace ddu::cuda
