@@ -17,6 +17,7 @@ void attach(const py::kwargs& given) {
   take_all("tensor_types", attached.tensor_types);
   take_all("dtypes", attached.dtypes);
   attached.uint8 = take("uint8");
+  attached.channels_last = take("channels_last");
   attached.empty_on_cpu = take("empty_on_cpu");
   attached.empty_on_cuda = take("empty_on_cuda");
   attached.get_num_threads = take("get_num_threads");

@@ -44,7 +44,8 @@ struct Tensor {
   std::int64_t device = kCpu;
   std::int64_t sizes[kMaxDims];
   int dims = 0, type = 0;
-  bool in_place = false;  // data is known
+  bool in_place = false;                  // data is known
+  bool asks_about_channels_last = false;  // that is not known yet
   ddu::MemoryFormat format = ddu::MemoryFormat::contiguous;
 
   /// False for what has no kernels: the caller has a slower way for it, or the error message. `may_be_channels_last`: the
@@ -52,12 +53,15 @@ struct Tensor {
   bool read(PyObject* tensor, bool may_be_channels_last = false) {
     object = tensor;
     if (tensor == Py_None) return false;
-    return attached.exchange ? read_view(may_be_channels_last) : read_attributes();
+    return attached.exchange ? read_view(may_be_channels_last) : read_attributes(may_be_channels_last);
   }
   /// Once sizes are checked, as this may copy. False for what has no memory of its own.
   bool find_data() {
     if (call(object, names::is_neg).ptr() != Py_False) return false;
-    if (!in_place) {
+    if (asks_about_channels_last && lies_channels_last()) {
+      format = ddu::MemoryFormat::channels_last;
+      data = address_of(object);
+    } else if (!in_place) {
       copy = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, names::contiguous));
       if (!copy) return forget_other_layout();
       data = address_of(copy.ptr());
@@ -74,6 +78,22 @@ struct Tensor {
     if (std::string(py::str(get(object, names::layout))) == "torch.strided") throw raised;
     return false;
   }
+  /// Whether kernels for its device read channels_last, and it may lie so.
+  bool is_read_channels_last() const {
+    return (device == kCpu ? ddu::cpu::reads_channels_last : ddu::cuda::reads_channels_last) && dims == 4 && numel() > 0;
+  }
+  /// As Python knows it. What lies both ways, for want of channels or pixels, is contiguous.
+  bool lies_channels_last() const {
+    const py::object keywords = own(PyTuple_Pack(1, names::memory_format));
+    PyObject* arguments[] = {object, attached.channels_last};
+    const auto ask = [&](PyObject* keyword_names) {
+      const auto answer =
+          py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(names::is_contiguous, arguments, 1, keyword_names));
+      if (!answer) forget_runtime_error();  // a sparse tensor
+      return answer.ptr();
+    };
+    return ask(nullptr) == Py_False && ask(keywords.ptr()) == Py_True;
+  }
   bool read_view(bool may_be_channels_last) {
     dlpack::Tensor view;
     if (attached.exchange->view(object, &view) != 0) {
@@ -89,8 +109,7 @@ struct Tensor {
     data = view.data;
     constexpr int contiguous[] = {0, 1, 2, 3, 4}, channels_last[] = {0, 2, 3, 1};
     in_place = is_packed(view, contiguous);
-    const bool supported = device == kCpu ? ddu::cpu::reads_channels_last : ddu::cuda::reads_channels_last;
-    if (!in_place && may_be_channels_last && supported && dims == 4 && is_packed(view, channels_last)) {
+    if (!in_place && may_be_channels_last && is_read_channels_last() && is_packed(view, channels_last)) {
       in_place = true;
       format = ddu::MemoryFormat::channels_last;
     }
@@ -110,7 +129,7 @@ struct Tensor {
     if (view.type_code != dlpack::kFloat) return 4;
     return view.type_bits == 16 ? 0 : view.type_bits == 32 ? 2 : view.type_bits == 64 ? 3 : 4;
   }
-  bool read_attributes() {
+  bool read_attributes(bool may_be_channels_last) {
     if (get(object, names::is_cpu).ptr() != Py_True) {
       if (get(object, names::is_cuda).ptr() != Py_True) return false;
       device = integer(call(object, names::get_device));
@@ -125,6 +144,7 @@ struct Tensor {
     if (type == 4 || PyTuple_GET_SIZE(shape.ptr()) > kMaxDims) return false;
     dims = static_cast<int>(PyTuple_GET_SIZE(shape.ptr()));
     for (int i = 0; i < dims; ++i) sizes[i] = integer(PyTuple_GET_ITEM(shape.ptr(), i));
+    asks_about_channels_last = may_be_channels_last && is_read_channels_last();
     return true;
   }
 };

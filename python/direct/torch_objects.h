@@ -13,6 +13,7 @@ struct TorchObjects {
   PyObject* tensor_types[2];  // Tensor and Parameter
   PyObject* dtypes[4];        // in the order of ddu::DType
   PyObject* uint8;
+  PyObject* channels_last;
   PyObject* empty_on_cpu;   // (sizes, strides, dtype) -> tensor
   PyObject* empty_on_cuda;  // the same on the current CUDA device
   PyObject* get_num_threads;

@@ -157,6 +157,7 @@ _C.attach(
     tensor_types=(Tensor, torch.nn.Parameter),
     dtypes=tuple(_kernels.DTYPES),
     uint8=torch.uint8,
+    channels_last=torch.channels_last,
     empty_on_cpu=private.allocator("cpu"),
     empty_on_cuda=private.allocator("cuda"),
     get_num_threads=torch.get_num_threads,

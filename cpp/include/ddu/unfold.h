@@ -8,9 +8,10 @@
 //   y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b,g,oy,ox]       x alike,  g = c / (C/G)
 //   output[b, (c*kH + ky)*kW + kx, oy*Wo + ox] = bilinear(input[b,c], y, x)
 //
-// Tensors are contiguous, in the layouts of Geometry, and do not overlap. A Geometry comes from make_geometry: the functions
-// trust it, and they trust the pointers. Outputs are overwritten. Nothing here allocates tensors or keeps what it is given:
-// memory, scratch memory too, is the caller's. Any thread may call; a call is safe beside any other that writes elsewhere.
+// Tensors are contiguous, in the layouts of Geometry unless input_format says otherwise, and do not overlap. A Geometry comes
+// from make_geometry: the functions trust it, and they trust the pointers. Outputs are overwritten. Nothing here allocates
+// tensors or keeps what it is given: memory, scratch memory too, is the caller's. Any thread may call; a call is safe beside
+// any other that writes elsewhere.
 //
 // Errors are thrown as the types of ddu/error.h, which this header leaves out: it costs its users no more than <cstdint>.
 // Every function that takes Types throws ddu::type_error where the two do not go together.
@@ -45,7 +46,7 @@ struct UnfoldBackward {
 namespace cpu {
 
 /// Whether the kernels take MemoryFormat::channels_last.
-constexpr bool reads_channels_last = false;
+constexpr bool reads_channels_last = true;
 
 /// In host memory, on at most `threads` OpenMP threads, and on one where that is less than 1. Results do not depend on their
 /// number. The results are there on return.
