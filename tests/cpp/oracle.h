@@ -168,12 +168,12 @@ struct Problem {
 
   /// A tensor of the input's shape in a memory format.
   Tensor<T> laid_out(const Tensor<T>& tensor, ddu::MemoryFormat format) const {
-    if (format == ddu::MemoryFormat::contiguous) return tensor;
-    Tensor<T> result(geometry.input_numel());
+    Tensor<T> result(geometry.input_numel());  // not a copy, which would read the guards
+    const bool contiguous = format == ddu::MemoryFormat::contiguous;
     const std::int64_t pixels = geometry.pixels(), channels = geometry.channels;
     for (std::int64_t i = 0; i < geometry.input_numel(); ++i) {
       const std::int64_t image = i / (channels * pixels), channel = i / pixels % channels, pixel = i % pixels;
-      result.data()[(image * pixels + pixel) * channels + channel] = tensor.data()[i];
+      result.data()[contiguous ? i : (image * pixels + pixel) * channels + channel] = tensor.data()[i];
     }
     return result;
   }
