@@ -142,7 +142,9 @@ class MapHint {
       }
       return false;
     };
-    if (grouped(given_) || (plausible && suggest(padded)) || strided(given_)) return true;
+    Options bare = given_;
+    bare.padding[0] = bare.padding[1] = 0;
+    if (grouped(given_) || (plausible && suggest(padded)) || strided(given_) || suggest(bare)) return true;
     return plausible && (grouped(padded) || strided(padded));
   }
 

@@ -139,6 +139,7 @@ TEST(Geometry, HintsAtOptions) {
   EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 6, 7}, options(3, 2, 1)), "this map fits stride=(1, 1)");
   EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 3, 4}, options(3, 1, 1)), "this map fits stride=(2, 2)");
   EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 6, 7}, options(3, 2)), "this map fits padding=(1, 1) and stride=(1, 1)");
+  EXPECT_EQ(hint({2, 8, 6, 7}, {2, 1, 4, 5}, options(3, 1, 1)), "this map fits padding=(0, 0)");
   EXPECT_EQ(hint({2, 8, 6, 7}, {2, 8, 6, 7}, options(3)), "this map fits padding=(1, 1) and groups=8");
   EXPECT_EQ(hint({2, 4, 33, 33}, {2, 1, 33, 33}, options(3, 1, 1, 18)), "this map fits padding=(18, 18)");
   // Suggestions that nobody could have meant, or that would not do.

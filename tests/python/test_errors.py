@@ -146,6 +146,11 @@ VALUES = [
         "dilation_map must have shape [2, 1, 2, 3] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
         "got [1, 1, 3, 4]; this map fits padding=(1, 1)",
     ),
+    (
+        {"map": (2, 1, 4, 5)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 1, 4, 5]; this map fits padding=(0, 0)",
+    ),
 ]
 
 
