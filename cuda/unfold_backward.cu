@@ -9,6 +9,7 @@
 //
 // Some of them start while the one before still runs (Grid::overlap, core/dependent_launch.cuh).
 
+#include "channels_last/columns.h"
 #include "core/elementwise.cuh"
 #include "core/make_params.h"
 #include "core/workspace.h"
@@ -247,11 +248,21 @@ class Call {
   BackwardPointers<T> tensors_{};
 };
 
+/// Whether windows are not even tried.
+bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
+  if (given.input_format == MemoryFormat::channels_last || channels_last::forced()) return !deterministic;
+  return !deterministic &&
+         (types.input == DType::float64 || !fits_planar(g, types.input) || g.taps() > kMaxFixedPointTaps);
+}
+
 }  // namespace
 
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
   check_types(types);
   if (g.columns_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
+  if (goes_channels_last(g, types, given, deterministic)) {
+    return channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
+  }
   std::size_t bytes = 0;
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
@@ -270,6 +281,9 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given
       DDU_CUDA_CHECK(cudaMemsetAsync(given.grad_map, 0, size_of(types.map) * static_cast<std::size_t>(g.map_numel()), stream));
     }
     return;
+  }
+  if (goes_channels_last(g, types, given, deterministic)) {
+    return channels_last::unfold_backward(g, types, given, deterministic, stream);
   }
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

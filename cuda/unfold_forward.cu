@@ -1,5 +1,6 @@
 // The host side of unfold: which kernel, cut how, launched with what.
 
+#include "channels_last/columns.h"
 #include "core/make_params.h"
 #include "planar/forward.cuh"
 
@@ -35,30 +36,28 @@ void run_kernel_size(const Geometry& g, Types types, const ForwardPointers<T>& t
   run_planar<T, 0>(g, types, tensors, stream);
 }
 
-template <class T>
-void run_direct(const Geometry& g, Types types, const ForwardPointers<T>& tensors, Stream stream) {
-  using Acc = accumulator_t<T>;
-  const Params<Acc> p = make_params<Acc>(g, types, kDirectConfig, current_device());
-  launch(forward_direct_kernel<T>, {blocks_of(p, g), kDirectConfig.threads}, stream, p, tensors);
+/// Whether windows are not even tried.
+bool goes_channels_last(const Geometry& g, Types types, const Unfold& given) {
+  return given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
+         channels_last::forced();
 }
 
 }  // namespace
 
-std::size_t unfold_workspace_bytes(const Geometry&, Types types, const Unfold&) {
+std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given) {
   check_types(types);
-  return 0;
+  if (g.columns_numel() == 0 || !goes_channels_last(g, types, given)) return 0;
+  return channels_last::unfold_workspace_bytes(g, types, given);
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   check_types(types);
   if (g.columns_numel() == 0) return;
+  if (goes_channels_last(g, types, given)) return channels_last::unfold(g, types, given, stream);
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output)};
-    if constexpr (!std::is_same_v<T, double>) {
-      if (fits_planar(g, types.input)) return run_kernel_size<T>(g, types, tensors, stream);
-    }
-    run_direct<T>(g, types, tensors, stream);
+    if constexpr (!std::is_same_v<T, double>) run_kernel_size<T>(g, types, tensors, stream);
   });
 }
 

@@ -119,6 +119,52 @@ double error(const oracle::Tensor<T>& actual, const std::vector<oracle::Sum>& ex
   return norm > 0 ? std::sqrt(difference / norm) / allowed : difference;
 }
 
+/// A tensor [batch, channels, pixels] with its channels last, or back.
+template <class T>
+oracle::Tensor<T> turned(const ddu::Geometry& g, const oracle::Tensor<T>& from, bool back = false) {
+  oracle::Tensor<T> to(static_cast<std::int64_t>(from.size()));
+  for (std::int64_t b = 0; b < g.batch; ++b)
+    for (std::int64_t c = 0; c < g.channels; ++c)
+      for (std::int64_t i = 0; i < g.pixels(); ++i) {
+        const std::int64_t planar = (b * g.channels + c) * g.pixels() + i, last = (b * g.pixels() + i) * g.channels + c;
+        to.data()[back ? planar : last] = from.data()[back ? last : planar];
+      }
+  return to;
+}
+
+/// Sets an environment variable for as long as it lives.
+class Environment {
+ public:
+  Environment(const char* name, const char* value) : name_(name) {
+    if (value) setenv(name, value, 1);
+  }
+  ~Environment() { unsetenv(name_); }
+
+ private:
+  const char* name_;
+};
+
+/// The two ways of the kernels, and the format of the input.
+struct Way {
+  const char* forced = nullptr;  // DDU_CUDA_PATH
+  bool channels_last = false;
+};
+const Way kWays[] = {{}, {"channels_last"}, {nullptr, true}};
+
+template <class T, class M>
+oracle::Tensor<T> forward(const Problem<T, M>& problem, const Way& way) {
+  const Environment environment("DDU_CUDA_PATH", way.forced);
+  const ddu::Geometry& g = problem.geometry;
+  const Memory input(way.channels_last ? turned(g, problem.input) : problem.input), map(problem.map),
+      output(problem.grad_output.size() * sizeof(T));
+  ddu::Unfold tensors{input.data(), map.data(), output.data()};
+  if (way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
+  const Memory workspace(ddu::cuda::unfold_workspace_bytes(g, problem.types(), tensors));
+  tensors.workspace = workspace.data();
+  ddu::cuda::unfold(g, problem.types(), tensors, nullptr);
+  return output.template on_host<T>();
+}
+
 template <class T, class M>
 struct Gradients {
   oracle::Tensor<T> input;
@@ -128,14 +174,18 @@ struct Gradients {
 struct How {
   bool deterministic = false, input = true, map = true;
   std::size_t shift = 0;  // elements from where memory is aligned to where the gradients start
+  Way way = {};
 };
 
 template <class T, class M>
 Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
-  const Memory input(problem.input), map(problem.map), grad_output(problem.grad_output);
+  const Environment environment("DDU_CUDA_PATH", how.way.forced);
+  const Memory input(how.way.channels_last ? turned(problem.geometry, problem.input) : problem.input), map(problem.map),
+      grad_output(problem.grad_output);
   const Memory grad_input((problem.input.size() + how.shift) * sizeof(T)),
       grad_map((problem.map.size() + how.shift) * sizeof(M));
   ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
+  if (how.way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
   if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
   if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
   const Workspace workspace(
@@ -147,7 +197,8 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
     std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
     return tensor;
   };
-  return {shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size()))),
+  const auto input_gradient = shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size())));
+  return {how.way.channels_last ? turned(problem.geometry, input_gradient, true) : input_gradient,
           shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};
 }
 
@@ -169,16 +220,17 @@ class Cuda : public testing::Test {
   static void against_the_oracle(const Problem<T, M>& problem) {
     const ddu::Geometry& g = problem.geometry;
     const auto expected = oracle::run(g, problem.input, problem.map, problem.grad_output);
-    const Memory input(problem.input), map(problem.map), output(problem.grad_output.size() * sizeof(T));
-    ddu::cuda::unfold(g, problem.types(), {input.data(), map.data(), output.data()}, nullptr);
-    EXPECT_LE(error(output.template on_host<T>(), expected.output), 1);
-    for (const bool deterministic : {false, true}) {
-      SCOPED_TRACE(deterministic ? "deterministic" : "default");
-      const auto both = backward(problem, {deterministic});
-      EXPECT_LE(error(both.input, expected.grad_input), 1);
-      EXPECT_LE(error(both.map, expected.grad_map), 1);
-      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), 1);
-      EXPECT_LE(error(backward(problem, {deterministic, false, true}).map, expected.grad_map), 1);
+    for (const Way& way : kWays) {
+      SCOPED_TRACE(way.channels_last ? "channels-last input" : way.forced ? way.forced : "the usual way");
+      EXPECT_LE(error(forward(problem, way), expected.output), 1);
+      for (const bool deterministic : {false, true}) {
+        SCOPED_TRACE(deterministic ? "deterministic" : "default");
+        const auto both = backward(problem, {deterministic, true, true, 0, way});
+        EXPECT_LE(error(both.input, expected.grad_input), 1);
+        EXPECT_LE(error(both.map, expected.grad_map), 1);
+        EXPECT_LE(error(backward(problem, {deterministic, true, false, 0, way}).input, expected.grad_input), 1);
+        EXPECT_LE(error(backward(problem, {deterministic, false, true, 0, way}).map, expected.grad_map), 1);
+      }
     }
   }
 };

@@ -59,6 +59,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 
 inline void __syncthreads() { emulation::block_barrier(false); }
 inline int __syncthreads_or(int value) { return emulation::block_barrier(value != 0); }
+inline void __syncwarp() { emulation::warp_exchange(0); }
 inline unsigned __activemask() { return ~0u; }
 inline bool __any_sync(unsigned, bool value) {
   const std::uint32_t* all = emulation::warp_exchange(value);
@@ -66,8 +67,12 @@ inline bool __any_sync(unsigned, bool value) {
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  return emulation::bits<T>(
-      emulation::warp_exchange(emulation::bits<std::uint32_t>(value))[(threadIdx.x % 32) ^ unsigned(mask)]);
+  constexpr int kWords = sizeof(T) / 4;
+  std::uint32_t words[kWords];
+  __builtin_memcpy(words, &value, sizeof value);
+  for (std::uint32_t& word : words) word = emulation::warp_exchange(word)[(threadIdx.x % 32) ^ unsigned(mask)];
+  __builtin_memcpy(&value, words, sizeof value);
+  return value;
 }
 template <class T>
 T __ldg(const T* address) {
@@ -94,6 +99,8 @@ inline long long __double_as_longlong(double value) { return emulation::bits<lon
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(std::uint64_t{a} * b >> 32); }
 inline float __int_as_float(int value) { return emulation::bits<float>(value); }
 inline float __uint_as_float(unsigned value) { return emulation::bits<float>(value); }
+inline unsigned __float_as_uint(float value) { return emulation::bits<unsigned>(value); }
+inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }
 inline int __float_as_int(float value) { return emulation::bits<int>(value); }
 inline int __float2int_rn(float value) {
   return value != value ? 0 : int(std::nearbyint(std::clamp(value, -2147483648.f, 2147483520.f)));

@@ -1,0 +1,118 @@
+#pragma once
+
+// How a channels-last call is cut into warps, and where its scratch memory lies.
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "../core/integer.h"
+#include "../core/launch.h"
+#include "../core/workspace.h"
+#include "conversion.cuh"
+
+namespace ddu::cuda::channels_last {
+
+inline int tuning(const char* name, int usual) {
+  const char* value = std::getenv(name);
+  return value ? std::atoi(value) : usual;
+}
+
+inline int log2_at_least(std::int64_t n, int most) {
+  int log = 0;
+  while (log < most && (std::int64_t{1} << log) < n) ++log;
+  return log;
+}
+
+/// Rows of a copy of ours: each group by itself, its channels padded to whole vectors.
+inline RowLayout padded_rows(const Geometry& g, int vec) {
+  const std::int64_t channels = ceil_div(g.group_channels(), vec) * vec;
+  return {g.groups * g.pixels() * channels, g.pixels() * channels, channels};
+}
+inline std::int64_t numel(const Geometry& g, const RowLayout& rows) { return g.batch * rows.image; }
+/// Rows of a channels_last tensor of the caller's.
+inline RowLayout own_rows(const Geometry& g) { return {g.pixels() * g.channels, g.group_channels(), g.channels}; }
+
+/// Whether all of a tensor's channel vectors are whole and aligned.
+inline bool whole_vectors(const Geometry& g, const void* tensor, int vec) {
+  return g.group_channels() % vec == 0 && is_aligned(tensor, 16);
+}
+
+template <class T>
+RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows) {
+  if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.pixels() > INT_MAX) {
+    throw invalid_argument("the tensors are too large for one launch: split them");
+  }
+  RowParams<accumulator_t<T>> p{};
+  p.y = Sampler<accumulator_t<T>>(g.h);
+  p.x = Sampler<accumulator_t<T>>(g.w);
+  p.width = static_cast<int>(g.w.size);
+  p.out_width = static_cast<int>(g.w.out_size);
+  p.kernel_w = static_cast<int>(g.w.kernel_size);
+  p.taps = static_cast<int>(g.taps());
+  p.group_channels = static_cast<int>(g.group_channels());
+  p.groups = static_cast<int>(g.groups);
+  p.shared_map = g.map_batch == 1;
+  p.map_type = types.map;
+  p.positions = g.positions();
+  p.rows = rows;
+
+  const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
+  p.log_lanes = log2_at_least(vectors, tuning("CL_LANES", 3));
+  p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
+  const int run = (32 >> p.log_lanes) * kVec<T>;
+  const std::int64_t runs = ceil_div(g.positions(), run);
+  p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
+  if (tuning("CL_FLAT", 0)) p.run_columns = 1;
+  p.block_columns = 1;  // neighbours in a row complete each other's lines of the output
+  while (p.block_columns * 2 <= std::min(p.run_columns, 32 / run)) p.block_columns *= 2;
+  p.column_blocks = static_cast<int>(ceil_div(p.run_columns, p.block_columns));
+  p.row_blocks = static_cast<int>(ceil_div(ceil_div(runs, p.run_columns), kRowWarps / p.block_columns));
+
+  // Few positions and many taps: blocks share the taps out, so that the device is full.
+  const std::int64_t blocks = std::int64_t{p.column_blocks} * p.row_blocks * p.slices * g.groups * g.batch;
+  const std::int64_t wanted = std::int64_t{4} * current_device().multiprocessors;
+  const std::int64_t at_once = std::max(1, 32 / run);
+  const std::int64_t steps = ceil_div(g.taps(), at_once);
+  const std::int64_t chunks = std::min(ceil_div(wanted, blocks), steps);
+  p.tap_chunk = static_cast<int>(ceil_div(steps, chunks) * at_once);
+  p.tap_chunks = static_cast<int>(ceil_div(g.taps(), p.tap_chunk));
+
+  p.by_out_width = Divider(static_cast<unsigned>(p.out_width));
+  p.by_kernel_w = Divider(static_cast<unsigned>(p.kernel_w));
+  p.by_column_blocks = Divider(static_cast<unsigned>(p.column_blocks));
+  p.by_row_blocks = Divider(static_cast<unsigned>(p.row_blocks));
+  p.by_tap_chunks = Divider(static_cast<unsigned>(p.tap_chunks));
+  p.by_slices = Divider(static_cast<unsigned>(p.slices));
+  p.by_groups = Divider(static_cast<unsigned>(p.groups));
+  return p;
+}
+
+template <class Acc>
+unsigned blocks_of(const RowParams<Acc>& p, const Geometry& g) {
+  return grid_size(std::int64_t{p.column_blocks} * p.row_blocks * p.tap_chunks * p.slices * g.groups * g.batch);
+}
+
+template <class T>
+struct Conversion {
+  ConversionParams params{};
+  unsigned blocks;
+
+  Conversion(const Geometry& g, const RowLayout& rows) {
+    const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
+    params.pixels = g.pixels();
+    params.group_channels = static_cast<int>(g.group_channels());
+    params.rows = rows;
+    params.log_lanes = log2_at_least(vectors, 3);
+    params.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << params.log_lanes));
+    params.groups = static_cast<int>(g.groups);
+    const auto pixel_blocks = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
+    params.by_pixel_blocks = Divider(pixel_blocks);
+    params.by_slices = Divider(static_cast<unsigned>(params.slices));
+    params.by_groups = Divider(static_cast<unsigned>(params.groups));
+    blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g.groups * g.batch);
+  }
+  /// Whether planes start and end with whole vectors of pixels.
+  bool whole(const void* planes) const { return params.pixels % kVec<T> == 0 && is_aligned(planes, 16); }
+};
+
+}  // namespace ddu::cuda::channels_last

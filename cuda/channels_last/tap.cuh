@@ -1,0 +1,91 @@
+#pragma once
+
+// The geometry of taps, worked out once and shared: by one lane for one position and tap, and read from shared memory by all
+// lanes that share the position.
+
+#include "params.cuh"
+
+namespace ddu::cuda {
+
+/// A warp's table for one or more taps of its run: an entry for each tap and position.
+template <class Acc, bool kFractions>
+struct TapTable {
+  struct alignas(sizeof(Acc) * 4) CornerWeights {
+    Acc corner[4];  // a b / c d
+  };
+  struct alignas(sizeof(Acc) * 2) Fractions {
+    Acc y, x;
+  };
+  // Element offset of corner a in its image, times 256, plus two masks of corners: bits 0 to 3 say which lie in the image, bits
+  // 4 to 7 which of those have a weight.
+  using Where = long long;
+
+  CornerWeights* weights;
+  Where* where;
+  Fractions* fractions;
+  Acc* rates;
+
+  static constexpr int kEntryBytes = int(sizeof(CornerWeights) + sizeof(Where) + (kFractions ? sizeof(Fractions) : 0));
+  /// Entries for a run: those of several taps where the run is short, so that every lane works one out.
+  __host__ __device__ static int entries(int run) { return run < 32 ? 32 : run; }
+  __host__ __device__ static int bytes(int run) { return (entries(run) * kEntryBytes + run * int(sizeof(Acc)) + 15) / 16 * 16; }
+
+  __device__ TapTable(char* shared, int run) {
+    char* mine = shared + int(threadIdx.x) / 32 * bytes(run);
+    weights = reinterpret_cast<CornerWeights*>(mine);
+    mine += entries(run) * sizeof(CornerWeights);
+    where = reinterpret_cast<Where*>(mine);
+    mine += entries(run) * sizeof(Where);
+    fractions = reinterpret_cast<Fractions*>(mine);
+    if (kFractions) mine += entries(run) * sizeof(Fractions);
+    rates = reinterpret_cast<Acc*>(mine);
+  }
+
+  template <class T>
+  __device__ void load_rates(const RowParams<Acc>& p, const WarpWork<T>& work, const void* map) const {
+    for (int i = int(threadIdx.x) % 32; i < work.run; i += 32) {
+      const bool there = work.first_position + i < p.positions;
+      rates[i] = there ? load_rate<Acc>(map, p.map_type, work.map_plane(p) * p.positions + work.first_position + i) : Acc(0);
+    }
+  }
+
+  /// Works out the taps from `tap` on, `entries(run) / run` of them.
+  template <class T>
+  __device__ void fill(const RowParams<Acc>& p, const WarpWork<T>& work, int tap) const {
+    __syncwarp();  // the entries before have been read, and the rates are there
+    const int shift = 31 - __clz(work.run);
+    for (int e = int(threadIdx.x) % 32; e < entries(work.run); e += 32) {
+      const int i = e & (work.run - 1);
+      unsigned kx = unsigned(tap + (e >> shift));
+      const int ky = int(p.by_kernel_w.take(kx));
+      int oy, ox;
+      work.place(p, i, oy, ox);
+      const Acc rate = rates[i];
+      const Cell<Acc> y = p.y.cell(p.y.base(oy), p.y.offset(ky), rate), x = p.x.cell(p.x.base(ox), p.x.offset(int(kx)), rate);
+      const ddu::Weights<Acc> weights_of(y.fraction, x.fraction);
+      CornerWeights w{{weights_of.a(), weights_of.b(), weights_of.c(), weights_of.d()}};
+      const bool top = unsigned(y.index) < unsigned(p.y.size), bottom = unsigned(y.index + 1) < unsigned(p.y.size);
+      const bool left = unsigned(x.index) < unsigned(p.x.size), right = unsigned(x.index + 1) < unsigned(p.x.size);
+      // What lies outside the image weighs nothing.
+      const bool is[4] = {top && left, top && right, bottom && left, bottom && right};
+      unsigned inside = 0, needed = 0;
+#pragma unroll
+      for (int corner = 0; corner < 4; ++corner) {
+        if (!is[corner]) w.corner[corner] = 0;
+        inside |= is[corner] ? 1u << corner : 0;
+        needed |= w.corner[corner] != 0 ? 1u << corner : 0;
+      }
+      if (!is_finite(rate)) {  // reads nothing, and makes NaN of the zeros instead
+        inside = 0;
+        for (Acc& weight : w.corner) weight = nan_unless_finite(rate);
+      }
+      const std::int64_t offset = (std::int64_t{y.index} * p.width + x.index) * p.rows.pixel;
+      weights[e] = w;
+      where[e] = offset * 256 + ((needed & inside) << 4 | inside);
+      if constexpr (kFractions) fractions[e] = {y.fraction, x.fraction};
+    }
+    __syncwarp();
+  }
+};
+
+}  // namespace ddu::cuda
