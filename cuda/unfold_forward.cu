@@ -2,17 +2,28 @@
 
 #include "channels_last/columns.h"
 #include "core/make_params.h"
+#include "core/workspace.h"
 #include "planar/forward.cuh"
 
 namespace ddu::cuda {
 namespace {
 
-template <class T, int K, bool kSingleChannel = false>
-void run_planar(const Geometry& g, Types types, const ForwardPointers<T>& tensors, Stream stream) {
+/// Where a call's windows may be large: few channels make little use of the vectors of the channels-last kernels.
+TileConfig for_call(TileConfig config, const Geometry& g) {
+  if (g.group_channels() <= 8) config.max_elements = 8192;  // less where shared memory is: see make_params
+  return config;
+}
+
+std::int64_t tiles_of(const Params<float>& p, const Geometry& g) { return std::int64_t{p.by_tiles.divisor} * g.groups * g.batch; }
+
+/// The planar part of a call. Tiles whose window does not fit are marked and left to the channels-last kernels, which come
+/// before (what they need of the input) and after (their columns).
+template <class T, int K, bool kSingleChannel>
+void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   constexpr TileConfig kConfig = forward_config<T, K, kSingleChannel>();
-  Params<float> p = make_params<float>(g, types, kConfig, current_device());
+  Params<float> p = make_params<float>(g, types, for_call(kConfig, g), current_device());
   const unsigned blocks = blocks_of(p, g);
-  p.vec4 = g.w.size % 4 == 0 && is_aligned(tensors.input, 4 * sizeof(T));
+  p.vec4 = g.w.size % 4 == 0 && is_aligned(given.input, 4 * sizeof(T));
   const std::int64_t input_bytes = g.input_numel() * std::int64_t{sizeof(T)};
   if (g.h.stride * g.w.stride <= g.taps()) {  // else taps skip too much of the input
     constexpr bool kOneStep = kConfig.max_channels == kConfig.vec;
@@ -21,19 +32,39 @@ void run_planar(const Geometry& g, Types types, const ForwardPointers<T>& tensor
     p.prefetch_burst = kOneStep ? 3 : 2;
     p.prefetch_distance = static_cast<unsigned>(kOneStep ? 2 * resident : resident / 2);
   }
-  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p,
-         tensors, input_bytes);
+  Workspace workspace(given.workspace);
+  const std::int64_t tiles = tiles_of(p, g);
+  const TileMarks marks{workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width};
+  Unfold rest = given;
+  rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
+  const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
+                                   marks.marks};
+  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p, tensors,
+         input_bytes);
+  channels_last::prepare_unfold(g, types, rest, marks, stream);
+  channels_last::unfold(g, types, rest, marks, stream);
 }
 
-/// Square kernels of the usual sizes keep their cells in registers. A group of one channel makes no vectors.
-template <class T>
-void run_kernel_size(const Geometry& g, Types types, const ForwardPointers<T>& tensors, Stream stream) {
+/// Calls body(K, kSingleChannel) for the kernel that serves a call. Square kernels of the usual sizes keep their cells in
+/// registers. A group of one channel makes no vectors.
+template <class Body>
+void visit_kernel(const Geometry& g, Body body) {
   const std::int64_t k = g.h.kernel_size == g.w.kernel_size ? g.h.kernel_size : 0;
-  if (k == 3 && g.group_channels() == 1) return run_planar<T, 3, true>(g, types, tensors, stream);
-  if (k == 3) return run_planar<T, 3>(g, types, tensors, stream);
-  if (k == 5) return run_planar<T, 5>(g, types, tensors, stream);
-  if (k == 7) return run_planar<T, 7>(g, types, tensors, stream);
-  run_planar<T, 0>(g, types, tensors, stream);
+  if (k == 3 && g.group_channels() == 1) return body(std::integral_constant<int, 3>{}, std::true_type{});
+  if (k == 3) return body(std::integral_constant<int, 3>{}, std::false_type{});
+  if (k == 5) return body(std::integral_constant<int, 5>{}, std::false_type{});
+  if (k == 7) return body(std::integral_constant<int, 7>{}, std::false_type{});
+  body(std::integral_constant<int, 0>{}, std::false_type{});
+}
+
+/// Calls body(T, K, kSingleChannel) for the type, which is not float64.
+template <class Body>
+void visit_planar(const Geometry& g, Types types, Body body) {
+  visit(types.input, [&](auto* type) {
+    if constexpr (!std::is_same_v<decltype(type), double*>) {
+      visit_kernel(g, [&](auto kernel, auto single) { body(type, kernel, single); });
+    }
+  });
 }
 
 /// Whether windows are not even tried.
@@ -46,18 +77,26 @@ bool goes_channels_last(const Geometry& g, Types types, const Unfold& given) {
 
 std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given) {
   check_types(types);
-  if (g.columns_numel() == 0 || !goes_channels_last(g, types, given)) return 0;
-  return channels_last::unfold_workspace_bytes(g, types, given);
+  if (g.columns_numel() == 0) return 0;
+  Workspace workspace;
+  if (!goes_channels_last(g, types, given)) {
+    visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
+      constexpr TileConfig kConfig = forward_config<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>();
+      workspace.take<unsigned char>(tiles_of(make_params<float>(g, types, for_call(kConfig, g), current_device()), g));
+    });
+  }
+  return workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given);
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   check_types(types);
   if (g.columns_numel() == 0) return;
-  if (goes_channels_last(g, types, given)) return channels_last::unfold(g, types, given, stream);
-  visit(types.input, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output)};
-    if constexpr (!std::is_same_v<T, double>) run_kernel_size<T>(g, types, tensors, stream);
+  if (goes_channels_last(g, types, given)) {
+    channels_last::prepare_unfold(g, types, given, {}, stream);
+    return channels_last::unfold(g, types, given, {}, stream);
+  }
+  visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
+    run_planar<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types, given, stream);
   });
 }
 

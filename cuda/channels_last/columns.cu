@@ -11,14 +11,6 @@
 namespace ddu::cuda::channels_last {
 namespace {
 
-#ifdef CL_FLOAT_HALF
-template <class Body>
-void visit(DType type, Body body) {
-  if (type == DType::float16) return body(static_cast<__half*>(nullptr));
-  body(static_cast<float*>(nullptr));
-}
-#endif
-
 /// Calls body(std::bool_constant) for a condition known when the call comes.
 template <class Body>
 void with_flag(bool flag, Body body) {
@@ -27,11 +19,12 @@ void with_flag(bool flag, Body body) {
 }
 
 template <class T>
-void to_rows(const Geometry& g, const RowLayout& rows, const void* planes, T* copy, accumulator_t<T>* sums, Stream stream) {
+void to_rows(const Geometry& g, const RowLayout& rows, const TileMarks& tiles, const void* planes, T* copy,
+             accumulator_t<T>* sums, unsigned char* strange, Stream stream) {
   const Conversion<T> conversion(g, rows);
   with_flag(conversion.whole(planes), [&](auto whole) {
-    launch(planes_to_rows_kernel<T, whole.value>, {conversion.blocks, kRowThreads}, stream, conversion.params,
-           static_cast<const T*>(planes), copy, sums);
+    launch(planes_to_rows_kernel<T, whole.value>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr},
+           stream, conversion.params, tiles, static_cast<const T*>(planes), copy, sums, strange);
   });
 }
 
@@ -39,7 +32,7 @@ template <class T>
 void to_planes(const Geometry& g, const RowLayout& rows, const accumulator_t<T>* sums, void* planes, Stream stream) {
   const Conversion<T> conversion(g, rows);
   with_flag(conversion.whole(planes), [&](auto whole) {
-    launch(rows_to_planes_kernel<T, whole.value>, {conversion.blocks, kRowThreads}, stream, conversion.params, sums,
+    launch(rows_to_planes_kernel<T, whole.value>, {conversion.square_blocks, kRowThreads}, stream, conversion.params, sums,
            static_cast<T*>(planes));
   });
 }
@@ -52,30 +45,43 @@ template <class T>
 struct Forward {
   RowLayout rows;
   T* copy = nullptr;  // of the input, in rows
+  unsigned char* strange = nullptr;  // of the copy, as in ColumnsPointers
+  int strange_count = 0;
   std::size_t bytes;
 
   Forward(const Geometry& g, const Unfold& given) {
     Workspace workspace(given.workspace);
-    const bool own = given.input_format == MemoryFormat::channels_last;
-    rows = own ? own_rows(g) : padded_rows(g, kVec<T>);
-    if (!own) copy = workspace.template take<T>(numel(g, rows));
+    if (given.input_format == MemoryFormat::channels_last) {
+      rows = own_rows(g);
+    } else {
+      rows = padded_rows(g, kVec<T>);
+      copy = workspace.template take<T>(numel(g, rows));
+      strange_count = Conversion<T>(g, rows).image_blocks;
+      strange = workspace.template take<unsigned char>(strange_count * g.batch);
+    }
     bytes = workspace.bytes();
   }
-  void run(const Geometry& g, Types types, const Unfold& given, Stream stream) const {
-    if (copy) to_rows<T>(g, rows, given.input, copy, nullptr, stream);
-    const auto p = make_params<T>(g, types, rows);
+  void prepare(const Geometry& g, const Unfold& given, const TileMarks& tiles, Stream stream) const {
+    if (copy) to_rows<T>(g, rows, tiles, given.input, copy, nullptr, strange, stream);
+  }
+  void run(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) const {
+    auto p = make_params<T>(g, types, rows, kTurnsInMemory<T>);
+    p.tiles = tiles;
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input), given.dilation_map,
-                                     static_cast<T*>(given.output)};
-    const std::size_t shared = kRowWarps * TapTable<accumulator_t<T>, false>::bytes((32 >> p.log_lanes) * kVec<T>);
+                                     static_cast<T*>(given.output), strange, strange_count};
+    const std::size_t shared = kRowWarps * (TapTable<accumulator_t<T>, false>::bytes(p.run) +
+                                            (kTurnsInMemory<T> ? TurnTile<T>::bytes(p.log_lanes) : 0));
     with_flag(copy || whole_vectors(g, given.input, kVec<T>), [&](auto whole_rows) {
       with_flag(whole_columns(g, given.output, kVec<T>), [&](auto whole_columns) {
-        launch(columns_forward_kernel<T, whole_rows.value, whole_columns.value>, {blocks_of(p, g), kRowThreads, shared}, stream, p,
-               tensors);
+        const unsigned blocks = blocks_of(p, g), resident = static_cast<unsigned>(tuning("CL_RES", 2) * current_device().multiprocessors);
+        launch(columns_forward_kernel<T, whole_rows.value, whole_columns.value>,
+               {std::min(blocks, resident), kRowThreads, shared, true}, stream, p, tensors, blocks);
       });
     });
   }
 };
 
+#ifndef CL_FORWARD_ONLY
 template <class T>
 struct Backward {
   using Acc = accumulator_t<T>;
@@ -113,7 +119,7 @@ struct Backward {
     if (given.grad_map && !parts) {
       DDU_CUDA_CHECK(cudaMemsetAsync(tensors.grad_map, 0, sizeof(Acc) * static_cast<std::size_t>(g.map_numel()), stream));
     }
-    if (copy) to_rows<T>(g, rows, given.input, copy, given.grad_input ? sums : nullptr, stream);
+    if (copy) to_rows<T>(g, rows, {}, given.input, copy, given.grad_input ? sums : nullptr, nullptr, stream);
     if (given.grad_input && !(copy && sums)) {
       DDU_CUDA_CHECK(cudaMemsetAsync(tensors.grad_input, 0, sizeof(Acc) * static_cast<std::size_t>(numel(g, rows)), stream));
     }
@@ -158,6 +164,7 @@ struct Backward {
   }
 };
 
+#endif
 }  // namespace
 
 bool forced() {
@@ -171,10 +178,17 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   return bytes;
 }
 
-void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
-  visit(types.input, [&](auto* type) { Forward<std::remove_pointer_t<decltype(type)>>(g, given).run(g, types, given, stream); });
+void prepare_unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) {
+  visit(types.input,
+        [&](auto* type) { Forward<std::remove_pointer_t<decltype(type)>>(g, given).prepare(g, given, tiles, stream); });
 }
 
+void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) {
+  visit(types.input,
+        [&](auto* type) { Forward<std::remove_pointer_t<decltype(type)>>(g, given).run(g, types, given, tiles, stream); });
+}
+
+#ifndef CL_FORWARD_ONLY
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
   std::size_t bytes = 0;
   visit(types.input, [&](auto* type) {
@@ -189,4 +203,5 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given
   });
 }
 
+#endif
 }  // namespace ddu::cuda::channels_last

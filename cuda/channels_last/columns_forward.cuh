@@ -1,14 +1,17 @@
 #pragma once
 
 // Columns from channels-last pixels, for any rates: nothing depends on how far the taps reach.
+//
+//   pixels --16 bytes of channels for each corner--> values, a square in registers --TurnTile--> whole lines of columns
+//
+// What bounds it is memory: every line of the columns is written whole, and only corners that weigh something are read. Pixels
+// that are not finite make NaN of a tap that gives them no weight; so where there are any in the image, all corners are read.
 
-#include "gather.cuh"
+#include "../core/dependent_launch.cuh"
+#include "turn.cuh"
 
-#ifndef CL_FWD_MIN
-#define CL_FWD_MIN (sizeof(T) == 4 ? 3 : 2)
-#endif
-#ifndef CL_SKIP
-#define CL_SKIP 0
+#ifndef CL_MIN
+#define CL_MIN 2
 #endif
 
 namespace ddu::cuda {
@@ -18,54 +21,127 @@ struct ColumnsPointers {
   const T* input;  // channels-last
   const void* map;
   T* output;
+  const unsigned char* strange;  // for each image, `strange_count` bytes: zero where what a block read is finite; null: unknown
+  int strange_count;
 };
 
-/// kRows: pixels start at multiples of 16 bytes. kColumns: the columns do.
+/// Whether squares go through shared memory, to be stored in whole lines. Those of half types would need twice the memory, and
+/// 64 bytes of positions by 64 channels in registers are faster.
+template <class T>
+constexpr bool kTurnsInMemory = sizeof(T) > 2;
+
+/// Which of a tap's corners an image's kernels read: shifts TapTable::Where to their mask.
+template <class T>
+__device__ __forceinline__ int corner_shift(const ColumnsPointers<T>& tensors, int image) {
+  constexpr int kInside = 0, kNeeded = 4;
+  if (!tensors.strange) return kInside;
+  const unsigned char* strange = tensors.strange + std::int64_t{image} * tensors.strange_count;
+  unsigned found = 0;
+#pragma unroll 4
+  for (int i = int(threadIdx.x) % 32; i < tensors.strange_count; i += 32) found |= strange[i];
+  return __any_sync(~0u, found != 0) ? kInside : kNeeded;
+}
+
+/// Stores a tap's values, a whole line or more of each channel. kAligned: its units are where 16 bytes are.
+template <bool kAligned, class T>
+__device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std::int64_t from_channel, int channels, int positions) {
+  constexpr int kN = kVec<T>;
+  const int lane = int(threadIdx.x) % 32;
+  if constexpr (kAligned) {
+    const int unit = lane & ((1 << tile.log_units) - 1), rows = 32 >> tile.log_units;
+    if (unit * kN >= positions) return;
+    out += unit * kN + (lane >> tile.log_units) * from_channel;
+#pragma unroll 4
+    for (int c = lane >> tile.log_units; c < channels; c += rows, out += rows * from_channel) {
+      Bits16<T> bits;
+      bits.whole = tile.unit(c, unit);
+      store_positions<true>(out, bits, kN);
+    }
+  } else {
+    const int run = kN << tile.log_units;
+    for (int i = lane; i < run && i < positions; i += 32) {
+#pragma unroll 4
+      for (int c = 0; c < channels; ++c) out[c * from_channel + i] = tile.element(c, i);
+    }
+  }
+}
+
+/// What one warp does.
 template <class T, bool kRows, bool kColumns>
-__global__ void __launch_bounds__(kRowThreads, CL_FWD_MIN)
-    columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors) {
+__device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>& p, const ColumnsPointers<T>& tensors,
+                                              const WarpWork<T>& work, const TurnTile<T>& tile,
+                                              const TapTable<accumulator_t<T>, false>& table) {
   using Acc = accumulator_t<T>;
   using Table = TapTable<Acc, false>;
   constexpr int kN = kVec<T>;
-  extern __shared__ char shared[];
-
-  const WarpWork<T> work(p);
-  if (!work.any || !work.any_marked(p)) return;
-  const Table table(shared, work.run);
+  __syncwarp();  // what was there before has been read
   table.load_rates(p, work, tensors.map);
-
   const T* input = tensors.input + work.pixels(p);
   const std::int64_t row = p.width * p.rows.pixel, from_channel = p.taps * p.positions;
-  const int first = work.quad * kN, there = int(min(p.positions - work.first_position - first, std::int64_t{kN}));
-  T* out = tensors.output + (work.plane(p) * p.taps + work.first_tap) * p.positions + work.first_position + first;
+  const int first_channel = work.slice * (work.lanes * kN);
+  const int channels = min(p.group_channels - first_channel, work.lanes * kN);
+  const int positions = int(min(p.positions - work.first_position, std::int64_t{work.run}));
+  const std::int64_t plane = (std::int64_t{work.image} * p.groups + work.group) * p.group_channels + first_channel;
+  T* out = tensors.output + (plane * p.taps + work.first_tap) * p.positions + work.first_position;
   const unsigned mine = work.channels > 0 ? 15 : 0;
+  const int shift = corner_shift(tensors, work.image);
   const int at_once = Table::entries(work.run) / work.run;
 #pragma unroll 1
   for (int tap = work.first_tap; tap < work.last_tap; tap += at_once) {
     table.fill(p, work, tap);
 #pragma unroll 1
     for (int t = 0; t < at_once && tap + t < work.last_tap; ++t, out += p.positions) {
-      const int entry = t * work.run + first;
-      Square<T> square;
+      if (kTurnsInMemory<T> && t > 0) __syncwarp();  // the tile has been read
+#pragma unroll 1
+      for (int unit = work.quad; kTurnsInMemory<T> ? unit * kN < work.run : unit == work.quad; unit += 32 >> p.log_lanes) {
+        const int entry = t * work.run + unit * kN;
+        Square<T> square;
 #pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        const typename Table::Where where = table.where[entry + i];
-        const typename Table::CornerWeights w = table.weights[entry + i];
-        const auto corners = Corners<T>::template load<kRows>(input + (where >> 8), p.rows.pixel, row, (unsigned(where) >> CL_SKIP) & mine, work.channels);
-        Acc value[kN];
+        for (int i = 0; i < kN; ++i) {
+          const typename Table::Where where = table.where[entry + i];
+          const typename Table::CornerWeights w = table.weights[entry + i];
+          const auto corners = Corners<T>::template load<kRows>(input + (where >> 8), p.rows.pixel, row,
+                                                                (unsigned(where) >> shift) & mine, work.channels);
+          Acc value[kN];
+#pragma unroll
+          for (int c = 0; c < kN; ++c) {
+            value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
+                       w.corner[3] * corners.d.get(c);
+          }
+          square.set(i, value);
+        }
 #pragma unroll
         for (int c = 0; c < kN; ++c) {
-          value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
-                     w.corner[3] * corners.d.get(c);
+          if constexpr (kTurnsInMemory<T>) {
+            tile.unit(work.vector * kN + c, unit) = square.channel[c].whole;
+          } else if (c < work.channels && unit * kN < positions) {
+            store_positions<kColumns>(out + (work.vector * kN + c) * from_channel + unit * kN, square.channel[c],
+                                      positions - unit * kN);
+          }
         }
-        square.set(i, value);
       }
-      if (there <= 0) continue;
-#pragma unroll
-      for (int c = 0; c < kN; ++c) {
-        if (c < work.channels) store_positions<kColumns>(out + c * from_channel, square.channel[c], there);
+      if constexpr (kTurnsInMemory<T>) {
+        __syncwarp();
+        store_lines<kColumns>(tile, out, from_channel, channels, positions);
       }
     }
+  }
+}
+
+/// A few blocks, resident at once, share `blocks` blocks of work: most often no tile is marked, and all end at once.
+template <class T, bool kRows, bool kColumns>
+__global__ void __launch_bounds__(kRowThreads, CL_MIN)
+    columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks) {
+  extern __shared__ char shared[];
+  wait_for_previous();
+  if (!p.tiles.any(0, std::int64_t{p.tiles.tiles} * p.groups * p.images)) return;
+  const TurnTile<T> tile(shared, p.log_lanes);
+  const TapTable<accumulator_t<T>, false> table(
+      shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0), p.run);
+#pragma unroll 1
+  for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
+    const WarpWork<T> work(p, block);
+    if (work.any && work.any_marked(p)) store_columns<T, kRows, kColumns>(p, tensors, work, tile, table);
   }
 }
 

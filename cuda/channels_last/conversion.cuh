@@ -3,7 +3,8 @@
 // Between planes of pixels and pixels whose channels lie side by side. As in the kernels that need it, a thread takes a square
 // of kVec pixels by kVec channels and turns it in registers.
 
-#include "gather.cuh"
+#include "../core/dependent_launch.cuh"
+#include "turn.cuh"
 
 namespace ddu::cuda {
 
@@ -13,7 +14,7 @@ struct ConversionParams {
   RowLayout rows;
   int log_lanes;        // channel vectors that a warp takes
   int slices, groups;
-  Divider by_pixel_blocks, by_slices, by_groups;
+  Divider by_blocks, by_pixel_blocks, by_slices, by_groups;
 };
 
 /// One thread's square.
@@ -40,32 +41,92 @@ struct ConversionWork {
   }
 };
 
-/// Planes to rows, whose padding becomes zero; and, unless null, clears sums of the same layout.
+/// Planes to rows, whose padding becomes zero; and, unless null, clears sums of the same layout. A warp takes whole lines of
+/// both. `strange`, unless null, gets a byte for each block: whether anything it read is not finite.
 /// kPlanes: planes start at multiples of 16 bytes, and so does the end of each. Rows do.
 template <class T, bool kPlanes>
 __global__ void __launch_bounds__(kRowThreads)
-    planes_to_rows_kernel(const ConversionParams p, const T* planes, T* rows, accumulator_t<T>* sums) {
+    planes_to_rows_kernel(const ConversionParams p, const TileMarks tiles, const T* planes, T* rows, accumulator_t<T>* sums,
+                          unsigned char* strange) {
   constexpr int kN = kVec<T>;
-  const ConversionWork<T> work(p);
-  if (work.channels <= 0 || work.pixels <= 0) return;
-  Bits16<T> channel[kN];
-#pragma unroll
-  for (int c = 0; c < kN; ++c) {
-    if (c < work.channels) channel[c] = load_positions<kPlanes>(planes + work.plane + c * p.pixels + work.pixel, work.pixels);
+  extern __shared__ char shared[];
+  let_next_start();
+  unsigned rest = blockIdx.x, block = rest;
+  rest = p.by_blocks.take(block);
+  unsigned slice = rest;
+  const unsigned plane = p.by_slices.take(slice);
+  unsigned group = plane;
+  const unsigned image = p.by_groups.take(group);
+  wait_for_previous();
+  if (!tiles.any(std::int64_t{plane} * tiles.tiles, tiles.tiles)) {
+    if (strange && threadIdx.x == 0) strange[blockIdx.x] = 0;
+    return;
   }
+  const TurnTile<T> tile(shared, p.log_lanes);
+  const int lane = int(threadIdx.x) % 32, lanes = 1 << p.log_lanes, units = 1 << tile.log_units, run = units * kN;
+  const int first_channel = int(slice) * lanes * kN, channels = min(p.group_channels - first_channel, lanes * kN);
+  planes += (std::int64_t{plane} * p.group_channels + first_channel) * p.pixels;
+  const std::int64_t from = image * p.rows.image + group * p.rows.group + first_channel;
+  const int vector = lane & (lanes - 1);
+  accumulator_t<T> check = 0;
+  const std::int64_t step = std::int64_t{p.by_blocks.divisor} * kRowWarps * run;
+  for (std::int64_t pixel = (std::int64_t{block} * kRowWarps + threadIdx.x / 32) * run; pixel < p.pixels; pixel += step) {
+    const int there = int(min(p.pixels - pixel, std::int64_t{run}));
+    __syncwarp();
+    if constexpr (kPlanes) {
+      const int unit = lane & (units - 1);
+      const T* at = planes + pixel + unit * kN;
+      constexpr int kBatch = 8;
+      for (int c0 = lane >> tile.log_units; c0 < lanes * kN; c0 += kBatch * (32 >> tile.log_units)) {
+        Bits16<T> bits[kBatch];
 #pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    if (i >= work.pixels) break;
-    Bits16<T> pixel;
+        for (int j = 0; j < kBatch; ++j) {
+          const int c = c0 + j * (32 >> tile.log_units);
+          if (c < channels && unit * kN < there) bits[j] = load_positions<true>(at + c * p.pixels, kN);
+        }
 #pragma unroll
-    for (int c = 0; c < kN; ++c) pixel.set(c, channel[c].at(i));
-    *reinterpret_cast<uint4*>(rows + work.row + i * p.rows.pixel) = pixel.whole;
-    if (sums) {
-      auto* zeros = reinterpret_cast<uint4*>(sums + work.row + i * p.rows.pixel);
+        for (int j = 0; j < kBatch; ++j) {
+          const int c = c0 + j * (32 >> tile.log_units);
+          if (c >= lanes * kN) continue;
+          tile.unit(c, unit) = bits[j].whole;
 #pragma unroll
-      for (int v = 0; v < int(sizeof(accumulator_t<T>) / sizeof(T)); ++v) zeros[v] = {0, 0, 0, 0};
+          for (int i = 0; i < kN; ++i) check += bits[j].get(i) * 0;
+        }
+      }
+    } else {
+      for (int i = lane; i < run; i += 32) {
+#pragma unroll 4
+        for (int c = 0; c < lanes * kN; ++c) {
+          const T value = c < channels && i < there ? __ldg(planes + c * p.pixels + pixel + i) : T(0.f);
+          tile.element(c, i) = value;
+          check += widen(value) * 0;
+        }
+      }
+    }
+    __syncwarp();
+    for (int unit = lane >> p.log_lanes; unit * kN < there; unit += 32 >> p.log_lanes) {
+      Bits16<T> channel[kN];
+#pragma unroll
+      for (int c = 0; c < kN; ++c) channel[c].whole = tile.unit(vector * kN + c, unit);
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        if (unit * kN + i >= there || vector * kN >= channels) break;
+        Bits16<T> values;
+#pragma unroll
+        for (int c = 0; c < kN; ++c) values.set(c, channel[c].at(i));
+        const std::int64_t to = from + (pixel + unit * kN + i) * p.rows.pixel + vector * kN;
+        *reinterpret_cast<uint4*>(rows + to) = values.whole;
+        if (sums) {
+          auto* zeros = reinterpret_cast<uint4*>(sums + to);
+#pragma unroll
+          for (int v = 0; v < int(sizeof(accumulator_t<T>) / sizeof(T)); ++v) zeros[v] = {0, 0, 0, 0};
+        }
+      }
     }
   }
+  if (!strange) return;
+  const bool found = __syncthreads_or(check != 0);
+  if (threadIdx.x == 0) strange[blockIdx.x] = found;
 }
 
 /// Sums in rows to planes of T.

@@ -12,6 +12,7 @@
 
 #include "../core/numeric.cuh"
 #include "../core/params.cuh"
+#include "marks.cuh"
 
 namespace ddu::cuda {
 
@@ -24,14 +25,6 @@ struct RowLayout {
   std::int64_t image, group, pixel;
 };
 
-/// Tiles of the planar kernels, and which of them are left to these.
-struct TileMarks {
-  const unsigned char* marks = nullptr;  // [image, group, tile]; null where everything is
-  int tile_height = 1, tile_columns = 1;
-  unsigned tiles = 1;
-  Divider by_tile_width;
-};
-
 /// What the channels-last kernels need of a call.
 template <class Acc>
 struct RowParams {
@@ -39,13 +32,14 @@ struct RowParams {
   int width;  // of the input
   int out_width;
   int kernel_w, taps;
-  int group_channels, groups;
+  int group_channels, groups, images;
   bool shared_map;  // one map for all images
   DType map_type;
   std::int64_t positions;
   RowLayout rows;  // of the input, and of its gradient's sums
 
   int log_lanes;          // channel vectors of a slice
+  int run;                // positions of a warp
   int slices;             // of a group's channels
   int tap_chunk;          // taps of one block
   int tap_chunks;
@@ -70,8 +64,8 @@ struct WarpWork {
   int channel, channels;        // the lane's first channel within the group, and how many of kVec there are
 
   template <class Acc>
-  __device__ WarpWork(const RowParams<Acc>& p) {
-    unsigned rest = blockIdx.x, runs_x = rest;
+  __device__ explicit WarpWork(const RowParams<Acc>& p, unsigned block = blockIdx.x) {
+    unsigned rest = block, runs_x = rest;
     rest = p.by_column_blocks.take(runs_x);
     unsigned runs_y = rest;
     rest = p.by_row_blocks.take(runs_y);
@@ -91,7 +85,7 @@ struct WarpWork {
     lanes = 1 << p.log_lanes;
     vector = lane & (lanes - 1);
     quad = lane >> p.log_lanes;
-    run = (32 >> p.log_lanes) * kVec<T>;
+    run = p.run;
     const int run_x = int(runs_x) * p.block_columns + warp % p.block_columns;
     const int run_y = int(runs_y) * (kRowWarps / p.block_columns) + warp / p.block_columns;
     first_position = (std::int64_t{run_y} * p.run_columns + run_x) * run;

@@ -38,7 +38,7 @@ inline bool whole_vectors(const Geometry& g, const void* tensor, int vec) {
 }
 
 template <class T>
-RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows) {
+RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.pixels() > INT_MAX) {
     throw invalid_argument("the tensors are too large for one launch: split them");
   }
@@ -51,6 +51,7 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   p.taps = static_cast<int>(g.taps());
   p.group_channels = static_cast<int>(g.group_channels());
   p.groups = static_cast<int>(g.groups);
+  p.images = static_cast<int>(g.batch);
   p.shared_map = g.map_batch == 1;
   p.map_type = types.map;
   p.positions = g.positions();
@@ -59,7 +60,8 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
   p.log_lanes = log2_at_least(vectors, tuning("CL_LANES", 3));
   p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
-  const int run = (32 >> p.log_lanes) * kVec<T>;
+  const int run = (lines ? 1 << TurnTile<T>::log_units_of(p.log_lanes) : 32 >> p.log_lanes) * kVec<T>;
+  p.run = run;
   const std::int64_t runs = ceil_div(g.positions(), run);
   p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
   if (tuning("CL_FLAT", 0)) p.run_columns = 1;
@@ -95,7 +97,9 @@ unsigned blocks_of(const RowParams<Acc>& p, const Geometry& g) {
 template <class T>
 struct Conversion {
   ConversionParams params{};
-  unsigned blocks;
+  unsigned blocks, square_blocks;  // of planes_to_rows_kernel, and of rows_to_planes_kernel
+  int image_blocks;                // of the first, for an image
+  std::size_t shared;
 
   Conversion(const Geometry& g, const RowLayout& rows) {
     const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
@@ -105,11 +109,20 @@ struct Conversion {
     params.log_lanes = log2_at_least(vectors, 3);
     params.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << params.log_lanes));
     params.groups = static_cast<int>(g.groups);
-    const auto pixel_blocks = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
-    params.by_pixel_blocks = Divider(pixel_blocks);
+    // Blocks that are all resident at once: what follows them may start then.
+    const std::int64_t planes = std::int64_t{params.slices} * g.groups * g.batch;
+    const std::int64_t most = std::max<std::int64_t>(1, std::int64_t{tuning("CL_CONV", 6)} * current_device().multiprocessors / planes);
+    const std::int64_t block_pixels = (std::int64_t{kRowWarps} * kVec<T>) << TurnTile<T>::log_units_of(params.log_lanes);
+    const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), most));
+    params.by_blocks = Divider(pixel_blocks);
+    const auto square_blocks_of_plane = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
+    params.by_pixel_blocks = Divider(square_blocks_of_plane);
+    shared = static_cast<std::size_t>(kRowWarps * TurnTile<T>::bytes(params.log_lanes));
+    square_blocks = grid_size(square_blocks_of_plane * planes);
+    image_blocks = static_cast<int>(std::int64_t{pixel_blocks} * params.slices * g.groups);
     params.by_slices = Divider(static_cast<unsigned>(params.slices));
     params.by_groups = Divider(static_cast<unsigned>(params.groups));
-    blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g.groups * g.batch);
+    blocks = grid_size(std::int64_t{image_blocks} * g.batch);
   }
   /// Whether planes start and end with whole vectors of pixels.
   bool whole(const void* planes) const { return params.pixels % kVec<T> == 0 && is_aligned(planes, 16); }

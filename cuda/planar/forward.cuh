@@ -4,7 +4,7 @@
 //
 //     forward_kernel, one block: a tile of positions, one a thread, and a run of channels of one group
 //
-//       largest rate of the tile -> window; too large for shared memory? -> forward_direct
+//       largest rate of the tile -> window; too large for shared memory? marked, for channels_last/columns_forward.cuh
 //       channels [0, N)    window 0 <- global memory
 //       channels [N, 2N)   loads start ......  | columns of [0, N) from window 0, stored past L2
 //                          window 1 <- loaded  |
@@ -14,10 +14,15 @@
 // What bounds it is the memory that writes: every tap is hidden behind the stores. So blocks ask L2 for the input in long runs,
 // ahead of need, and stores are marked as not read again. Tried and not faster: benchmarks/NOTES.md, "Forward".
 
+#include "../core/dependent_launch.cuh"
 #include "../core/memory.cuh"
 #include "../core/tile_config.h"
-#include "direct.cuh"
+#include "pointers.cuh"
 #include "window_load.cuh"
+
+#ifndef FWD_CAP
+#define FWD_CAP 1536
+#endif
 
 namespace ddu::cuda {
 
@@ -27,8 +32,8 @@ __host__ __device__ constexpr TileConfig forward_config() {
   constexpr bool half = sizeof(T) == 2;
   constexpr std::size_t one = sizeof(T), two = 2 * sizeof(T);  // windows, each of so many bytes a channel
   // threads, tile width, blocks a multiprocessor, waves, channels: of a step, of a block at most; bytes and number of elements
-  if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 1536};
-  if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, 1536};
+  if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 8192};
+  if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, FWD_CAP};
   if (K == 3) return {256, 64, 2, 1, 8, 32, 8 * two, 1536};
   if (K != 0) return {256, 32, 3, 4, 4, 16, 4 * two, 2048};
   return {512, 32, 2, 4, 4, 16, 4 * two, 2048};
@@ -150,11 +155,14 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   static __shared__ int slots[32];
   auto* windows = reinterpret_cast<typename Taps::Element*>(shared);
 
+  let_next_start();
   if (p.prefetch_bytes != 0 && threadIdx.x == 0) prefetch_ahead(p, tensors.input, input_bytes);
   const WorkTile work = WorkTile::of_block(p);
   const Position<float> position(p, work, tensors.map);
   const Window window = Window::of_tile<kThreads, 1>(p, work, position, slots);
-  if (!window.fits(p.capacity)) return forward_direct(p, work, position, tensors);
+  const bool fits = window.fits(p.capacity);
+  if (work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = !fits;
+  if (!fits) return;
 
   const T* planes = tensors.input + work.plane(p) * p.pixels();
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));

@@ -12,7 +12,14 @@ struct ForwardPointers {
   const T* input;
   const void* map;
   T* output;
+  unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks
 };
+
+/// Index of a tile in arrays of [image, group, tile].
+template <class Acc>
+__device__ __forceinline__ std::int64_t tile_index(const Params<Acc>& p, const WorkTile& work) {
+  return (std::int64_t{work.image} * p.groups + work.group) * p.by_tiles.divisor + work.tile_y * p.tile_columns + work.tile_x;
+}
 
 constexpr int kBackwardVec = 2;  // channels of a step of the backward kernels
 
