@@ -44,23 +44,28 @@ union Bits16 {
   }
 };
 
-/// Loads `count` elements of at most kVec<T>; in one piece, and all of them, where they lie aligned.
-template <bool kAligned, class T>
+/// Loads `count` elements of at most kN; in one piece, and all of them, where they lie aligned.
+template <bool kAligned, int kN, class T>
 __device__ __forceinline__ Bits16<T> load_channels(const T* from, int count) {
   Bits16<T> bits;
-  if constexpr (kAligned) {
+  if constexpr (kAligned && kN == kVec<T>) {
     bits.whole = __ldg(reinterpret_cast<const uint4*>(from));
+  } else if constexpr (kAligned) {
+    static_assert(2 * kN == kVec<T>, "half of 16 bytes");
+    const uint2 half = __ldg(reinterpret_cast<const uint2*>(from));
+    bits.word[0] = half.x;
+    bits.word[1] = half.y;
   } else {
 #pragma unroll
-    for (int i = 0; i < kVec<T>; ++i) {
+    for (int i = 0; i < kN; ++i) {
       if (i < count) bits.set(i, __ldg(from + i));
     }
   }
   return bits;
 }
 
-/// The corners of one tap, zero where there is no pixel.
-template <class T>
+/// The corners of one tap, kN channels each, zero where there is no pixel.
+template <class T, int kN = kVec<T>>
 struct Corners {
   Bits16<T> a, b, c, d;
 
@@ -68,10 +73,10 @@ struct Corners {
   template <bool kAligned>
   __device__ __forceinline__ static Corners load(const T* at, std::int64_t pixel, std::int64_t row, unsigned inside, int count) {
     Corners corners;
-    if (inside & 1) corners.a = load_channels<kAligned>(at, count);
-    if (inside & 2) corners.b = load_channels<kAligned>(at + pixel, count);
-    if (inside & 4) corners.c = load_channels<kAligned>(at + row, count);
-    if (inside & 8) corners.d = load_channels<kAligned>(at + row + pixel, count);
+    if (inside & 1) corners.a = load_channels<kAligned, kN>(at, count);
+    if (inside & 2) corners.b = load_channels<kAligned, kN>(at + pixel, count);
+    if (inside & 4) corners.c = load_channels<kAligned, kN>(at + row, count);
+    if (inside & 8) corners.d = load_channels<kAligned, kN>(at + row + pixel, count);
     return corners;
   }
 };

@@ -53,8 +53,8 @@ struct RowParams {
 constexpr int kRowWarps = 8;
 constexpr int kRowThreads = 32 * kRowWarps;
 
-/// What one warp does.
-template <class T>
+/// What one warp does. A lane takes kVec<T> positions and kChannels channels.
+template <class T, int kChannels = kVec<T>>
 struct WarpWork {
   int image, group, slice, first_tap, last_tap, part;
   bool any;                     // whether there is anything for it to do
@@ -92,8 +92,8 @@ struct WarpWork {
     any = run_x < p.run_columns && first_position < p.positions;
     row = int(first_position / p.out_width);
     column = int(first_position - std::int64_t{row} * p.out_width);
-    channel = (slice * lanes + vector) * kVec<T>;
-    channels = min(p.group_channels - channel, kVec<T>);
+    channel = (slice * lanes + vector) * kChannels;
+    channels = min(p.group_channels - channel, kChannels);
   }
 
   /// The output position `index` of the run: its row, and its column.

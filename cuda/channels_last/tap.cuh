@@ -41,8 +41,8 @@ struct TapTable {
     rates = reinterpret_cast<Acc*>(mine);
   }
 
-  template <class T>
-  __device__ void load_rates(const RowParams<Acc>& p, const WarpWork<T>& work, const void* map) const {
+  template <class Work>
+  __device__ void load_rates(const RowParams<Acc>& p, const Work& work, const void* map) const {
     for (int i = int(threadIdx.x) % 32; i < work.run; i += 32) {
       const bool there = work.first_position + i < p.positions;
       rates[i] = there ? load_rate<Acc>(map, p.map_type, work.map_plane(p) * p.positions + work.first_position + i) : Acc(0);
@@ -50,8 +50,8 @@ struct TapTable {
   }
 
   /// Works out the taps from `tap` on, `entries(run) / run` of them.
-  template <class T>
-  __device__ void fill(const RowParams<Acc>& p, const WarpWork<T>& work, int tap) const {
+  template <class Work>
+  __device__ void fill(const RowParams<Acc>& p, const Work& work, int tap) const {
     __syncwarp();  // the entries before have been read, and the rates are there
     const int shift = 31 - __clz(work.run);
     for (int e = int(threadIdx.x) % 32; e < entries(work.run); e += 32) {
