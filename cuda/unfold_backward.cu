@@ -249,10 +249,9 @@ class Call {
 };
 
 /// Whether windows are not even tried.
-bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
-  if (given.input_format == MemoryFormat::channels_last || channels_last::forced()) return !deterministic;
-  return !deterministic &&
-         (types.input == DType::float64 || !fits_planar(g, types.input) || g.taps() > kMaxFixedPointTaps);
+bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given) {
+  return given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
+         g.taps() > kMaxFixedPointTaps || channels_last::forced();
 }
 
 }  // namespace
@@ -260,7 +259,7 @@ bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& gi
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
   check_types(types);
   if (g.columns_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
-  if (goes_channels_last(g, types, given, deterministic)) {
+  if (goes_channels_last(g, types, given)) {
     return channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
   }
   std::size_t bytes = 0;
@@ -282,7 +281,7 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given
     }
     return;
   }
-  if (goes_channels_last(g, types, given, deterministic)) {
+  if (goes_channels_last(g, types, given)) {
     return channels_last::unfold_backward(g, types, given, deterministic, stream);
   }
   visit(types.input, [&](auto* type) {

@@ -14,8 +14,21 @@ void prepare_unfold(const Geometry& g, Types types, const Unfold& given, const T
 /// The columns of the marked tiles, or all of them.
 void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream);
 
-std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic);
-void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream);
+/// The part of a backward call that planar kernels leave to these.
+struct Rest {
+  TileMarks tiles;         // marks null: all of it
+  void* grad_input;        // planes of sums to add to, float32 for half types; null if not wanted
+  void* grad_map;          // sums, or arrays of them; null if not wanted
+  bool grad_map_is_whole;  // sums to add to, as grad_map_arrays() == 0 says; else arrays to write, zero so far
+};
+
+/// Scratch memory of the call, or of its rest.
+std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic,
+                                            bool rest = false);
+/// How many arrays of sums for the map the rest of a deterministic call writes.
+std::int64_t rest_map_arrays(const Geometry& g, Types types, const UnfoldBackward& given);
+void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream,
+                     const Rest* rest = nullptr);
 
 /// Whether the environment asks for this way wherever there is a choice (DDU_CUDA_PATH=channels_last): for tests.
 bool forced();

@@ -1,34 +1,27 @@
 #pragma once
 
 // Both gradients of columns, from and to channels-last pixels, for any rates.
+//
+//   columns' gradient --async copies, a tap ahead--> ColumnSquares --a position's channels--> Scatter: weight * gradient to L2
+//                                                                                       \--> SlopeSums: gradient * differences
+//
+// What bounds it is how many bytes L2 adds in a second, and then that enough of the columns' gradient is on its way from memory.
 
-#ifndef CL_L2HINT
-#define CL_L2HINT ""
-#endif
-#ifndef CL_DEPTH
-#define CL_DEPTH 3
-#endif
 #include "../core/async_copy.cuh"
 #include "../core/dependent_launch.cuh"
-#include "scatter.cuh"
-
-#ifndef CL_BWD_MIN
-#define CL_BWD_MIN 3
-#endif
-#ifndef CL_STAGE
-#define CL_STAGE 4
-#endif
+#include "ordered_sums.cuh"
 
 namespace ddu::cuda {
 
-template <class T>
+template <class T, class Sums>
 struct ColumnsBackwardPointers {
   const T* grad_output;
   const T* input;  // channels-last
   const void* map;
-  accumulator_t<T>* grad_input;  // sums, channels-last, added to; null if not wanted
-  accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
-  std::int64_t map_part;         // elements between the sums for the map that different blocks write; 0 where they add theirs
+  Sums sums;                   // of grad_input
+  accumulator_t<T>* grad_map;  // sums, written or added to; null if not wanted
+  std::int64_t map_part;       // elements between the sums for the map that different blocks write; 0 where they add theirs
+  bool whole;                  // whether columns start at multiples of 16 bytes
 };
 
 /// Channels of a lane: 16 bytes of sums.
@@ -56,187 +49,264 @@ struct SlopeSums {
   }
 };
 
-/// How many positions of a lane are staged at once.
-template <class T>
-constexpr int kStaged = kVec<T> < CL_STAGE ? kVec<T> : CL_STAGE;
-
-/// A lane's gradients of the columns, tap after tap: for each of its channels 16 bytes of positions. They are asked for kDepth - 1
-/// taps ahead, since memory needs that many of them on their way.
+/// A lane's gradients of the columns, tap after tap: for each of its channels 16 bytes of positions. They are asked for a tap
+/// ahead: the more of them are on their way, the nearer is memory's speed. A lane reads only what it asked for itself.
 template <class T>
 struct ColumnSquares {
-  static constexpr int kDepth = CL_DEPTH, kChannels = kBackwardChannels<T>;
-  static constexpr int kBytes = kDepth * kChannels * 32 * 16;  // of shared memory, for a warp
+  static constexpr int kSlots = 2, kChannels = kBackwardChannels<T>;
+  static constexpr int kBytes = kSlots * kChannels * 32 * 16;  // of shared memory, for a warp
 
-  uint4* ring;          // this lane's
-  const T* columns;     // of the tap that is asked for next
-  const T* now;         // of the tap that is read next
-  std::int64_t from_channel, from_tap;
-  int channels, positions;  // how many there are of each
+  uint4* ring;                    // this lane's
+  const T *ahead, *now;           // columns of the tap that is asked for next, and of the one that is read next
+  std::int64_t channel, tap;      // elements from one to the next
+  int channels, positions, slot;  // how many there are, and where the tap lies that is read next
   bool whole;
 
-  __device__ __forceinline__ ColumnSquares(char* shared, const T* columns, std::int64_t from_channel, std::int64_t from_tap, int channels, int positions, bool whole)
-    : ring(reinterpret_cast<uint4*>(shared + int(threadIdx.x) / 32 * kBytes) + threadIdx.x % 32), columns(columns), now(columns), from_channel(from_channel), from_tap(from_tap), channels(positions > 0 ? channels : 0), positions(positions), whole(whole) {}
-
-  /// Asks for one more tap, if there is one.
-  __device__ __forceinline__ void ask(int slot, bool any) {
-    if (whole && any) {
-#pragma unroll
-      for (int c = 0; c < kChannels; ++c) {
-        if (c < channels) copy_async(ring + (slot * kChannels + c) * 32, columns + c * from_channel);
-      }
-      columns += from_tap;
-    }
-    commit_copies();
+  __device__ __forceinline__ ColumnSquares(char* shared, const T* columns, std::int64_t channel, std::int64_t tap, int channels,
+                                           int positions, bool whole)
+      : ring(reinterpret_cast<uint4*>(shared + int(threadIdx.x) / 32 * kBytes) + threadIdx.x % 32),
+        ahead(columns),
+        now(columns),
+        channel(channel),
+        tap(tap),
+        channels(positions > 0 ? channels : 0),
+        positions(positions),
+        slot(0),
+        whole(whole) {
+    ask(0, true);
   }
-  __device__ __forceinline__ void read(int slot, Bits16<T> (&square)[kChannels]) {
-    if (whole) wait_for_copies<kDepth - 2>();
+  /// Reads a tap and, if there is one `more`, asks for the next.
+  __device__ __forceinline__ void next(Bits16<T> (&square)[kChannels], bool more) {
+    if (whole) wait_for_copies();
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
       square[c] = Bits16<T>();
       if (c >= channels) continue;
-      if (whole) square[c].whole = ring[(slot * kChannels + c) * 32];
-      else square[c] = load_positions<false>(now + c * from_channel, positions);
+      if (whole) {
+        square[c].whole = ring[(slot * kChannels + c) * 32];
+      } else {
+        square[c] = load_positions<false>(now + c * channel, positions);
+      }
     }
-    now += from_tap;
+    now += tap;
+    slot ^= 1;
+    ask(slot, more);
+  }
+
+ private:
+  __device__ __forceinline__ void ask(int to, bool any) {
+    if (!whole || !any) return;
+#pragma unroll
+    for (int c = 0; c < kChannels; ++c) {
+      if (c < channels) copy_async(ring + (to * kChannels + c) * 32, ahead + c * channel);
+    }
+    ahead += tap;
   }
 };
 
-/// kRows: pixels start at multiples of 16 bytes. kBulk: 16 lanes share a position, and add its channels as one row.
-/// `whole`: columns start at multiples of 16 bytes.
-template <class T, bool kInput, bool kMap, bool kRows, bool kBulk>
-__global__ void __launch_bounds__(kRowThreads, CL_BWD_MIN)
-    columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T> tensors, bool whole) {
+/// Adds one lane's gradients onto the corners of taps.
+template <class T, class Sums, bool kRows, bool kBulk>
+struct RowScatter {
+  using Acc = accumulator_t<T>;
+  using Word = typename Sums::Word;
+  static constexpr int kN = kBackwardChannels<T>;
+  // Positions that are staged at once: 8 KiB of a warp.
+  static constexpr int kStep = kVec<T> < (sizeof(Word) == 4 ? 4 : 2) ? kVec<T> : (sizeof(Word) == 4 ? 4 : 2);
+  using Stage = ScatterStage<Sums, kN, kStep>;
+  static constexpr int kBytes = kBulk ? Stage::kBytes : 0;
+
+  const Sums& sums;
+  Stage stage;
+  typename Sums::template Lane<kN> lane;
+  std::int64_t first, pixel, row;  // this lane's first channel in the image; from one pixel to the next, and to the one below
+  int channels, vector;
+  int row_words;  // of a staged row: up to the end of the group's last vector
+
+  template <class Params>
+  __device__ __forceinline__ RowScatter(const Sums& sums, char* shared, const Params& p, const WarpWork<T, kN>& work)
+      : sums(sums),
+        stage(shared, work.quad),
+        lane(sums, work.plane(p), work.channels),
+        first(work.pixels(p)),
+        pixel(p.rows.pixel),
+        row(p.width * p.rows.pixel),
+        channels(work.channels),
+        vector(work.vector),
+        row_words(min(int(ceil_div(p.group_channels - work.slice * Stage::kRow, kN)) * kN, Stage::kRow)) {}
+
+  __device__ __forceinline__ std::int64_t corner_offset(int corner) const {
+    return (corner & 1 ? pixel : 0) + (corner & 2 ? row : 0);
+  }
+  /// Which corners get anything: a gradient that is not finite goes to all of them, weight or not.
+  __device__ __forceinline__ static unsigned corners_of(long long where, bool strange) {
+    return strange && !Sums::kOrdered ? unsigned(where) & 15 : unsigned(where) >> 4 & 15;
+  }
+
+  /// Takes out what is not finite, and notes where it goes.
+  __device__ __forceinline__ void take_out(Acc (&grad)[kN], long long where, const Acc (&weight)[4]) const {
+    if constexpr (Sums::kOrdered) {
+#pragma unroll 1
+      for (int c = 0; c < kN; ++c) {
+        if (c >= channels || is_finite(grad[c])) continue;
+        for (int corner = 0; corner < 4; ++corner) {
+          if (where >> corner & 1) sums.mark(first + (where >> 8) + corner_offset(corner) + c, weight[corner] * grad[c]);
+        }
+        grad[c] = 0;
+      }
+    }
+  }
+  /// Position `i` of this lane's; `where` is 0 if it is not one of ours.
+  __device__ __forceinline__ void add(int i, long long where, const Acc (&weight)[4], Acc (&grad)[kN], bool strange) const {
+    if (strange) take_out(grad, where, weight);
+    lane.scale(grad);
+    if (kBulk && i % kStep == 0) {
+      wait_for_bulk_reads();
+      __syncwarp();
+    }
+#pragma unroll
+    for (int corner = 0; corner < 4; ++corner) {
+      if (!kBulk && !(corners_of(where, strange) >> corner & 1)) continue;
+      Acc term[kN];
+#pragma unroll
+      for (int c = 0; c < kN; ++c) term[c] = weight[corner] * grad[c];
+      Word word[Sums::kWords][kN];
+      sums.convert(term, word, lane);
+      if constexpr (kBulk) {
+        stage.write(i % kStep, corner, vector, word);
+      } else {
+#pragma unroll
+        for (int array = 0; array < Sums::kWords; ++array) {
+          add_channels<kRows>(array_of(array) + first + (where >> 8) + corner_offset(corner), word[array], channels);
+        }
+      }
+    }
+  }
+  /// Once the last of kStep positions is there, each lane has a corner of one of them added: `where` is that position's.
+  __device__ __forceinline__ int staged_position(int i) const { return i - (kStep - 1) + vector / 4; }
+  __device__ __forceinline__ bool has_staged() const { return vector < 4 * kStep; }
+  __device__ __forceinline__ void add_staged(long long where, bool strange) const {
+    const int corner = vector % 4;
+    if (!has_staged() || !(corners_of(where, strange) >> corner & 1)) return;
+    const std::int64_t to = first - vector * kN + (where >> 8) + corner_offset(corner);
+#pragma unroll
+    for (int array = 0; array < Sums::kWords; ++array) {
+      add_bulk(array_of(array) + to, stage.row(array, vector / 4, corner), row_words * int(sizeof(Word)));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Word* array_of(int array) const {
+    if constexpr (Sums::kWords > 1) {
+      return sums.words + array * sums.array;
+    } else {
+      return sums.words;
+    }
+  }
+};
+
+/// Whether a lane's gradients are not all finite; with bulk additions, whether any lane's of the warp are.
+template <class T, bool kBulk, int kChannels>
+__device__ __forceinline__ bool any_strange(const Bits16<T> (&square)[kChannels]) {
+  accumulator_t<T> check = 0;
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) {
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) check += square[c].get(i) * 0;
+  }
+  return kBulk ? __any_sync(~0u, check != 0) : check != 0;
+}
+
+/// Adds, or writes, the map's gradient of this lane's positions; `marked` has a bit for each that is ours.
+template <class T, int kPositions, class Params, class Table, class Pointers>
+__device__ __forceinline__ void store_slopes(const Params& p, const Pointers& tensors, const WarpWork<T, kBackwardChannels<T>>& work,
+                                             const Table& table, accumulator_t<T> (&slopes)[kPositions], unsigned marked) {
+  using Acc = accumulator_t<T>;
+  const int first = work.quad * kPositions;
+#pragma unroll
+  for (int i = 0; i < kPositions; ++i) {
+    for (int step = 1; step < work.lanes; step *= 2) slopes[i] += __shfl_xor_sync(~0u, slopes[i], step);
+    if (work.vector != 0 || !(marked >> i & 1)) continue;
+    const Acc sum = slopes[i] + nan_unless_finite(table.rates[first + i]);
+    Acc* target = tensors.grad_map + work.map_plane(p) * p.positions + work.first_position + first + i;
+    if (tensors.map_part == 0) {
+      atomicAdd(target, sum);
+    } else {
+      const int parts = p.slices * p.tap_chunks;
+      target[((p.shared_map ? work.image : 0) * std::int64_t{parts} + work.part) * tensors.map_part] = sum;
+    }
+  }
+}
+
+/// kRows: pixels start at multiples of 16 bytes. kBulk: 16 lanes share a position, and its channels are added as one row.
+template <class T, class Sums, bool kInput, bool kMap, bool kRows, bool kBulk>
+__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
+    columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors) {
   using Acc = accumulator_t<T>;
   using Table = TapTable<Acc, kMap>;
-  using Stage = ScatterStage<Acc, kStaged<T>>;
+  using Scatter = RowScatter<T, Sums, kRows, kBulk>;
   constexpr int kPositions = kVec<T>, kChannels = kBackwardChannels<T>;
   extern __shared__ char shared[];
-
+  if (p.tiles.marks) wait_for_previous();
   const WarpWork<T, kChannels> work(p);
-  if (!work.any || !work.any_marked(p)) return;
-  const Stage stage(shared, work.quad);
-  const Table table(shared + (kBulk ? kRowWarps * Stage::kBytes : 0), work.run);
-  char* squares_memory = shared + (kBulk ? kRowWarps * Stage::kBytes : 0) + kRowWarps * Table::bytes(work.run);
-  table.load_rates(p, work, tensors.map);
-
-  const T* input = tensors.input + work.pixels(p);
-  Acc* sums = tensors.grad_input + work.pixels(p);
-  const std::int64_t row = p.width * p.rows.pixel, from_channel = p.taps * p.positions;
+  const bool any = work.any && work.any_marked(p);
+  if (!any) return;
+  char* memory = shared + kRowWarps * (kInput ? Scatter::kBytes : 0);
   const int first = work.quad * kPositions, there = int(min(p.positions - work.first_position - first, std::int64_t{kPositions}));
-  const T* columns = tensors.grad_output + (work.plane(p) * p.taps + work.first_tap) * p.positions + work.first_position + first;
+  ColumnSquares<T> squares(
+      memory, tensors.grad_output + (work.plane(p) * p.taps + work.first_tap) * p.positions + work.first_position + first,
+      p.taps * p.positions, p.positions, work.channels, there, tensors.whole);
+  const Table table(memory + kRowWarps * ColumnSquares<T>::kBytes, work.run);
+  table.load_rates(p, work, tensors.map);
+  wait_for_previous();
+  const Scatter scatter(tensors.sums, shared, p, work);
   unsigned marked = 0;  // a bit for each of this lane's positions
   for (int i = 0; i < kPositions; ++i) marked |= work.marked(p, first + i) ? 1u << i : 0;
-  const bool some = work.channels > 0;
-  // Of a staged row: elements up to the end of the group's last vector.
-  const int row_count = (min(p.group_channels - (work.channel - work.vector * kChannels), work.lanes * kChannels) + kChannels - 1) / kChannels * kChannels;
-  const bool adjacent = row_count == p.rows.pixel && row_count == Stage::kRow;
+  const T* input = tensors.input + work.pixels(p);
   const int at_once = Table::entries(work.run) / work.run;
   Acc slopes[kPositions] = {};
-
-  ColumnSquares<T> squares(squares_memory, columns, from_channel, p.positions, work.channels, there, whole);
-#pragma unroll
-  for (int ahead = 0; ahead < ColumnSquares<T>::kDepth - 1; ++ahead) squares.ask(ahead, work.first_tap + ahead < work.last_tap);
-  int slot_now = 0;
-  wait_for_previous();
 #pragma unroll 1
   for (int tap = work.first_tap; tap < work.last_tap; tap += at_once) {
     table.fill(p, work, tap);
 #pragma unroll 1
     for (int t = 0; t < at_once && tap + t < work.last_tap; ++t) {
-      const int entry = t * work.run + first;
       Bits16<T> square[kChannels];
-      squares.read(slot_now, square);
-      squares.ask(slot_now == 0 ? ColumnSquares<T>::kDepth - 1 : slot_now - 1, tap + t + ColumnSquares<T>::kDepth - 1 < work.last_tap);
-      slot_now = slot_now == ColumnSquares<T>::kDepth - 1 ? 0 : slot_now + 1;
-      const int ky = (tap + t) / p.kernel_w;
+      squares.next(square, tap + t + 1 < work.last_tap);
+      const int entry = t * work.run + first, ky = (tap + t) / p.kernel_w;
       const Acc offset_y = p.y.offset(ky), offset_x = p.x.offset(tap + t - ky * p.kernel_w);
-#ifndef CL_NOMASK
-      const bool still_y = p.y.half == 0 && offset_y == 0, still_x = p.x.half == 0 && offset_x == 0;
-      const unsigned sloping = still_y ? still_x ? 0 : 3 : still_x ? 5 : 15;
-#else
-      const unsigned sloping = 15;
-#endif
-      unsigned strange = 0;
-      if constexpr (kInput) {  // A gradient that is not finite goes to all corners, weight or not.
-        Acc poison = 0;
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) {
-#pragma unroll
-          for (int i = 0; i < kPositions; ++i) poison += square[c].get(i) * Acc(0);
-        }
-        strange = poison == 0 ? 0 : 1;
-        if constexpr (kBulk) strange = __any_sync(~0u, strange != 0);
-      }
+      const bool strange = kInput && any_strange<T, kBulk>(square);
 #pragma unroll
       for (int i = 0; i < kPositions; ++i) {
-        const typename Table::Where where = table.where[entry + i];
+        const auto where_of = [&](int of) { return marked >> of & 1 ? table.where[entry + of] : 0; };
+        const typename Table::Where where = work.channels > 0 ? where_of(i) : 0;
         const typename Table::CornerWeights w = table.weights[entry + i];
         Acc grad[kChannels];
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) grad[c] = square[c].get(i);
-        const unsigned there_is = (marked >> i & 1) && some ? unsigned(where) : 0;
         if constexpr (kMap) {
-          SlopeSums<Acc> slope_sums;
-          slope_sums.template add<T, kChannels>(Corners<T, kChannels>::template load<kRows>(input + (where >> 8), p.rows.pixel, row, there_is & sloping, work.channels), grad);
+          SlopeSums<Acc> sums;
+          sums.template add<T, kChannels>(
+              Corners<T, kChannels>::template load<kRows>(input + (where >> 8), scatter.pixel, scatter.row, unsigned(where) & 15,
+                                                          work.channels),
+              grad);
           const typename Table::Fractions f = table.fractions[entry + i];
-          if (there_is & 15) slopes[i] += slope_sums.slope(f.y, f.x, offset_y, offset_x);
+          if (where & 15) slopes[i] += sums.slope(f.y, f.x, offset_y, offset_x);
         }
-        if constexpr (kInput && !kBulk) {
-          const unsigned corners = strange ? there_is & 15 : there_is >> 4 & 15;
-          Acc* to = sums + (where >> 8);
-#pragma unroll
-          for (int corner = 0; corner < 4; ++corner) {
-            Acc value[kChannels];
-#pragma unroll
-            for (int c = 0; c < kChannels; ++c) value[c] = w.corner[corner] * grad[c];
-            if (corners >> corner & 1) {
-              add_channels<kRows>(to + (corner & 1 ? p.rows.pixel : 0) + (corner & 2 ? row : 0), value, work.channels);
+        if constexpr (kInput) {
+          scatter.add(i, where, w.corner, grad, strange);
+          if constexpr (kBulk) {
+            if (i % Scatter::kStep == Scatter::kStep - 1) {
+              publish_to_bulk();
+              __syncwarp();
+              if (scatter.has_staged()) scatter.add_staged(where_of(scatter.staged_position(i)), strange);
+              commit_bulk();
             }
-          }
-        }
-        if constexpr (kInput && kBulk) {
-          constexpr int kStep = kStaged<T>;
-          if (i % kStep == 0) {
-            wait_for_bulk_reads();
-            __syncwarp();
-          }
-          stage.write(i % kStep, work.vector, w.corner, grad);
-          if (i % kStep == kStep - 1) {
-            publish_to_bulk();
-            __syncwarp();
-            if (const int slot = work.vector; slot < 4 * kStep) {
-              const int of = i - (kStep - 1) + slot / 4, corner = slot % 4;
-              const typename Table::Where at = table.where[entry + of];
-              const unsigned corners = strange ? unsigned(at) & 15 : unsigned(at) >> 4 & 15;
-              // Where nothing lies between two pixels, the two of a row are added at once.
-              const bool pair = adjacent && (corners >> (corner & 2) & 3) == 3;
-              if ((marked >> of & 1) && (corners >> corner & 1) && !(pair && (corner & 1))) {
-                add_bulk(sums - work.vector * kChannels + (at >> 8) + (corner & 1 ? p.rows.pixel : 0) + (corner & 2 ? row : 0),
-                         stage.rows + slot * Stage::kRow, pair ? 2 * row_count : row_count);
-              }
-            }
-            commit_bulk();
           }
         }
       }
     }
   }
   if constexpr (kInput && kBulk) wait_for_bulk_reads();
-  if constexpr (kMap) {
-#pragma unroll
-    for (int i = 0; i < kPositions; ++i) {
-      for (int step = 1; step < work.lanes; step *= 2) slopes[i] += __shfl_xor_sync(~0u, slopes[i], step);
-      if (work.vector != 0 || !(marked >> i & 1)) continue;
-      const Acc rate = table.rates[first + i], sum = slopes[i] + nan_unless_finite(rate);
-      Acc* target = tensors.grad_map + work.map_plane(p) * p.positions + work.first_position + first + i;
-      if (tensors.map_part == 0) {
-        atomicAdd(target, sum);
-      } else {
-        const int parts = p.slices * p.tap_chunks;
-        target[((p.shared_map ? work.image : 0) * std::int64_t{parts} + work.part) * tensors.map_part] = sum;
-      }
-    }
-  }
+  if constexpr (kMap) store_slopes<T, kPositions>(p, tensors, work, table, slopes, marked);
 }
 
 }  // namespace ddu::cuda

@@ -37,8 +37,10 @@ inline bool whole_vectors(const Geometry& g, const void* tensor, int vec) {
   return g.group_channels() % vec == 0 && is_aligned(tensor, 16);
 }
 
+/// A lane takes `channels` channels, and 2^most_log_lanes lanes share a position if there are so many.
 template <class T>
-RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false) {
+RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false,
+                                        int channels = kVec<T>, int most_log_lanes = 3) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.pixels() > INT_MAX) {
     throw invalid_argument("the tensors are too large for one launch: split them");
   }
@@ -57,8 +59,8 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   p.positions = g.positions();
   p.rows = rows;
 
-  const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
-  p.log_lanes = log2_at_least(vectors, tuning("CL_LANES", 3));
+  const std::int64_t vectors = ceil_div(g.group_channels(), std::int64_t{channels});
+  p.log_lanes = log2_at_least(vectors, most_log_lanes);
   p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
   const int run = (lines ? 1 << TurnTile<T>::log_units_of(p.log_lanes) : 32 >> p.log_lanes) * kVec<T>;
   p.run = run;
@@ -127,5 +129,28 @@ struct Conversion {
   /// Whether planes start and end with whole vectors of pixels.
   bool whole(const void* planes) const { return params.pixels % kVec<T> == 0 && is_aligned(planes, 16); }
 };
+
+/// Calls body(std::bool_constant) for a condition known when the call comes.
+template <class Body>
+void with_flag(bool flag, Body body) {
+  if (flag) return body(std::true_type{});
+  body(std::false_type{});
+}
+
+/// Turns planes into a copy of ours, and clears sums beside it; either may be null.
+template <class T>
+void planes_to_rows(const Geometry& g, const RowLayout& rows, const TileMarks& tiles, const void* planes, T* copy,
+             const RowsToClear& sums, unsigned char* strange, Stream stream) {
+  const Conversion<T> conversion(g, rows);
+  with_flag(conversion.whole(planes), [&](auto whole) {
+    launch(planes_to_rows_kernel<T, whole.value>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr},
+           stream, conversion.params, tiles, static_cast<const T*>(planes), copy, sums, strange);
+  });
+}
+
+/// Whether all of a tap's vectors of positions are whole and aligned.
+inline bool whole_columns(const Geometry& g, const void* columns, int vec) {
+  return g.positions() % vec == 0 && is_aligned(columns, 16);
+}
 
 }  // namespace ddu::cuda::channels_last

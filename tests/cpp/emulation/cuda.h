@@ -94,6 +94,11 @@ T atomicMax(T* address, T value) {
   *address = std::max(before, value);
   return before;
 }
+inline unsigned atomicOr(unsigned* address, unsigned value) {
+  const unsigned before = *address;
+  *address = before | value;
+  return before;
+}
 inline double __longlong_as_double(long long value) { return emulation::bits<double>(value); }
 inline long long __double_as_longlong(double value) { return emulation::bits<long long>(value); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(std::uint64_t{a} * b >> 32); }
@@ -105,6 +110,8 @@ inline int __float_as_int(float value) { return emulation::bits<int>(value); }
 inline int __float2int_rn(float value) {
   return value != value ? 0 : int(std::nearbyint(std::clamp(value, -2147483648.f, 2147483520.f)));
 }
+inline long long __float2ll_rn(float value) { return static_cast<long long>(std::nearbyint(value)); }
+inline long long __double2ll_rn(double value) { return static_cast<long long>(std::nearbyint(value)); }
 inline float __double2float_ru(double value) {
   const float nearest = float(value);
   return double(nearest) < value ? std::nextafter(nearest, INFINITY) : nearest;

@@ -1,0 +1,123 @@
+#pragma once
+
+// Sums whose value does not depend on the order of their terms, for a deterministic backward: integers in units that are chosen
+// for each channel of each image, from its largest gradient and from how many terms a sum can have. No sum overflows, and what
+// a term has below the unit is lost: 2^-44 of the largest for 1024x1024 positions of 3x3 taps. float64 has a second integer for
+// what the first leaves.
+
+#include "../core/dependent_launch.cuh"
+#include "scatter.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+struct OrderedSums {
+  using Acc = accumulator_t<T>;
+  using Word = unsigned long long;  // two's complement
+  static constexpr int kWords = std::is_same_v<T, double> ? 2 : 1;
+  static constexpr bool kOrdered = true;
+  static constexpr bool kBulk = true;
+
+  Word* words;                // as channels-last tensors are; a second array behind the first for kWords == 2; null if not wanted
+  std::int64_t array;         // words of each
+  unsigned* strange;          // two bits for each sum: a term was +inf, -inf, and both for NaN
+  unsigned long long* largest;  // |gradient| that is finite, of each channel of each image, as the bits of a double
+  int bits;                   // of the largest term in units
+
+  /// The exponent of 1 over a channel's unit.
+  __device__ __forceinline__ int exponent(std::int64_t plane) const {
+    const double size = __longlong_as_double(static_cast<long long>(largest[plane]));
+    int of_size = 0;
+    frexp(size, &of_size);
+    return bits - of_size;
+  }
+  __device__ __forceinline__ void mark(std::int64_t sum, Acc term) const {
+    const unsigned kind = term != term ? 3 : term > 0 ? 1 : 2;
+    atomicOr(strange + sum / 16, kind << (sum % 16 * 2));
+  }
+  __device__ __forceinline__ Acc value(std::int64_t sum, std::int64_t plane) const {
+    const unsigned kind = strange[sum / 16] >> (sum % 16 * 2) & 3;
+    if (kind != 0) return kind == 3 ? Acc(NAN) : kind == 1 ? Acc(INFINITY) : -Acc(INFINITY);
+    double units = double(static_cast<long long>(words[sum]));
+    if constexpr (kWords == 2) units += ldexp(double(static_cast<long long>(words[array + sum])), -bits);
+    return Acc(ldexp(units, -exponent(plane)));
+  }
+
+  /// What one lane's channels are multiplied by: two powers of two, since one alone may be too large a number.
+  template <int kN>
+  struct Lane {
+    Acc factor[2][kN];
+
+    __device__ Lane(const OrderedSums& sums, std::int64_t plane, int channels) {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        const int e = sums.words && c < channels ? sums.exponent(plane + c) : 0;
+        factor[0][c] = Acc(ldexp(1.0, e / 2));
+        factor[1][c] = Acc(ldexp(1.0, e - e / 2));
+      }
+    }
+    __device__ __forceinline__ void scale(Acc (&grad)[kN]) const {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) grad[c] = grad[c] * factor[0][c] * factor[1][c];
+    }
+  };
+  template <int kN>
+  __device__ __forceinline__ void convert(const Acc (&term)[kN], Word (&word)[kWords][kN], const Lane<kN>&) const {
+#pragma unroll
+    for (int c = 0; c < kN; ++c) {
+      if constexpr (kWords == 1) {
+        word[0][c] = Word(__float2ll_rn(term[c]));
+      } else {
+        const long long whole = __double2ll_rn(term[c]);
+        word[0][c] = Word(whole);
+        word[1][c] = Word(__double2ll_rn(ldexp(term[c] - double(whole), bits)));
+      }
+    }
+  }
+};
+
+/// Finds the largest finite |gradient| of each channel of each image that has a marked tile; `blocks` blocks share a plane of `count` elements.
+template <class T>
+__global__ void __launch_bounds__(256)
+    largest_kernel(const TileMarks tiles, int group_channels, const T* grad_output, std::int64_t count, Divider by_blocks, bool aligned, unsigned long long* largest) {
+  using Acc = accumulator_t<T>;
+  static __shared__ unsigned long long found;
+  let_next_start();
+  wait_for_previous();
+  unsigned block = blockIdx.x;
+  const unsigned plane = by_blocks.take(block);
+  if (!tiles.any(std::int64_t{plane / unsigned(group_channels)} * tiles.tiles, tiles.tiles)) return;
+  const T* from = grad_output + plane * count;
+  if (threadIdx.x == 0) found = 0;
+  Acc most = 0;
+  const auto take = [&](Acc value) {
+    const Acc size = value < 0 ? -value : value;
+    if (is_finite(size) && size > most) most = size;
+  };
+  constexpr int kN = kVec<T>;
+  const std::int64_t step = std::int64_t{by_blocks.divisor} * 256 * kN;
+#pragma unroll 4
+  for (std::int64_t i = (std::int64_t{block} * 256 + threadIdx.x) * kN; i < count; i += step) {
+    const int there = int(min(count - i, std::int64_t{kN}));
+    const Bits16<T> bits = aligned ? load_positions<true>(from + i, there) : load_positions<false>(from + i, there);
+#pragma unroll
+    for (int j = 0; j < kN; ++j) take(bits.get(j));
+  }
+  __syncthreads();
+  // Floats that are not negative have the order of their bits.
+  if (most > 0) atomicMax(&found, static_cast<unsigned long long>(__double_as_longlong(double(most))));
+  __syncthreads();
+  if (threadIdx.x == 0 && found > 0) atomicMax(largest + plane, found);
+}
+
+/// The gradient from sums, both channels-last. `planes` counts channels of an image.
+template <class T>
+__global__ void __launch_bounds__(256)
+    ordered_to_rows_kernel(const OrderedSums<T> sums, std::int64_t count, std::int64_t image, int channels, T* gradient) {
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    gradient[i] = narrow<T>(sums.value(i, i / image * channels + i % channels));
+  }
+}
+
+}  // namespace ddu::cuda

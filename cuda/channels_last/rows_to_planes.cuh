@@ -1,0 +1,96 @@
+#pragma once
+
+// Sums of a gradient, channels-last, to planes. A thread takes a square of kVec pixels by kVec channels and turns it in registers.
+
+#include "conversion.cuh"
+#include "ordered_sums.cuh"
+
+namespace ddu::cuda {
+
+/// One thread's square.
+template <class T>
+struct ConversionWork {
+  std::int64_t pixel, plane, row;  // first pixel; first element of its plane, and of its row
+  std::int64_t group_plane, channel_plane;  // of all images, the group and the first channel
+  int channels, pixels;            // how many there are of each; none is less than 1
+
+  __device__ explicit ConversionWork(const ConversionParams& p) {
+    unsigned rest = blockIdx.x, block = rest;
+    rest = p.by_pixel_blocks.take(block);
+    unsigned slice = rest;
+    rest = p.by_slices.take(slice);
+    unsigned group = rest;
+    const unsigned image = p.by_groups.take(group);
+    const int lanes = 1 << p.log_lanes;
+    const int channel = (int(slice) * lanes + (int(threadIdx.x) & (lanes - 1))) * kVec<T>;
+    pixel = (std::int64_t{block} * (kRowThreads >> p.log_lanes) + (threadIdx.x >> p.log_lanes)) * kVec<T>;
+    channels = min(p.group_channels - channel, kVec<T>);
+    pixels = int(min(p.pixels - pixel, std::int64_t{kVec<T>}));
+    group_plane = std::int64_t{image} * p.groups + group;
+    channel_plane = group_plane * p.group_channels + channel;
+    plane = channel_plane * p.pixels;
+    row = image * p.rows.image + group * p.rows.group + channel + pixel * p.rows.pixel;
+  }
+};
+
+/// The sums of kN channels of one pixel; `plane` counts channels over all images.
+template <class T, int kN>
+__device__ __forceinline__ void load_sums(const FloatingSums<T>& sums, std::int64_t at, std::int64_t, int,
+                                          accumulator_t<T> (&value)[kN]) {
+  using Acc = accumulator_t<T>;
+  const auto* from = reinterpret_cast<const uint4*>(sums.words + at);
+#pragma unroll
+  for (int v = 0; v < int(sizeof(Acc) / sizeof(T)); ++v) {
+    Bits16<Acc> some;
+    some.whole = from[v];
+#pragma unroll
+    for (int c = 0; c < kVec<Acc>; ++c) value[v * kVec<Acc> + c] = some.get(c);
+  }
+}
+template <class T, int kN>
+__device__ __forceinline__ void load_sums(const OrderedSums<T>& sums, std::int64_t at, std::int64_t plane, int channels,
+                                          accumulator_t<T> (&value)[kN]) {
+#pragma unroll
+  for (int c = 0; c < kN; ++c) value[c] = c < channels ? sums.value(at + c, plane + c) : 0;
+}
+
+/// Writes planes of T, or, kAdd, adds to planes of the marked groups that hold something already.
+/// kPlanes: planes start at multiples of 16 bytes, and so does the end of each.
+template <class T, class Sums, class To, bool kPlanes, bool kAdd>
+__global__ void __launch_bounds__(kRowThreads)
+    rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles, const Sums sums, To* planes) {
+  constexpr int kN = kVec<T>;
+  wait_for_previous();
+  const ConversionWork<T> work(p);
+  if (kAdd && !tiles.any(work.group_plane * tiles.tiles, tiles.tiles)) return;
+  if (work.channels <= 0 || work.pixels <= 0) return;
+  accumulator_t<T> value[kN][kN];
+#pragma unroll
+  for (int i = 0; i < kN; ++i) {
+    if (i < work.pixels) load_sums<T, kN>(sums, work.row + i * p.rows.pixel, work.channel_plane, work.channels, value[i]);
+  }
+#pragma unroll
+  for (int c = 0; c < kN; ++c) {
+    if (c >= work.channels) break;
+    To* to = planes + work.plane + c * p.pixels + work.pixel;
+    if constexpr (kAdd) {
+#pragma unroll
+      for (int i = 0; i < kN; ++i) {
+        if (i >= work.pixels || value[i][c] == 0) continue;
+        const To sum = to[i] + To(value[i][c]);
+        to[i] = sum == sum ? sum : To(NAN);  // of two NaN, the bits would tell which came first
+      }
+    } else {
+      Bits16<To> bits;
+#pragma unroll
+      for (int i = 0; i < kN; ++i) bits.set(i, narrow<To>(i < work.pixels ? value[i][c] : 0));
+      if constexpr (kPlanes) {
+        *reinterpret_cast<uint4*>(to) = bits.whole;
+      } else {
+        store_positions<false>(to, bits, work.pixels);
+      }
+    }
+  }
+}
+
+}  // namespace ddu::cuda
