@@ -34,14 +34,14 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   }
   Workspace workspace(given.workspace);
   const std::int64_t tiles = tiles_of(p, g);
-  const TileMarks marks{workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width};
+  const TileMarks marks{workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width,
+                        workspace.take<unsigned>(2)};
   Unfold rest = given;
   rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
-                                   marks.marks};
+                                   marks.marks, marks.counters};
   launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p, tensors,
          input_bytes);
-  channels_last::prepare_unfold(g, types, rest, marks, stream);
   channels_last::unfold(g, types, rest, marks, stream);
 }
 
@@ -83,6 +83,7 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
       constexpr TileConfig kConfig = forward_config<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>();
       workspace.take<unsigned char>(tiles_of(make_params<float>(g, types, for_call(kConfig, g), current_device()), g));
+      workspace.take<unsigned>(2);
     });
   }
   return workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given);
@@ -91,10 +92,7 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
 void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   check_types(types);
   if (g.columns_numel() == 0) return;
-  if (goes_channels_last(g, types, given)) {
-    channels_last::prepare_unfold(g, types, given, {}, stream);
-    return channels_last::unfold(g, types, given, {}, stream);
-  }
+  if (goes_channels_last(g, types, given)) return channels_last::unfold(g, types, given, {}, stream);
   visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
     run_planar<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types, given, stream);
   });

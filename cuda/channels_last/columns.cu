@@ -29,21 +29,21 @@ struct Forward {
     }
     bytes = workspace.bytes();
   }
-  void prepare(const Geometry& g, const Unfold& given, const TileMarks& tiles, Stream stream) const {
-    if (copy) planes_to_rows<T>(g, rows, tiles, given.input, copy, {}, strange, stream);
-  }
   void run(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) const {
+    const Conversion<T> conversion(g, rows);
+    const PlanesToRows<T> work = conversion.work(given.input, copy, {}, strange);
+    if (copy && !tiles.marks) planes_to_rows<T>(g, rows, {}, given.input, copy, {}, strange, stream);  // else with the columns
     auto p = make_params<T>(g, types, rows, kTurnsInMemory<T>);
     p.tiles = tiles;
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input), given.dilation_map,
                                      static_cast<T*>(given.output), strange, strange_count};
-    const std::size_t shared = kRowWarps * (TapTable<accumulator_t<T>, false>::bytes(p.run) +
-                                            (kTurnsInMemory<T> ? TurnTile<T>::bytes(p.log_lanes) : 0));
+    const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0, table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);
+    const std::size_t shared = std::max(turned + table, tiles.marks ? conversion.shared : 0);
     with_flag(copy || whole_vectors(g, given.input, kVec<T>), [&](auto whole_rows) {
       with_flag(whole_columns(g, given.output, kVec<T>), [&](auto whole_columns) {
-        const unsigned blocks = blocks_of(p, g), resident = static_cast<unsigned>(tuning("CL_RES", 2) * current_device().multiprocessors);
+        const unsigned blocks = blocks_of(p, g), resident = static_cast<unsigned>(kColumnsBlocks<T> * current_device().multiprocessors);
         launch(columns_forward_kernel<T, whole_rows.value, whole_columns.value>,
-               {std::min(blocks, resident), kRowThreads, shared, true}, stream, p, tensors, blocks);
+               {tiles.marks ? std::min(blocks, resident) : blocks, kRowThreads, shared, true}, stream, p, tensors, blocks, work);
       });
     });
   }
@@ -60,11 +60,6 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   std::size_t bytes = 0;
   visit(types.input, [&](auto* type) { bytes = Forward<std::remove_pointer_t<decltype(type)>>(g, given).bytes; });
   return bytes;
-}
-
-void prepare_unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) {
-  visit(types.input,
-        [&](auto* type) { Forward<std::remove_pointer_t<decltype(type)>>(g, given).prepare(g, given, tiles, stream); });
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) {

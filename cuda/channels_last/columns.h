@@ -9,8 +9,6 @@
 namespace ddu::cuda::channels_last {
 
 std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given);
-/// What comes before unfold: the input is turned, or looked at. Nothing is done where no tile is marked.
-void prepare_unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream);
 /// The columns of the marked tiles, or all of them.
 void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream);
 

@@ -7,12 +7,7 @@
 // What bounds it is memory: every line of the columns is written whole, and only corners that weigh something are read. Pixels
 // that are not finite make NaN of a tap that gives them no weight; so where there are any in the image, all corners are read.
 
-#include "../core/dependent_launch.cuh"
-#include "turn.cuh"
-
-#ifndef CL_MIN
-#define CL_MIN 2
-#endif
+#include "conversion.cuh"
 
 namespace ddu::cuda {
 
@@ -24,6 +19,10 @@ struct ColumnsPointers {
   const unsigned char* strange;  // for each image, `strange_count` bytes: zero where what a block read is finite; null: unknown
   int strange_count;
 };
+
+/// Blocks that share a multiprocessor: registers decide.
+template <class T>
+constexpr int kColumnsBlocks = sizeof(T) == 8 ? 3 : 2;
 
 /// Whether squares go through shared memory, to be stored in whole lines. Those of half types would need twice the memory, and
 /// 64 bytes of positions by 64 channels in registers are faster.
@@ -83,6 +82,8 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   const int positions = int(min(p.positions - work.first_position, std::int64_t{work.run}));
   const std::int64_t plane = (std::int64_t{work.image} * p.groups + work.group) * p.group_channels + first_channel;
   T* out = tensors.output + (plane * p.taps + work.first_tap) * p.positions + work.first_position;
+  if (!kTurnsInMemory<T>) out += work.vector * kN * from_channel + work.quad * kN;
+  const int there = positions - work.quad * kN;
   const unsigned mine = work.channels > 0 ? 15 : 0;
   const int shift = corner_shift(tensors, work.image);
   const int at_once = Table::entries(work.run) / work.run;
@@ -92,8 +93,7 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
 #pragma unroll 1
     for (int t = 0; t < at_once && tap + t < work.last_tap; ++t, out += p.positions) {
       if (kTurnsInMemory<T> && t > 0) __syncwarp();  // the tile has been read
-#pragma unroll 1
-      for (int unit = work.quad; kTurnsInMemory<T> ? unit * kN < work.run : unit == work.quad; unit += 32 >> p.log_lanes) {
+      const auto sample = [&](int unit) {
         const int entry = t * work.run + unit * kN;
         Square<T> square;
 #pragma unroll
@@ -114,34 +114,68 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
         for (int c = 0; c < kN; ++c) {
           if constexpr (kTurnsInMemory<T>) {
             tile.unit(work.vector * kN + c, unit) = square.channel[c].whole;
-          } else if (c < work.channels && unit * kN < positions) {
-            store_positions<kColumns>(out + (work.vector * kN + c) * from_channel + unit * kN, square.channel[c],
-                                      positions - unit * kN);
+          } else if (c < work.channels && there > 0) {
+            store_positions<kColumns>(out + c * from_channel, square.channel[c], there);
           }
         }
-      }
+      };
       if constexpr (kTurnsInMemory<T>) {
+#pragma unroll 1
+        for (int unit = work.quad; unit * kN < work.run; unit += 32 >> p.log_lanes) sample(unit);
         __syncwarp();
         store_lines<kColumns>(tile, out, from_channel, channels, positions);
+      } else {
+        sample(work.quad);
       }
     }
   }
 }
 
-/// A few blocks, resident at once, share `blocks` blocks of work: most often no tile is marked, and all end at once.
+/// Turns what marked tiles may read to rows: blocks take the work in turn, and wait until all of it is done. (A block that
+/// waits holds none, and those that hold some wait for nobody.)
+template <class T>
+__device__ void convert_together(const PlanesToRows<T>& conversion, const TileMarks& tiles, const TurnTile<T>& tile) {
+  static __shared__ unsigned taken;
+  while (true) {
+    __syncthreads();
+    if (threadIdx.x == 0) taken = atomicAdd(tiles.counters, 1u);
+    __syncthreads();
+    if (taken >= conversion.blocks) break;
+    conversion.run(taken, tiles, tile);
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) atomicAdd(tiles.counters + 1, 1u);
+  }
+  if (threadIdx.x == 0) {
+    while (*static_cast<volatile unsigned*>(tiles.counters + 1) < conversion.blocks) {
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+
+/// A few blocks, resident at once, share `blocks` blocks of work: most often no tile is marked, and all end at once. Where
+/// there are marks, they come before the rows that their columns are made of.
 template <class T, bool kRows, bool kColumns>
-__global__ void __launch_bounds__(kRowThreads, CL_MIN)
-    columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks) {
+__global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
+    columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks,
+                           const PlanesToRows<T> conversion) {
   extern __shared__ char shared[];
   wait_for_previous();
   if (!p.tiles.any(0, std::int64_t{p.tiles.tiles} * p.groups * p.images)) return;
   const TurnTile<T> tile(shared, p.log_lanes);
+  if constexpr (kRows) {
+    if (p.tiles.marks) convert_together(conversion, p.tiles, tile);
+  }
   const TapTable<accumulator_t<T>, false> table(
       shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0), p.run);
 #pragma unroll 1
   for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
     const WarpWork<T> work(p, block);
     if (work.any && work.any_marked(p)) store_columns<T, kRows, kColumns>(p, tensors, work, tile, table);
+#ifdef CL_SYNC
+    __syncthreads();
+#endif
   }
 }
 

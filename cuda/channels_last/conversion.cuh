@@ -25,30 +25,49 @@ struct RowsToClear {
 
 /// Planes to rows, whose padding becomes zero; and, unless null, clears sums of the same layout. A warp takes whole lines of
 /// both. `strange`, unless null, gets a byte for each block: whether anything it read is not finite.
-/// kPlanes: planes start at multiples of 16 bytes, and so does the end of each. Rows do.
-template <class T, bool kPlanes>
-__global__ void __launch_bounds__(kRowThreads)
-    planes_to_rows_kernel(const ConversionParams p, const TileMarks tiles, const T* planes, T* rows, const RowsToClear sums,
-                          unsigned char* strange) {
-  constexpr int kN = kVec<T>;
-  extern __shared__ char shared[];
-  let_next_start();
-  unsigned rest = blockIdx.x, block = rest;
-  rest = p.by_blocks.take(block);
-  unsigned slice = rest;
-  const unsigned plane = p.by_slices.take(slice);
-  unsigned group = plane;
-  const unsigned image = p.by_groups.take(group);
-  wait_for_previous();
-  if (!tiles.any(std::int64_t{plane} * tiles.tiles, tiles.tiles)) {
-    if (strange && threadIdx.x == 0) strange[blockIdx.x] = 0;
-    return;
+template <class T>
+struct PlanesToRows {
+  ConversionParams params;
+  const T* planes;
+  T* rows;
+  RowsToClear sums;
+  unsigned char* strange;
+  unsigned blocks;
+  bool whole;  // planes start at multiples of 16 bytes, and so does the end of each; rows do anyway
+
+  /// What block `index` does, if its plane has marks.
+  __device__ void run(unsigned index, const TileMarks& tiles, const TurnTile<T>& tile) const {
+    unsigned rest = index, block = rest;
+    rest = params.by_blocks.take(block);
+    unsigned slice = rest;
+    const unsigned plane = params.by_slices.take(slice);
+    unsigned group = plane;
+    const unsigned image = params.by_groups.take(group);
+    bool finite = true;
+    if (tiles.any(std::int64_t{plane} * tiles.tiles, tiles.tiles)) {
+      const int first_channel = (int(slice) << params.log_lanes) * kVec<T>;
+      const T* from = planes + (std::int64_t{plane} * params.group_channels + first_channel) * params.pixels;
+      const std::int64_t to = image * params.rows.image + group * params.rows.group + first_channel;
+      finite = whole ? copy<true>(block, first_channel, from, to, tile) : copy<false>(block, first_channel, from, to, tile);
+    }
+    if (!strange) return;
+    const bool found = __syncthreads_or(!finite);
+    if (threadIdx.x == 0) strange[index] = found;
   }
-  const TurnTile<T> tile(shared, p.log_lanes);
+
+ private:
+  template <bool kPlanes>
+  __device__ bool copy(unsigned block, int first_channel, const T* from, std::int64_t to, const TurnTile<T>& tile) const;
+};
+
+template <class T>
+template <bool kPlanes>
+__device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_channel, const T* planes, std::int64_t from,
+                                                      const TurnTile<T>& tile) const {
+  constexpr int kN = kVec<T>;
+  const ConversionParams& p = params;
   const int lane = int(threadIdx.x) % 32, lanes = 1 << p.log_lanes, units = 1 << tile.log_units, run = units * kN;
-  const int first_channel = int(slice) * lanes * kN, channels = min(p.group_channels - first_channel, lanes * kN);
-  planes += (std::int64_t{plane} * p.group_channels + first_channel) * p.pixels;
-  const std::int64_t from = image * p.rows.image + group * p.rows.group + first_channel;
+  const int channels = min(p.group_channels - first_channel, lanes * kN);
   const int vector = lane & (lanes - 1);
   accumulator_t<T> check = 0;
   const std::int64_t step = std::int64_t{p.by_blocks.divisor} * kRowWarps * run;
@@ -105,9 +124,16 @@ __global__ void __launch_bounds__(kRowThreads)
       }
     }
   }
-  if (!strange) return;
-  const bool found = __syncthreads_or(check != 0);
-  if (threadIdx.x == 0) strange[blockIdx.x] = found;
+  return check == 0;
+}
+
+/// All of it, or that of planes with marks.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) planes_to_rows_kernel(const PlanesToRows<T> conversion, const TileMarks tiles) {
+  extern __shared__ char shared[];
+  let_next_start();
+  wait_for_previous();
+  conversion.run(blockIdx.x, tiles, TurnTile<T>(shared, conversion.params.log_lanes));
 }
 
 }  // namespace ddu::cuda

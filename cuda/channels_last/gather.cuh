@@ -44,12 +44,24 @@ union Bits16 {
   }
 };
 
+/// Loads 16 bytes that another block of this kernel may have written, before a barrier of both: not by __ldg. As free to move as
+/// that, since it is not volatile; its address must depend on something after the barrier.
+__device__ __forceinline__ uint4 load_shared_work(const void* from) {
+#if defined(__CUDA_ARCH__)
+  uint4 v;
+  asm("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+#else
+  return *static_cast<const uint4*>(from);
+#endif
+}
+
 /// Loads `count` elements of at most kN; in one piece, and all of them, where they lie aligned.
 template <bool kAligned, int kN, class T>
 __device__ __forceinline__ Bits16<T> load_channels(const T* from, int count) {
   Bits16<T> bits;
   if constexpr (kAligned && kN == kVec<T>) {
-    bits.whole = __ldg(reinterpret_cast<const uint4*>(from));
+    bits.whole = load_shared_work(from);
   } else if constexpr (kAligned) {
     static_assert(2 * kN == kVec<T>, "half of 16 bytes");
     const uint2 half = __ldg(reinterpret_cast<const uint2*>(from));

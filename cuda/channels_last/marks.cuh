@@ -10,6 +10,7 @@ struct TileMarks {
   int tile_height = 1, tile_columns = 1;
   unsigned tiles = 1;
   Divider by_tile_width;
+  unsigned* counters = nullptr;  // two, zero before the first of these kernels: of blocks of work taken, and done
 
   /// Whether any of `count` tiles from `first` on is marked. For a whole block, and the same in all its threads.
   __device__ bool any(std::int64_t first, std::int64_t count) const {

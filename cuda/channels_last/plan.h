@@ -99,8 +99,8 @@ unsigned blocks_of(const RowParams<Acc>& p, const Geometry& g) {
 template <class T>
 struct Conversion {
   ConversionParams params{};
-  unsigned blocks, square_blocks;  // of planes_to_rows_kernel, and of rows_to_planes_kernel
-  int image_blocks;                // of the first, for an image
+  unsigned blocks;   // of planes_to_rows_kernel
+  int image_blocks;  // for an image
   std::size_t shared;
 
   Conversion(const Geometry& g, const RowLayout& rows) {
@@ -113,14 +113,11 @@ struct Conversion {
     params.groups = static_cast<int>(g.groups);
     // Blocks that are all resident at once: what follows them may start then.
     const std::int64_t planes = std::int64_t{params.slices} * g.groups * g.batch;
-    const std::int64_t most = std::max<std::int64_t>(1, std::int64_t{tuning("CL_CONV", 6)} * current_device().multiprocessors / planes);
+    const std::int64_t most = std::max<std::int64_t>(1, std::int64_t{6} * current_device().multiprocessors / planes);
     const std::int64_t block_pixels = (std::int64_t{kRowWarps} * kVec<T>) << TurnTile<T>::log_units_of(params.log_lanes);
     const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), most));
     params.by_blocks = Divider(pixel_blocks);
-    const auto square_blocks_of_plane = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
-    params.by_pixel_blocks = Divider(square_blocks_of_plane);
     shared = static_cast<std::size_t>(kRowWarps * TurnTile<T>::bytes(params.log_lanes));
-    square_blocks = grid_size(square_blocks_of_plane * planes);
     image_blocks = static_cast<int>(std::int64_t{pixel_blocks} * params.slices * g.groups);
     params.by_slices = Divider(static_cast<unsigned>(params.slices));
     params.by_groups = Divider(static_cast<unsigned>(params.groups));
@@ -128,6 +125,9 @@ struct Conversion {
   }
   /// Whether planes start and end with whole vectors of pixels.
   bool whole(const void* planes) const { return params.pixels % kVec<T> == 0 && is_aligned(planes, 16); }
+  PlanesToRows<T> work(const void* planes, T* rows, const RowsToClear& sums, unsigned char* strange) const {
+    return {params, static_cast<const T*>(planes), rows, sums, strange, blocks, whole(planes)};
+  }
 };
 
 /// Calls body(std::bool_constant) for a condition known when the call comes.
@@ -140,12 +140,10 @@ void with_flag(bool flag, Body body) {
 /// Turns planes into a copy of ours, and clears sums beside it; either may be null.
 template <class T>
 void planes_to_rows(const Geometry& g, const RowLayout& rows, const TileMarks& tiles, const void* planes, T* copy,
-             const RowsToClear& sums, unsigned char* strange, Stream stream) {
+                    const RowsToClear& sums, unsigned char* strange, Stream stream) {
   const Conversion<T> conversion(g, rows);
-  with_flag(conversion.whole(planes), [&](auto whole) {
-    launch(planes_to_rows_kernel<T, whole.value>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr},
-           stream, conversion.params, tiles, static_cast<const T*>(planes), copy, sums, strange);
-  });
+  launch(planes_to_rows_kernel<T>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
+         conversion.work(planes, copy, sums, strange), tiles);
 }
 
 /// Whether all of a tap's vectors of positions are whole and aligned.

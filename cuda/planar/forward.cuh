@@ -20,10 +20,6 @@
 #include "pointers.cuh"
 #include "window_load.cuh"
 
-#ifndef FWD_CAP
-#define FWD_CAP 1536
-#endif
-
 namespace ddu::cuda {
 
 /// The settings of forward_kernel<T, K, kSingleChannel>.
@@ -33,7 +29,7 @@ __host__ __device__ constexpr TileConfig forward_config() {
   constexpr std::size_t one = sizeof(T), two = 2 * sizeof(T);  // windows, each of so many bytes a channel
   // threads, tile width, blocks a multiprocessor, waves, channels: of a step, of a block at most; bytes and number of elements
   if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 8192};
-  if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, FWD_CAP};
+  if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, 1536};
   if (K == 3) return {256, 64, 2, 1, 8, 32, 8 * two, 1536};
   if (K != 0) return {256, 32, 3, 4, 4, 16, 4 * two, 2048};
   return {512, 32, 2, 4, 4, 16, 4 * two, 2048};
@@ -161,7 +157,10 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   const Position<float> position(p, work, tensors.map);
   const Window window = Window::of_tile<kThreads, 1>(p, work, position, slots);
   const bool fits = window.fits(p.capacity);
-  if (work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = !fits;
+  if (work.channel_block == 0 && threadIdx.x == 0) {
+    tensors.marks[tile_index(p, work)] = !fits;
+    if (blockIdx.x == 0) tensors.counters[0] = tensors.counters[1] = 0;
+  }
   if (!fits) return;
 
   const T* planes = tensors.input + work.plane(p) * p.pixels();

@@ -13,6 +13,7 @@ struct ForwardPointers {
   const void* map;
   T* output;
   unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks
+  unsigned* counters;    // of TileMarks
 };
 
 /// Index of a tile in arrays of [image, group, tile].

@@ -59,6 +59,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 
 inline void __syncthreads() { emulation::block_barrier(false); }
 inline int __syncthreads_or(int value) { return emulation::block_barrier(value != 0); }
+inline void __threadfence() {}
 inline void __syncwarp() { emulation::warp_exchange(0); }
 inline unsigned __activemask() { return ~0u; }
 inline bool __any_sync(unsigned, bool value) {
