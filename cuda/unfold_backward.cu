@@ -1,7 +1,7 @@
 // The host side of unfold_backward: which kernels, cut how, launched with what, and the scratch memory that they share.
 //
 //     clear_kernel          zeros in grad_input, where blocks add to it and do not clear it themselves
-//     backward_kernel       both gradients, tile by tile              backward_direct_kernel: where there can be no windows
+//     backward_kernel       both gradients, tile by tile; marks the tiles whose window does not fit
 //     add_windows_kernel    deterministic: grad_input from the windows that tiles stored
 //     fallback_kernel       deterministic: what could not be stored, in three phases that most often find nothing
 //     convert_kernel        half types: float32 sums of grad_input, rounded once
@@ -37,7 +37,6 @@ struct Plan {
 
   bool deterministic, grad_input, grad_map;
   bool half_map;
-  bool planar;  // with windows; else directly from and to global memory
   TileConfig config;
   void (*kernel)(Params<Acc>, BackwardPointers<T>);
   Params<Acc> p;
@@ -46,31 +45,25 @@ struct Plan {
 
   Plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic)
       : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
-    planar = types.input != DType::float64 && fits_planar(g, types.input) && g.taps() <= kMaxFixedPointTaps;
     choose_kernel(g);
     p = make_params<Acc>(g, types, config, current_device());
     // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
-    block_clears = planar && !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
+    block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
     map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
     if (map_arrays > 1 && !deterministic) map_arrays = 0;
   }
 
   /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
-  bool clears() const { return grad_input && !block_clears && !(planar && deterministic); }
+  bool clears() const { return grad_input && !block_clears && !deterministic; }
 
  private:
   void choose_kernel(const Geometry& g) {
-    config = kBackwardDirectConfig;
-    kernel = backward_direct_kernel<T>;
-    if constexpr (!std::is_same_v<T, double>) {
-      if (!planar) return;
-      if (g.h.kernel_size == 3 && g.w.kernel_size == 3) {
-        choose_gradients<3>();
-      } else {
-        choose_gradients<0>();
-      }
-      if (deterministic) config.max_elements = stored_window_elements(g);
+    if (g.h.kernel_size == 3 && g.w.kernel_size == 3) {
+      choose_gradients<3>();
+    } else {
+      choose_gradients<0>();
     }
+    if (deterministic) config.max_elements = stored_window_elements(g);
   }
   template <int K>
   void choose_gradients() {
@@ -90,9 +83,12 @@ template <class T>
 struct Scratch {
   using Acc = accumulator_t<T>;
 
-  float* input_sums = nullptr;  // of a half type's grad_input
-  Acc* map_sums = nullptr;      // arrays of sums for grad_map
-  // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were.
+  unsigned char* without_window = nullptr;  // marks of tiles
+  float* input_sums = nullptr;              // of a half type's grad_input
+  Acc* map_sums = nullptr;                  // arrays of sums for grad_map, first those of backward_kernel
+  std::int64_t map_arrays = 0;              // all of them
+  unsigned char* rest = nullptr;            // of the channels-last kernels
+  // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were, and `rest` after them.
   float* window_sums = nullptr;
   unsigned long long* high = nullptr;
   unsigned* low = nullptr;
@@ -101,24 +97,33 @@ struct Scratch {
   unsigned char* fallback = nullptr;
   std::size_t zeroed_bytes = 0;  // of largest and fallback, which have to be zero before the first kernel
 
-  Scratch(const Geometry& g, const Plan<T>& plan, Workspace& workspace) {
+  Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const Plan<T>& plan, Workspace& workspace) {
+    const std::int64_t groups = g.batch * g.groups, tiles = plan.p.by_tiles.divisor;
+    without_window = workspace.take<unsigned char>(groups * tiles);
     if (plan.grad_input && sizeof(T) == 2) input_sums = workspace.take<float>(g.input_numel());
-    if (plan.grad_map && (plan.map_arrays > 1 || plan.half_map)) {
-      map_sums = workspace.take<Acc>(std::max<std::int64_t>(plan.map_arrays, 1) * g.map_numel());
+    if (plan.grad_map) {
+      map_arrays = plan.map_arrays;
+      if (plan.deterministic) map_arrays += channels_last::rest_map_arrays(g, types, given);
+      if (map_arrays > 1 || plan.half_map) map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
-    if (!plan.grad_input || !plan.deterministic) return;
-    const std::int64_t groups = g.batch * g.groups, vecs = groups * ceil_div(g.group_channels(), kBackwardVec);
-    const std::int64_t tiles = plan.planar ? plan.p.by_tiles.divisor : 0;
-    Workspace windows = workspace, sums = workspace;
-    window_sums = windows.take<float>(g.batch * g.channels * tiles * plan.p.capacity);
-    high = sums.take<unsigned long long>(g.input_numel());
-    low = sums.take<unsigned>(g.input_numel());
-    workspace = Workspace::overlay(windows, sums);
-    window_rects = workspace.take<int4>(groups * tiles);
-    const std::size_t before = workspace.bytes();
-    largest = workspace.take<unsigned long long>(vecs);
-    if (plan.planar) fallback = workspace.take<unsigned char>(vecs * (1 + tiles));
-    zeroed_bytes = workspace.bytes() - before;
+    Workspace after = workspace;
+    const std::size_t rest_bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
+    rest = after.take<unsigned char>(static_cast<std::int64_t>(rest_bytes));
+    if (plan.grad_input && plan.deterministic) {
+      Workspace windows = workspace, sums = workspace;
+      window_sums = windows.take<float>(g.batch * g.channels * tiles * plan.p.capacity);
+      high = sums.take<unsigned long long>(g.input_numel());
+      low = sums.take<unsigned>(g.input_numel());
+      workspace = Workspace::overlay(Workspace::overlay(windows, sums), after);
+      window_rects = workspace.take<int4>(groups * tiles);
+      const std::size_t before = workspace.bytes();
+      const std::int64_t vecs = groups * ceil_div(g.group_channels(), kBackwardVec);
+      largest = workspace.take<unsigned long long>(vecs);
+      fallback = workspace.take<unsigned char>(vecs * (1 + tiles));
+      zeroed_bytes = workspace.bytes() - before;
+    } else {
+      workspace = after;
+    }
   }
 };
 
@@ -133,7 +138,8 @@ class Call {
         stream_(stream),
         plan_(g, types, given, deterministic),
         workspace_(given.workspace),
-        scratch_(g, plan_, workspace_) {
+        scratch_(g, types, given, plan_, workspace_),
+        types_(types) {
     tensors_.grad_output = static_cast<const T*>(given.grad_output);
     tensors_.input = static_cast<const T*>(given.input);
     tensors_.map = given.dilation_map;
@@ -142,6 +148,7 @@ class Call {
     tensors_.grad_map = scratch_.map_sums ? scratch_.map_sums : static_cast<Acc*>(given.grad_map);
     tensors_.block_clears = plan_.block_clears;
     tensors_.map_stride = plan_.map_arrays ? g.map_numel() : 0;
+    tensors_.without_window = scratch_.without_window;
     tensors_.window_sums = scratch_.window_sums;
     tensors_.window_rects = scratch_.window_rects;
     tensors_.fallback = scratch_.fallback;
@@ -158,9 +165,10 @@ class Call {
     clear();
     scatter();
     if (given_.grad_input && plan_.deterministic) {
-      if (plan_.planar) add_windows();
+      add_windows();
       add_fallback();
     }
+    add_rest();
     if constexpr (sizeof(T) == 2) {
       if (given_.grad_input) convert_input();
     }
@@ -183,11 +191,10 @@ class Call {
 
   void scatter() {
     BackwardPointers<T> tensors = tensors_;
-    if (!plan_.planar && plan_.deterministic) tensors.grad_input = nullptr;  // all of it is left to the fallback
     if (!tensors.grad_input && !tensors.grad_map) return;
     launch(plan_.kernel,
            {blocks_of(plan_.p, g_), plan_.config.threads, plan_.p.capacity * plan_.config.element_bytes,
-            plan_.planar && plan_.clears()},
+            plan_.clears()},
            stream_, plan_.p, tensors);
   }
 
@@ -202,14 +209,14 @@ class Call {
     }
   }
 
-  /// Adds what tiles left to the fallback, or, where there are no marks, the whole gradient of the input.
+  /// Adds channels of tiles whose gradients have no fixed-point unit.
   void add_fallback() {
     Params<Acc> p = plan_.p;
     const std::int64_t vecs = ceil_div(g_.group_channels(), kBackwardVec), all = vecs * g_.groups * g_.batch;
     p.block_channels = kBackwardVec;
     p.by_channel_blocks = Divider(static_cast<unsigned>(vecs));
     // As many blocks as fill the device, and a few more: most often nothing is marked, and they only look.
-    const std::int64_t enough = std::max<std::int64_t>(tensors_.fallback ? 8 : 64, ceil_div(1024, all));
+    const std::int64_t enough = std::max<std::int64_t>(8, ceil_div(1024, all));
     const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
     for (const auto kernel :
          {fallback_kernel<T, PrepareSums>, fallback_kernel<T, ScatterIntoSums>, fallback_kernel<T, AddSums>}) {
@@ -219,7 +226,7 @@ class Call {
 
   void convert_input() {
     Grid grid = elementwise_grid();
-    grid.overlap = plan_.planar && !plan_.deterministic;
+    grid.overlap = true;
     launch(convert_kernel<T>, grid, stream_, static_cast<const float*>(tensors_.grad_input), static_cast<T*>(given_.grad_input),
            g_.input_numel(), is_aligned(given_.grad_input, 4 * sizeof(T)));
   }
@@ -236,7 +243,24 @@ class Call {
     constexpr int kThreads = 256;
     const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(g_.map_numel(), kThreads), 16384));
     launch(add_arrays_kernel<M, Acc>, {blocks, kThreads}, stream_, static_cast<const Acc*>(tensors_.grad_map), grad_map,
-           g_.map_numel(), std::max<std::int64_t>(plan_.map_arrays, 1));
+           g_.map_numel(), std::max<std::int64_t>(scratch_.map_arrays, 1));
+  }
+
+  /// Both gradients of the tiles without a window, by the channels-last kernels, which end at once where there are none.
+  void add_rest() {
+    UnfoldBackward given = given_;
+    given.workspace = scratch_.rest;
+    channels_last::Rest rest{};
+    rest.tiles = {scratch_.without_window, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor, plan_.p.by_tile_width};
+    rest.grad_input = tensors_.grad_input;
+    rest.grad_map_is_whole = !plan_.deterministic;
+    rest.grad_map = tensors_.grad_map;
+    if (given_.grad_map && plan_.deterministic) {
+      Acc* arrays = tensors_.grad_map + plan_.map_arrays * g_.map_numel();
+      zero(arrays, sizeof(Acc) * static_cast<std::size_t>((scratch_.map_arrays - plan_.map_arrays) * g_.map_numel()));
+      rest.grad_map = arrays;
+    }
+    channels_last::unfold_backward(g_, types_, given, plan_.deterministic, stream_, &rest);
   }
 
   const Geometry& g_;
@@ -245,8 +269,17 @@ class Call {
   Plan<T> plan_;
   Workspace workspace_;
   Scratch<T> scratch_;
+  Types types_;
   BackwardPointers<T> tensors_{};
 };
+
+/// Calls body with a null pointer of the type, which is not float64.
+template <class Body>
+void visit_planar(Types types, Body body) {
+  visit(types.input, [&](auto* type) {
+    if constexpr (!std::is_same_v<decltype(type), double*>) body(type);
+  });
+}
 
 /// Whether windows are not even tried.
 bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given) {
@@ -263,10 +296,10 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
     return channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
   }
   std::size_t bytes = 0;
-  visit(types.input, [&](auto* type) {
+  visit_planar(types, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Workspace workspace;
-    Scratch<T>(g, Plan<T>(g, types, given, deterministic), workspace);
+    Scratch<T>(g, types, given, Plan<T>(g, types, given, deterministic), workspace);
     bytes = workspace.bytes();
   });
   return bytes;
@@ -284,7 +317,7 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given
   if (goes_channels_last(g, types, given)) {
     return channels_last::unfold_backward(g, types, given, deterministic, stream);
   }
-  visit(types.input, [&](auto* type) {
+  visit_planar(types, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Call<T>(g, types, given, deterministic, stream).run();
   });

@@ -4,7 +4,7 @@
 //
 //     backward_kernel, one block: a tile of positions, one a thread, and a run of channels of one group
 //
-//       largest rate of the tile -> window                  too large for shared memory? -> backward_without_window
+//       largest rate of the tile -> window                  too large for shared memory? -> leave_tile
 //       how many taps can meet in one pixel -> the bound that keeps fixed-point sums from overflowing
 //       for each step of two channels:
 //         1 load      pixels in shared memory <- window of the input       (grad_map reads them; loaded one step ahead)
@@ -102,7 +102,7 @@ template <class T>
 __device__ __forceinline__ void note_rect(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
                                           const Window& window, int rows) {
   if (work.channel_block != 0 || threadIdx.x != 0) return;
-  tensors.window_rects[rect_index(p, work)] = {window.first_y, window.first_x, rows, window.columns};
+  tensors.window_rects[tile_index(p, work)] = {window.first_y, window.first_x, rows, window.columns};
 }
 
 /// Where a tile stores the sums of its first channel.
@@ -137,18 +137,13 @@ __device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const 
   }
 }
 
-/// A tile whose window does not fit, or reaches too far to be stored.
-template <bool kInput, bool kMap, bool kStore, int kThreads, class T>
-__device__ __forceinline__ void backward_without_window(const Params<float>& p, const BackwardPointers<T>& tensors,
-                                                        const WorkTile& work, const Position<float>& position,
-                                                        const Window& window, const T* columns, const T* planes,
-                                                        float* grad_input) {
+/// A tile whose window does not fit, or reaches too far to be stored, is left to the channels-last kernels.
+template <bool kMap, bool kStore, class T>
+__device__ __forceinline__ void leave_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
+                                           const Position<float>& position, const Window& window) {
   if (kStore) note_rect(p, tensors, work, window, 0);
-  if (kInput) scatter_otherwise<kStore, kThreads>(p, tensors, work, position, columns, grad_input, 0, work.channels);
-  if (kMap) {
-    const float sum = slopes_direct(p, position, columns, planes, work.channels);
-    add_map(p, work, position, sum, tensors.grad_map, tensors.map_stride);
-  }
+  if (work.channel_block == 0 && threadIdx.x == 0) tensors.without_window[tile_index(p, work)] = 1;
+  if (kMap && tensors.map_stride != 0) add_map(p, work, position, 0.f, tensors.grad_map, tensors.map_stride);
 }
 
 /// Adds four sums onto a plane of the gradient.
@@ -230,8 +225,9 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
   float* target = tensors.grad_input + work.plane(p) * p.pixels();
   if (!window.fits(p.capacity) || (kStore && !window.near_tile(p, work))) {
     wait_for_previous();
-    return backward_without_window<kInput, kMap, kStore, kThreads>(p, tensors, work, position, window, columns, planes, target);
+    return leave_tile<kMap, kStore>(p, tensors, work, position, window);
   }
+  if (work.channel_block == 0 && threadIdx.x == 0) tensors.without_window[tile_index(p, work)] = 0;
   if constexpr (kStore) {
     note_rect(p, tensors, work, window, window.rows);
     target = stored_window(p, tensors, work);

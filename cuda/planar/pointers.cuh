@@ -33,6 +33,7 @@ struct BackwardPointers {
   accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
   bool block_clears;             // each block clears the planes of grad_input that it adds to: nobody else does
   std::int64_t map_stride;       // elements between the sums for the map that different blocks write; 0 where they add
+  unsigned char* without_window;  // written: whether a tile is left to the channels-last kernels: [image, group, tile]
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* window_sums;        // sums of a plane's tiles: [image, channel, tile, capacity]
   int4* window_rects;        // first row and column, rows and columns of each tile's window, or no rows: [image, group, tile]
@@ -42,12 +43,6 @@ struct BackwardPointers {
   unsigned* low;
   unsigned long long* largest;  // gradient that the fallback adds, as the bits of a double: [image, group, vec]
 };
-
-/// Index of a tile in BackwardPointers::window_rects.
-template <class Acc>
-__device__ __forceinline__ std::int64_t rect_index(const Params<Acc>& p, const WorkTile& work) {
-  return (std::int64_t{work.image} * p.groups + work.group) * p.by_tiles.divisor + work.tile_y * p.tile_columns + work.tile_x;
-}
 
 /// Index of a vector of channels in BackwardPointers::fallback.
 template <class Acc>
