@@ -99,8 +99,8 @@ unsigned blocks_of(const RowParams<Acc>& p, const Geometry& g) {
 template <class T>
 struct Conversion {
   ConversionParams params{};
-  unsigned blocks;   // of planes_to_rows_kernel
-  int image_blocks;  // for an image
+  unsigned blocks, square_blocks;  // of planes_to_rows_kernel, and of rows_to_planes_kernel
+  int image_blocks;                // of the first, for an image
   std::size_t shared;
 
   Conversion(const Geometry& g, const RowLayout& rows) {
@@ -117,6 +117,9 @@ struct Conversion {
     const std::int64_t block_pixels = (std::int64_t{kRowWarps} * kVec<T>) << TurnTile<T>::log_units_of(params.log_lanes);
     const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), most));
     params.by_blocks = Divider(pixel_blocks);
+    const auto square_blocks_of_plane = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
+    params.by_pixel_blocks = Divider(square_blocks_of_plane);
+    square_blocks = grid_size(square_blocks_of_plane * planes);
     shared = static_cast<std::size_t>(kRowWarps * TurnTile<T>::bytes(params.log_lanes));
     image_blocks = static_cast<int>(std::int64_t{pixel_blocks} * params.slices * g.groups);
     params.by_slices = Divider(static_cast<unsigned>(params.slices));
