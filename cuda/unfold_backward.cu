@@ -284,7 +284,7 @@ void visit_planar(Types types, Body body) {
 /// Whether windows are not even tried.
 bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given) {
   return given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
-         g.taps() > kMaxFixedPointTaps || channels_last::forced();
+         g.taps() > kMaxFixedPointTaps || requested_path() == Path::channels_last;
 }
 
 }  // namespace

@@ -8,20 +8,23 @@
 namespace ddu::cuda {
 namespace {
 
-/// Where a call's windows may be large: few channels make little use of the vectors of the channels-last kernels.
-TileConfig for_call(TileConfig config, const Geometry& g) {
-  if (g.group_channels() <= 8) config.max_elements = 8192;  // less where shared memory is: see make_params
-  return config;
+template <class T, int K, bool kSingleChannel>
+Params<float> planar_params(const Geometry& g, Types types) {
+  TileConfig config = forward_config<T, K, kSingleChannel>();
+  // Few channels make little use of the vectors of the channels-last kernels: windows as large as shared memory allows.
+  if (g.group_channels() <= 8) config.max_elements = 8192;
+  return make_params<float>(g, types, config, current_device());
 }
 
-std::int64_t tiles_of(const Params<float>& p, const Geometry& g) { return std::int64_t{p.by_tiles.divisor} * g.groups * g.batch; }
+std::int64_t tiles_of(const Params<float>& p, const Geometry& g) {
+  return std::int64_t{p.by_tiles.divisor} * g.groups * g.batch;
+}
 
-/// The planar part of a call. Tiles whose window does not fit are marked and left to the channels-last kernels, which come
-/// before (what they need of the input) and after (their columns).
+/// The planar kernel, and after it the channels-last one for the tiles that it marked because their window does not fit.
 template <class T, int K, bool kSingleChannel>
 void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   constexpr TileConfig kConfig = forward_config<T, K, kSingleChannel>();
-  Params<float> p = make_params<float>(g, types, for_call(kConfig, g), current_device());
+  Params<float> p = planar_params<T, K, kSingleChannel>(g, types);
   const unsigned blocks = blocks_of(p, g);
   p.vec4 = g.w.size % 4 == 0 && is_aligned(given.input, 4 * sizeof(T));
   const std::int64_t input_bytes = g.input_numel() * std::int64_t{sizeof(T)};
@@ -34,14 +37,15 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   }
   Workspace workspace(given.workspace);
   const std::int64_t tiles = tiles_of(p, g);
-  const TileMarks marks{workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width,
-                        workspace.take<unsigned>(2)};
+  const TileMarks marks{
+      workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width,
+      workspace.take<unsigned>(2)};
   Unfold rest = given;
   rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
                                    marks.marks, marks.counters};
-  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p, tensors,
-         input_bytes);
+  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p,
+         tensors, input_bytes);
   channels_last::unfold(g, types, rest, marks, stream);
 }
 
@@ -67,10 +71,29 @@ void visit_planar(const Geometry& g, Types types, Body body) {
   });
 }
 
+/// Whether a tile has a window where all rates are 1: elsewhere it is not worth a try.
+bool has_window_at_one(const Geometry& g, const Params<float>& p) {
+  const auto extent = [](const Axis& axis, std::int64_t positions) {
+    return std::min((positions - 1) * axis.stride + (axis.kernel_size - 1) * axis.dilation, axis.size + 2) + 2;
+  };
+  const std::int64_t rows = extent(g.h, p.tile_height), columns = ceil_div(extent(g.w, p.tile_width) + 2, 4) * 4 + 1;
+  return rows * columns <= p.capacity;
+}
+
 /// Whether windows are not even tried.
 bool goes_channels_last(const Geometry& g, Types types, const Unfold& given) {
-  return given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
-         channels_last::forced();
+  const Path path = requested_path();
+  if (given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
+      path == Path::channels_last) {
+    return true;
+  }
+  bool fits = true;
+  if (path == Path::either) {
+    visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
+      fits = has_window_at_one(g, planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types));
+    });
+  }
+  return !fits;
 }
 
 }  // namespace
@@ -81,8 +104,8 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   Workspace workspace;
   if (!goes_channels_last(g, types, given)) {
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
-      constexpr TileConfig kConfig = forward_config<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>();
-      workspace.take<unsigned char>(tiles_of(make_params<float>(g, types, for_call(kConfig, g), current_device()), g));
+      workspace.take<unsigned char>(
+          tiles_of(planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types), g));
       workspace.take<unsigned>(2);
     });
   }

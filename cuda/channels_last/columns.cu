@@ -1,8 +1,5 @@
 #include "columns.h"
 
-#include <cstdlib>
-#include <cstring>
-
 #include "columns_forward.cuh"
 #include "plan.h"
 
@@ -12,7 +9,7 @@ namespace {
 template <class T>
 struct Forward {
   RowLayout rows;
-  T* copy = nullptr;  // of the input, in rows
+  T* copy = nullptr;                 // of the input, in rows
   unsigned char* strange = nullptr;  // of the copy, as in ColumnsPointers
   int strange_count = 0;
   std::size_t bytes;
@@ -37,24 +34,22 @@ struct Forward {
     p.tiles = tiles;
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input), given.dilation_map,
                                      static_cast<T*>(given.output), strange, strange_count};
-    const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0, table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);
+    const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0,
+                      table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);
     const std::size_t shared = std::max(turned + table, tiles.marks ? conversion.shared : 0);
     with_flag(copy || whole_vectors(g, given.input, kVec<T>), [&](auto whole_rows) {
       with_flag(whole_columns(g, given.output, kVec<T>), [&](auto whole_columns) {
-        const unsigned blocks = blocks_of(p, g), resident = static_cast<unsigned>(kColumnsBlocks<T> * current_device().multiprocessors);
+        const unsigned blocks = blocks_of(p, g),
+                       resident = static_cast<unsigned>(kColumnsBlocks<T> * current_device().multiprocessors);
         launch(columns_forward_kernel<T, whole_rows.value, whole_columns.value>,
-               {tiles.marks ? std::min(blocks, resident) : blocks, kRowThreads, shared, true}, stream, p, tensors, blocks, work);
+               {tiles.marks ? std::min(blocks, resident) : blocks, kRowThreads, shared, true}, stream, p, tensors, blocks,
+               work);
       });
     });
   }
 };
 
 }  // namespace
-
-bool forced() {
-  const char* way = std::getenv("DDU_CUDA_PATH");
-  return way && std::strcmp(way, "channels_last") == 0;
-}
 
 std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given) {
   std::size_t bytes = 0;

@@ -28,7 +28,4 @@ std::int64_t rest_map_arrays(const Geometry& g, Types types, const UnfoldBackwar
 void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream,
                      const Rest* rest = nullptr);
 
-/// Whether the environment asks for this way wherever there is a choice (DDU_CUDA_PATH=channels_last): for tests.
-bool forced();
-
 }  // namespace ddu::cuda::channels_last

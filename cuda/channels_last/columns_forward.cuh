@@ -43,7 +43,8 @@ __device__ __forceinline__ int corner_shift(const ColumnsPointers<T>& tensors, i
 
 /// Stores a tap's values, a whole line or more of each channel. kAligned: its units are where 16 bytes are.
 template <bool kAligned, class T>
-__device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std::int64_t from_channel, int channels, int positions) {
+__device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std::int64_t from_channel, int channels,
+                                            int positions) {
   constexpr int kN = kVec<T>;
   const int lane = int(threadIdx.x) % 32;
   if constexpr (kAligned) {
@@ -167,15 +168,12 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
   if constexpr (kRows) {
     if (p.tiles.marks) convert_together(conversion, p.tiles, tile);
   }
-  const TapTable<accumulator_t<T>, false> table(
-      shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0), p.run);
+  const TapTable<accumulator_t<T>, false> table(shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0),
+                                                p.run);
 #pragma unroll 1
   for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
     const WarpWork<T> work(p, block);
     if (work.any && work.any_marked(p)) store_columns<T, kRows, kColumns>(p, tensors, work, tile, table);
-#ifdef CL_SYNC
-    __syncthreads();
-#endif
   }
 }
 

@@ -12,7 +12,7 @@ struct ConversionParams {
   std::int64_t pixels;
   int group_channels;  // of a plane's group; the planes of a group lie one after the other
   RowLayout rows;
-  int log_lanes;        // channel vectors that a warp takes
+  int log_lanes;  // channel vectors that a warp takes
   int slices, groups;
   Divider by_blocks, by_pixel_blocks, by_slices, by_groups;
 };

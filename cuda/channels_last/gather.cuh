@@ -44,8 +44,8 @@ union Bits16 {
   }
 };
 
-/// Loads 16 bytes that another block of this kernel may have written, before a barrier of both: not by __ldg. As free to move as
-/// that, since it is not volatile; its address must depend on something after the barrier.
+/// Loads 16 bytes that another block of this kernel may have written, before a barrier of both: not by __ldg. As free to move
+/// as that, since it is not volatile; its address must depend on something after the barrier.
 __device__ __forceinline__ uint4 load_shared_work(const void* from) {
 #if defined(__CUDA_ARCH__)
   uint4 v;
@@ -83,7 +83,8 @@ struct Corners {
 
   /// `inside` has a bit for each corner. Pixels are `pixel` elements apart, rows `row`.
   template <bool kAligned>
-  __device__ __forceinline__ static Corners load(const T* at, std::int64_t pixel, std::int64_t row, unsigned inside, int count) {
+  __device__ __forceinline__ static Corners load(const T* at, std::int64_t pixel, std::int64_t row, unsigned inside,
+                                                 int count) {
     Corners corners;
     if (inside & 1) corners.a = load_channels<kAligned, kN>(at, count);
     if (inside & 2) corners.b = load_channels<kAligned, kN>(at + pixel, count);

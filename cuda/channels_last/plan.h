@@ -3,7 +3,6 @@
 // How a channels-last call is cut into warps, and where its scratch memory lies.
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "../core/integer.h"
 #include "../core/launch.h"
@@ -11,11 +10,6 @@
 #include "conversion.cuh"
 
 namespace ddu::cuda::channels_last {
-
-inline int tuning(const char* name, int usual) {
-  const char* value = std::getenv(name);
-  return value ? std::atoi(value) : usual;
-}
 
 inline int log2_at_least(std::int64_t n, int most) {
   int log = 0;
@@ -66,7 +60,6 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   p.run = run;
   const std::int64_t runs = ceil_div(g.positions(), run);
   p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
-  if (tuning("CL_FLAT", 0)) p.run_columns = 1;
   p.block_columns = 1;  // neighbours in a row complete each other's lines of the output
   while (p.block_columns * 2 <= std::min(p.run_columns, 32 / run)) p.block_columns *= 2;
   p.column_blocks = static_cast<int>(ceil_div(p.run_columns, p.block_columns));

@@ -1,6 +1,8 @@
 #include "device.h"
 
 #include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 
 #include "ddu/error.h"
@@ -65,6 +67,13 @@ const Device& current_device() {
     devices[index] = device;
   });
   return devices[index];
+}
+
+Path requested_path() {
+  const char* path = std::getenv("DDU_CUDA_PATH");
+  if (path && std::strcmp(path, "planar") == 0) return Path::planar;
+  if (path && std::strcmp(path, "channels_last") == 0) return Path::channels_last;
+  return Path::either;
 }
 
 int toolkit_version() { return CUDART_VERSION; }

@@ -20,4 +20,8 @@ struct Device {
 /// What is known of the current device. CUDA is asked once for each.
 const Device& current_device();
 
+/// Which kernels the environment asks for, where there is a choice: DDU_CUDA_PATH=planar or channels_last. For tests.
+enum class Path { either, planar, channels_last };
+Path requested_path();
+
 }  // namespace ddu::cuda

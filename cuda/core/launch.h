@@ -45,9 +45,6 @@ void launch(void (*kernel)(Parameters...), const Grid& grid, Stream stream, Argu
 /// Calls body with a null pointer of the element type.
 template <class Body>
 void visit(DType type, Body body) {
-#ifdef EXP_TYPE
-  return body(static_cast<EXP_TYPE*>(nullptr));
-#else
   switch (type) {
     case DType::float16:
       return body(static_cast<__half*>(nullptr));
@@ -58,7 +55,6 @@ void visit(DType type, Body body) {
     case DType::float64:
       return body(static_cast<double*>(nullptr));
   }
-#endif
 }
 
 }  // namespace ddu::cuda

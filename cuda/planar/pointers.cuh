@@ -29,10 +29,10 @@ struct BackwardPointers {
   const T* grad_output;
   const T* input;
   const void* map;
-  accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
-  accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
-  bool block_clears;             // each block clears the planes of grad_input that it adds to: nobody else does
-  std::int64_t map_stride;       // elements between the sums for the map that different blocks write; 0 where they add
+  accumulator_t<T>* grad_input;   // sums, added to; null if not wanted
+  accumulator_t<T>* grad_map;     // sums, written or added to; null if not wanted
+  bool block_clears;              // each block clears the planes of grad_input that it adds to: nobody else does
+  std::int64_t map_stride;        // elements between the sums for the map that different blocks write; 0 where they add
   unsigned char* without_window;  // written: whether a tile is left to the channels-last kernels: [image, group, tile]
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* window_sums;        // sums of a plane's tiles: [image, channel, tile, capacity]
