@@ -71,7 +71,7 @@ namespace cuda {
 using Stream = CUstream_st*;  // cudaStream_t, without CUDA's headers
 
 /// Whether the kernels take MemoryFormat::channels_last.
-constexpr bool reads_channels_last = false;
+constexpr bool reads_channels_last = true;
 
 /// In memory of the current device. Work is queued on `stream`, and nothing synchronises: tensors and workspace must live
 /// until the stream has come so far. Calls can be captured into a CUDA graph. Throws ddu::cuda_error where CUDA refuses a call,
