@@ -139,10 +139,14 @@ class Backward {
   void finish_input(const Sums& sums, Stream stream) const {
     if (own_) return finish_rows(sums, stream);
     const Conversion<T> conversion(g_, rows_);
+    ConversionParams params = conversion.params;
+    const auto pixel_blocks = grid_size(ceil_div(g_.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
+    params.by_pixel_blocks = Divider(pixel_blocks);
+    const unsigned blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g_.groups * g_.batch);
     const auto finish = [&](auto* planes, auto whole, auto add) {
       using To = std::remove_pointer_t<decltype(planes)>;
-      launch(rows_to_planes_kernel<T, Sums, To, whole.value, add.value>, {conversion.square_blocks, kRowThreads, 0, true}, stream,
-             conversion.params, params_.tiles, sums, planes);
+      launch(rows_to_planes_kernel<T, Sums, To, whole.value, add.value>, {blocks, kRowThreads, 0, true}, stream,
+             params, params_.tiles, sums, planes);
     };
     if constexpr (sizeof(T) < 8) {
       if (rest_) return finish(static_cast<Acc*>(rest_->grad_input), std::false_type{}, std::true_type{});

@@ -29,7 +29,7 @@ const Case kCases[] = {
     {1, 72, 8, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 5, 14, 33, {{5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}},
     {1, 3, 16, 20, {{7, 7}, {1, 1}, {3, 3}, {1, 1}, 1}},       {1, 2, 12, 12, {{9, 10}, {1, 1}, {4, 5}, {1, 1}, 1}},
     {1, 3, 40, 3, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 4, 30, 40, {{3, 3}, {1, 1}, {8, 8}, {8, 8}, 2}},
-    {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},
+    {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},       {2, 136, 5, 9, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 2}},
 };
 
 // Rates in multiples of 1/64, which are exact in every type.
@@ -305,12 +305,15 @@ TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
         const auto size = static_cast<std::int64_t>(problem.grad_output.size());
         for (std::int64_t i = 0; i < 40; ++i) problem.grad_output.set(i * 7919 % size, strange[i % 4]);
       }
-      const auto once = backward(problem, {true});
-      setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
-      const auto again = backward(problem, {true});
-      unsetenv("DDU_EMULATION_BACKWARDS");
-      EXPECT_EQ(once.input, again.input);
-      EXPECT_EQ(once.map, again.map);
+      for (const Way& way : kWays) {
+        const How how{true, true, true, 0, way};
+        const auto once = backward(problem, how);
+        setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
+        const auto again = backward(problem, how);
+        unsetenv("DDU_EMULATION_BACKWARDS");
+        EXPECT_EQ(once.input, again.input);
+        EXPECT_EQ(once.map, again.map);
+      }
     }
   }
 }
@@ -354,7 +357,9 @@ void test_gradients_of_size(std::initializer_list<double> scales) {
     }
     const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
     for (const bool deterministic : {false, true}) {
-      EXPECT_LE(error(backward(problem, {deterministic, true, false}).input, expected.grad_input), 1);
+      for (const Way& way : kWays) {
+        EXPECT_LE(error(backward(problem, {deterministic, true, false, 0, way}).input, expected.grad_input), 1);
+      }
     }
   }
 }
