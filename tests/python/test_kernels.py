@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
+from dynamic_dilation_unfold import _C, dynamic_dilation_unfold, reference
 from helpers import (
     FLOATS,
     TOLERANCE,
@@ -113,8 +113,35 @@ def test_layout_of_input_and_map(layout, device):
     assert torch.equal(layout(x), x)
     plain = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     actual = run(dynamic_dilation_unfold, layout(x), layout(rates), grad, case.options)
-    assert_same_bits(actual.output, plain.output)
+    if layout is not channels_last or device.type not in _C.reads_channels_last:  # else other kernels read it
+        assert_same_bits(actual.output, plain.output)
     assert_close(actual, plain, TOLERANCE[torch.float32])
+
+
+def test_gradient_lies_as_a_channels_last_input_does(device):
+    case = LAYOUT_CASE
+    x = channels_last(random_input(case.shape).to(device)).requires_grad_()
+    rates = random_map("eighths", case.map_shape).to(device)
+    (grad,) = torch.autograd.grad(dynamic_dilation_unfold(x, dilation_map=rates, **case.options).sum(), x)
+    assert grad.is_contiguous(memory_format=torch.channels_last) == (device.type in _C.reads_channels_last)
+
+
+@pytest.mark.parametrize("path", ["planar", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_both_paths_of_cuda_give_the_same(path, dtype, device, monkeypatch):
+    if device.type != "cuda":
+        pytest.skip("CUDA's kernels have two paths")
+    case = Case(2, 6, 40, 70, padding=1, groups=2)
+    x, grad = random_input(case.shape).to(device, dtype), random_input(case.output_shape, seed=2).to(device, dtype)
+    rates = random_map("eighths", case.map_shape).to(device)
+    rates[:, :, :20] *= 9  # tiles with a window, and tiles without
+    either = run(dynamic_dilation_unfold, x, rates, grad, case.options)
+    monkeypatch.setenv("DDU_CUDA_PATH", path)
+    assert_close(
+        run(dynamic_dilation_unfold, x, rates, grad, case.options),
+        either,
+        2e-3 if dtype == torch.float16 else TOLERANCE[dtype],
+    )
 
 
 @pytest.mark.parametrize("layout", [transposed, strided, misaligned, negated])
