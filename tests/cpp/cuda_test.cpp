@@ -197,7 +197,8 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
     std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
     return tensor;
   };
-  const auto input_gradient = shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size())));
+  const auto input_gradient =
+      shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size())));
   return {how.way.channels_last ? turned(problem.geometry, input_gradient, true) : input_gradient,
           shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};
 }
@@ -417,13 +418,13 @@ TEST_F(CudaFloat, ScratchMemoryIsAsDocumented) {  // in docs/cpp.md
     EXPECT_GE(share, low);
     EXPECT_LE(share, high);
   };
-  EXPECT_EQ(scratch_share(3, ddu::DType::float32, false), 0);
-  EXPECT_EQ(scratch_share(3, ddu::DType::float64, false), 0);
-  EXPECT_EQ(scratch_share(3, ddu::DType::float16, false), 2);
-  within(scratch_share(3, ddu::DType::float32, true), 3, 3.1);
+  within(scratch_share(3, ddu::DType::float32, false), 2, 2.1);
+  within(scratch_share(3, ddu::DType::float64, false), 2, 2.1);
+  within(scratch_share(3, ddu::DType::float16, false), 5, 5.1);
+  within(scratch_share(3, ddu::DType::float32, true), 3.1, 3.2);
   within(scratch_share(5, ddu::DType::float32, true), 4.5, 4.6);
   within(scratch_share(3, ddu::DType::float16, true), 8, 8.1);
-  within(scratch_share(3, ddu::DType::float64, true), 1.5, 1.7);
+  within(scratch_share(3, ddu::DType::float64, true), 3, 3.1);
 }
 
 TEST(CudaWithoutDevice, SaysWhatIsMissing) {
