@@ -375,58 +375,6 @@ TEST_F(CudaFloat, GradientsOfAnyRange) {
   this->against_the_oracle(problem);
 }
 
-/// Scratch bytes of a forward over bytes of its input.
-double forward_scratch_share(std::int64_t channels, ddu::DType type, ddu::MemoryFormat format) {
-  const std::int64_t input_sizes[] = {4, channels, 128, 128}, map_sizes[] = {4, 1, 128, 128};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = 3;
-  options.padding[0] = options.padding[1] = 1;
-  const ddu::Geometry g = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
-  ddu::Unfold tensors{};
-  tensors.input_format = format;
-  const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
-  const auto bytes = ddu::cuda::unfold_workspace_bytes(g, {type, map}, tensors);
-  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
-}
-
-TEST_F(CudaFloat, ScratchMemoryOfTheForwardIsAsDocumented) {  // in docs/cpp.md
-  for (const auto type : {ddu::DType::float16, ddu::DType::bfloat16, ddu::DType::float32, ddu::DType::float64}) {
-    EXPECT_EQ(forward_scratch_share(64, type, ddu::MemoryFormat::channels_last), 0);
-    EXPECT_GE(forward_scratch_share(64, type, ddu::MemoryFormat::contiguous), 1);
-    EXPECT_LE(forward_scratch_share(64, type, ddu::MemoryFormat::contiguous), 1.01);
-  }
-  EXPECT_GE(forward_scratch_share(1, ddu::DType::float32, ddu::MemoryFormat::contiguous), 4);
-  EXPECT_LE(forward_scratch_share(1, ddu::DType::float32, ddu::MemoryFormat::contiguous), 4.1);
-}
-
-/// Scratch bytes over bytes of the input, of both gradients of a square kernel over 4x64x128x128.
-double scratch_share(std::int64_t kernel_size, ddu::DType type, bool deterministic) {
-  const std::int64_t input_sizes[] = {4, 64, 128, 128}, map_sizes[] = {4, 1, 128, 128};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = kernel_size;
-  options.padding[0] = options.padding[1] = kernel_size / 2;
-  const ddu::Geometry g = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
-  char some;  // its address is not used
-  const ddu::UnfoldBackward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
-  const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
-  const auto bytes = ddu::cuda::unfold_backward_workspace_bytes(g, {type, map}, tensors, deterministic);
-  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
-}
-
-TEST_F(CudaFloat, ScratchMemoryIsAsDocumented) {  // in docs/cpp.md
-  const auto within = [](double share, double low, double high) {
-    EXPECT_GE(share, low);
-    EXPECT_LE(share, high);
-  };
-  within(scratch_share(3, ddu::DType::float32, false), 2, 2.1);
-  within(scratch_share(3, ddu::DType::float64, false), 2, 2.1);
-  within(scratch_share(3, ddu::DType::float16, false), 5, 5.1);
-  within(scratch_share(3, ddu::DType::float32, true), 3.1, 3.2);
-  within(scratch_share(5, ddu::DType::float32, true), 4.5, 4.6);
-  within(scratch_share(3, ddu::DType::float16, true), 8, 8.1);
-  within(scratch_share(3, ddu::DType::float64, true), 3, 3.1);
-}
-
 TEST(CudaWithoutDevice, SaysWhatIsMissing) {
   if (has_device()) GTEST_SKIP() << "there is a CUDA device";
   const Problem<float, float> problem(kCases[0], [](auto&) { return 1.0; });
