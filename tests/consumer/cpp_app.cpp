@@ -181,12 +181,15 @@ void test_cuda(const Case& given, bool deterministic) {
   ddu::UnfoldBackward tensors{grad.data(), input.data(), map.data(), grad_input.data(), grad_map.data(), nullptr};
   const DeviceBytes workspace(ddu::cuda::unfold_backward_workspace_bytes(g, given.types, tensors, deterministic));
   tensors.workspace = workspace.data();
+  ddu::Unfold forward{input.data(), map.data(), columns.data()};
+  const DeviceBytes forward_workspace(ddu::cuda::unfold_workspace_bytes(g, given.types, forward));
+  forward.workspace = forward_workspace.data();
   CHECK(cudaDeviceSynchronize());
 
   cudaStream_t stream;
   CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal));
-  ddu::cuda::unfold(g, given.types, {input.data(), map.data(), columns.data()}, stream);
+  ddu::cuda::unfold(g, given.types, forward, stream);
   ddu::cuda::unfold_backward(g, given.types, tensors, deterministic, stream);
   cudaGraph_t graph;
   CHECK(cudaStreamEndCapture(stream, &graph));
