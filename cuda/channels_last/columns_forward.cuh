@@ -108,6 +108,7 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
           for (int c = 0; c < kN; ++c) {
             value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
                        w.corner[3] * corners.d.get(c);
+            if (w.corner[0] == 1 && value[c] == 0) value[c] = corners.a.get(c);  // a zero on a pixel keeps its sign
           }
           square.set(i, value);
         }
