@@ -104,7 +104,8 @@ struct Scratch {
     if (plan.grad_map) {
       map_arrays = plan.map_arrays;
       if (plan.deterministic) map_arrays += channels_last::rest_map_arrays(g, types, given);
-      if (map_arrays > 1 || plan.half_map) map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
+      if (map_arrays > 1 || plan.half_map)
+        map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
     Workspace after = workspace;
     const std::size_t rest_bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
@@ -193,8 +194,7 @@ class Call {
     BackwardPointers<T> tensors = tensors_;
     if (!tensors.grad_input && !tensors.grad_map) return;
     launch(plan_.kernel,
-           {blocks_of(plan_.p, g_), plan_.config.threads, plan_.p.capacity * plan_.config.element_bytes,
-            plan_.clears()},
+           {blocks_of(plan_.p, g_), plan_.config.threads, plan_.p.capacity * plan_.config.element_bytes, plan_.clears()},
            stream_, plan_.p, tensors);
   }
 
@@ -251,7 +251,8 @@ class Call {
     UnfoldBackward given = given_;
     given.workspace = scratch_.rest;
     channels_last::Rest rest{};
-    rest.tiles = {scratch_.without_window, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor, plan_.p.by_tile_width};
+    rest.tiles = {scratch_.without_window, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor,
+                  plan_.p.by_tile_width};
     rest.grad_input = tensors_.grad_input;
     rest.grad_map_is_whole = !plan_.deterministic;
     rest.grad_map = tensors_.grad_map;

@@ -24,8 +24,7 @@ class Backward {
   using Acc = accumulator_t<T>;
   using Word = typename Sums::Word;
 
-  Backward(const Geometry& g, Types types, const UnfoldBackward& given, const Rest* rest, bool is_rest,
-           bool deterministic)
+  Backward(const Geometry& g, Types types, const UnfoldBackward& given, const Rest* rest, bool is_rest, bool deterministic)
       : g_(g), types_(types), given_(given), rest_(rest), is_rest_(is_rest) {
     own_ = given.input_format == MemoryFormat::channels_last;
     rows_ = own_ ? own_rows(g) : padded_rows(g, kVec<T>);
@@ -96,7 +95,8 @@ class Backward {
     DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream));
   }
   void prepare(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
-    if (given_.grad_map && !rest_ && map_arrays_ == 0) clear(tensors.grad_map, sizeof(Acc) * std::size_t(g_.map_numel()), stream);
+    if (given_.grad_map && !rest_ && map_arrays_ == 0)
+      clear(tensors.grad_map, sizeof(Acc) * std::size_t(g_.map_numel()), stream);
     if constexpr (Sums::kOrdered) {
       if (given_.grad_input) clear(strange_, zeroed_, stream);
     }
@@ -124,7 +124,8 @@ class Backward {
   template <bool kInput, bool kMap, bool kRows>
   void scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     if constexpr (kInput && kRows && Sums::kBulk) {
-      if (current_device().overlaps && params_.log_lanes == 4) return launch_scatter<kInput, kMap, kRows, true>(tensors, stream);
+      if (current_device().overlaps && params_.log_lanes == 4)
+        return launch_scatter<kInput, kMap, kRows, true>(tensors, stream);
     }
     launch_scatter<kInput, kMap, kRows, false>(tensors, stream);
   }
@@ -132,8 +133,11 @@ class Backward {
   void launch_scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     const int bytes = ColumnSquares<T>::kBytes + TapTable<Acc, kMap>::bytes(params_.run) +
                       (kInput ? RowScatter<T, Sums, kRows, kBulk>::kBytes : 0);
+    // Where perhaps nothing is left to do, no more blocks than run at once: they end sooner.
+    const unsigned blocks = blocks_of(params_, g_), resident = static_cast<unsigned>(2 * current_device().multiprocessors);
     launch(columns_backward_kernel<T, Sums, kInput, kMap, kRows, kBulk>,
-           {blocks_of(params_, g_), kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true}, stream, params_, tensors);
+           {rest_ ? std::min(blocks, resident) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true},
+           stream, params_, tensors, blocks);
   }
 
   void finish_input(const Sums& sums, Stream stream) const {
@@ -145,11 +149,14 @@ class Backward {
     const unsigned blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g_.groups * g_.batch);
     const auto finish = [&](auto* planes, auto whole, auto add) {
       using To = std::remove_pointer_t<decltype(planes)>;
-      launch(rows_to_planes_kernel<T, Sums, To, whole.value, add.value>, {blocks, kRowThreads, 0, true}, stream,
-             params, params_.tiles, sums, planes);
+      launch(rows_to_planes_kernel<T, Sums, To, whole.value, add.value>, {blocks, kRowThreads, 0, true}, stream, params,
+             params_.tiles, sums, planes);
     };
     if constexpr (sizeof(T) < 8) {
-      if (rest_) return finish(static_cast<Acc*>(rest_->grad_input), std::false_type{}, std::true_type{});
+      if (rest_) {
+        return with_flag(conversion.whole(rest_->grad_input),
+                         [&](auto whole) { finish(static_cast<Acc*>(rest_->grad_input), whole, std::true_type{}); });
+      }
     }
     with_flag(conversion.whole(given_.grad_input),
               [&](auto whole) { finish(static_cast<T*>(given_.grad_input), whole, std::false_type{}); });
@@ -202,7 +209,8 @@ void visit_backward(const Geometry& g, Types types, const UnfoldBackward& given,
                     bool is_rest, Body body) {
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if (deterministic && given.grad_input) return body(Backward<T, OrderedSums<T>>(g, types, given, rest, is_rest, deterministic));
+    if (deterministic && given.grad_input)
+      return body(Backward<T, OrderedSums<T>>(g, types, given, rest, is_rest, deterministic));
     body(Backward<T, FloatingSums<T>>(g, types, given, rest, is_rest, deterministic));
   });
 }

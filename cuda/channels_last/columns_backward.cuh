@@ -5,7 +5,8 @@
 //   columns' gradient --async copies, a tap ahead--> ColumnSquares --a position's channels--> Scatter: weight * gradient to L2
 //                                                                                       \--> SlopeSums: gradient * differences
 //
-// What bounds it is how many bytes L2 adds in a second, and then that enough of the columns' gradient is on its way from memory.
+// What bounds it is how many bytes L2 adds in a second, and then that enough of the columns' gradient is on its way from
+// memory.
 
 #include "../core/async_copy.cuh"
 #include "../core/dependent_launch.cuh"
@@ -218,8 +219,9 @@ __device__ __forceinline__ bool any_strange(const Bits16<T> (&square)[kChannels]
 
 /// Adds, or writes, the map's gradient of this lane's positions; `marked` has a bit for each that is ours.
 template <class T, int kPositions, class Params, class Table, class Pointers>
-__device__ __forceinline__ void store_slopes(const Params& p, const Pointers& tensors, const WarpWork<T, kBackwardChannels<T>>& work,
-                                             const Table& table, accumulator_t<T> (&slopes)[kPositions], unsigned marked) {
+__device__ __forceinline__ void store_slopes(const Params& p, const Pointers& tensors,
+                                             const WarpWork<T, kBackwardChannels<T>>& work, const Table& table,
+                                             accumulator_t<T> (&slopes)[kPositions], unsigned marked) {
   using Acc = accumulator_t<T>;
   const int first = work.quad * kPositions;
 #pragma unroll
@@ -237,21 +239,22 @@ __device__ __forceinline__ void store_slopes(const Params& p, const Pointers& te
   }
 }
 
-/// kRows: pixels start at multiples of 16 bytes. kBulk: 16 lanes share a position, and its channels are added as one row.
+/// One block of `columns_backward_kernel`. kRows: pixels start at multiples of 16 bytes. kBulk: 16 lanes share a position, and
+/// its channels are added as one row.
 template <class T, class Sums, bool kInput, bool kMap, bool kRows, bool kBulk>
-__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
-    columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors) {
+__device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T>>& p,
+                                                 const ColumnsBackwardPointers<T, Sums>& tensors, unsigned block,
+                                                 char* shared) {
   using Acc = accumulator_t<T>;
   using Table = TapTable<Acc, kMap>;
   using Scatter = RowScatter<T, Sums, kRows, kBulk>;
   constexpr int kPositions = kVec<T>, kChannels = kBackwardChannels<T>;
-  extern __shared__ char shared[];
-  if (p.tiles.marks) wait_for_previous();
-  const WarpWork<T, kChannels> work(p);
+  const WarpWork<T, kChannels> work(p, block);
   const bool any = work.any && work.any_marked(p);
   if (!any) return;
   char* memory = shared + kRowWarps * (kInput ? Scatter::kBytes : 0);
-  const int first = work.quad * kPositions, there = int(min(p.positions - work.first_position - first, std::int64_t{kPositions}));
+  const int first = work.quad * kPositions,
+            there = int(min(p.positions - work.first_position - first, std::int64_t{kPositions}));
   ColumnSquares<T> squares(
       memory, tensors.grad_output + (work.plane(p) * p.taps + work.first_tap) * p.positions + work.first_position + first,
       p.taps * p.positions, p.positions, work.channels, there, tensors.whole);
@@ -285,8 +288,8 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered
         if constexpr (kMap) {
           SlopeSums<Acc> sums;
           sums.template add<T, kChannels>(
-              Corners<T, kChannels>::template load<kRows>(input + (where >> 8), scatter.pixel, scatter.row, unsigned(where) & 15,
-                                                          work.channels),
+              Corners<T, kChannels>::template load<kRows>(input + (where >> 8), scatter.pixel, scatter.row,
+                                                          unsigned(where) & 15, work.channels),
               grad);
           const typename Table::Fractions f = table.fractions[entry + i];
           if (where & 15) slopes[i] += sums.slope(f.y, f.x, offset_y, offset_x);
@@ -307,6 +310,23 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered
   }
   if constexpr (kInput && kBulk) wait_for_bulk_reads();
   if constexpr (kMap) store_slopes<T, kPositions>(p, tensors, work, table, slopes, marked);
+}
+
+/// Does `blocks` blocks' work: one each, or, where only marked tiles are wanted, as many as there are.
+template <class T, class Sums, bool kInput, bool kMap, bool kRows, bool kBulk>
+__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
+    columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors,
+                            unsigned blocks) {
+  extern __shared__ char shared[];
+  if (p.tiles.marks) {
+    wait_for_previous();
+    if (!p.tiles.any(0, std::int64_t{p.images} * p.groups * p.tiles.tiles)) return;
+  }
+#pragma unroll 1
+  for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
+    __syncwarp();  // the shared memory of the block before is free
+    columns_backward<T, Sums, kInput, kMap, kRows, kBulk>(p, tensors, block, shared);
+  }
 }
 
 }  // namespace ddu::cuda

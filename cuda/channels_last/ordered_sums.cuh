@@ -18,11 +18,11 @@ struct OrderedSums {
   static constexpr bool kOrdered = true;
   static constexpr bool kBulk = true;
 
-  Word* words;                // as channels-last tensors are; a second array behind the first for kWords == 2; null if not wanted
-  std::int64_t array;         // words of each
-  unsigned* strange;          // two bits for each sum: a term was +inf, -inf, and both for NaN
+  Word* words;         // as channels-last tensors are; a second array behind the first for kWords == 2; null if not wanted
+  std::int64_t array;  // words of each
+  unsigned* strange;   // two bits for each sum: a term was +inf, -inf, and both for NaN
   unsigned long long* largest;  // |gradient| that is finite, of each channel of each image, as the bits of a double
-  int bits;                   // of the largest term in units
+  int bits;                     // of the largest term in units
 
   /// The exponent of 1 over a channel's unit.
   __device__ __forceinline__ int exponent(std::int64_t plane) const {
@@ -76,10 +76,12 @@ struct OrderedSums {
   }
 };
 
-/// Finds the largest finite |gradient| of each channel of each image that has a marked tile; `blocks` blocks share a plane of `count` elements.
+/// Finds the largest finite |gradient| of each channel of each image that has a marked tile; `blocks` blocks share a plane of
+/// `count` elements.
 template <class T>
 __global__ void __launch_bounds__(256)
-    largest_kernel(const TileMarks tiles, int group_channels, const T* grad_output, std::int64_t count, Divider by_blocks, bool aligned, unsigned long long* largest) {
+    largest_kernel(const TileMarks tiles, int group_channels, const T* grad_output, std::int64_t count, Divider by_blocks,
+                   bool aligned, unsigned long long* largest) {
   using Acc = accumulator_t<T>;
   static __shared__ unsigned long long found;
   let_next_start();

@@ -1,6 +1,7 @@
 #pragma once
 
-// Sums of a gradient, channels-last, to planes. A thread takes a square of kVec pixels by kVec channels and turns it in registers.
+// Sums of a gradient, channels-last, to planes. A thread takes a square of kVec pixels by kVec channels and turns it in
+// registers.
 
 #include "conversion.cuh"
 #include "ordered_sums.cuh"
@@ -10,9 +11,9 @@ namespace ddu::cuda {
 /// One thread's square.
 template <class T>
 struct ConversionWork {
-  std::int64_t pixel, plane, row;  // first pixel; first element of its plane, and of its row
+  std::int64_t pixel, plane, row;           // first pixel; first element of its plane, and of its row
   std::int64_t group_plane, channel_plane;  // of all images, the group and the first channel
-  int channels, pixels;            // how many there are of each; none is less than 1
+  int channels, pixels;                     // how many there are of each; none is less than 1
 
   __device__ explicit ConversionWork(const ConversionParams& p) {
     unsigned rest = blockIdx.x, block = rest;
@@ -73,12 +74,25 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int c = 0; c < kN; ++c) {
     if (c >= work.channels) break;
     To* to = planes + work.plane + c * p.pixels + work.pixel;
-    if constexpr (kAdd) {
+    if constexpr (kAdd && kPlanes) {
+#pragma unroll
+      for (int i = 0; i < kN; i += kVec<To>) {
+        auto* four = reinterpret_cast<uint4*>(to + i);
+        Bits16<To> bits;
+        bits.whole = *four;
+#pragma unroll
+        for (int j = 0; j < kVec<To>; ++j) {
+          const To sum = bits.get(j) + To(value[i + j][c]);
+          bits.set(j, sum == sum ? sum : To(NAN));  // of two NaN, the bits would tell which came first
+        }
+        *four = bits.whole;
+      }
+    } else if constexpr (kAdd) {
 #pragma unroll
       for (int i = 0; i < kN; ++i) {
         if (i >= work.pixels || value[i][c] == 0) continue;
         const To sum = to[i] + To(value[i][c]);
-        to[i] = sum == sum ? sum : To(NAN);  // of two NaN, the bits would tell which came first
+        to[i] = sum == sum ? sum : To(NAN);
       }
     } else {
       Bits16<To> bits;

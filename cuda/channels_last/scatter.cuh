@@ -2,9 +2,9 @@
 
 // The transpose of gather: gradients of channels onto the four corners of a tap, in sums whose channels lie side by side.
 //
-// Where L2 can be asked for several additions at once it is: four floats by one instruction (sm_90 on), or a row of 256 bytes or
-// more, staged in shared memory, by a bulk reduction. Bulk reductions are the faster way to add doubles and integers of 64 bits,
-// which have no vector instruction, and the slower one for floats (benchmarks/NOTES.md, "Channels last").
+// Where L2 can be asked for several additions at once it is: four floats by one instruction (sm_90 on), or a row of 256 bytes
+// or more, staged in shared memory, by a bulk reduction. Bulk reductions are the faster way to add doubles and integers of 64
+// bits, which have no vector instruction, and the slower one for floats (benchmarks/NOTES.md, "Channels last").
 
 #include "gather.cuh"
 
@@ -71,8 +71,8 @@ template <class T>
 struct FloatingSums {
   using Acc = accumulator_t<T>;
   using Word = Acc;
-  static constexpr int kWords = 1;       // arrays of words that a sum is made of
-  static constexpr bool kOrdered = false;  // whether the sum depends on the order of its terms
+  static constexpr int kWords = 1;                          // arrays of words that a sum is made of
+  static constexpr bool kOrdered = false;                   // whether the sum depends on the order of its terms
   static constexpr bool kBulk = std::is_same_v<T, double>;  // where rows are long enough
 
   Word* words;  // as channels-last tensors are; null if not wanted
@@ -93,8 +93,8 @@ struct FloatingSums {
 template <class Sums, int kChannels, int kPositions>
 struct ScatterStage {
   using Word = typename Sums::Word;
-  static constexpr int kLanes = 16;                // that share a position
-  static constexpr int kRow = kLanes * kChannels;  // words
+  static constexpr int kLanes = 16;                     // that share a position
+  static constexpr int kRow = kLanes * kChannels;       // words
   static constexpr int kArray = kPositions * 4 * kRow;  // of each of a sum's arrays, for one quad
   static constexpr int kBytes = 32 / kLanes * kArray * Sums::kWords * int(sizeof(Word));
 
@@ -106,7 +106,8 @@ struct ScatterStage {
     return rows + array * kArray + (position * 4 + corner) * kRow;
   }
   /// Writes this lane's channels of a position's corner.
-  __device__ __forceinline__ void write(int position, int corner, int vector, const Word (&word)[Sums::kWords][kChannels]) const {
+  __device__ __forceinline__ void write(int position, int corner, int vector,
+                                        const Word (&word)[Sums::kWords][kChannels]) const {
     constexpr int kPiece = 16 / int(sizeof(Word));
 #pragma unroll
     for (int array = 0; array < Sums::kWords; ++array) {

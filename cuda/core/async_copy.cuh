@@ -5,10 +5,12 @@
 
 namespace ddu::cuda {
 
-/// Copies 16 bytes, past L1; L2 gets the whole line, which a neighbour is about to ask for. Only the thread that asked sees them, until a barrier.
+/// Copies 16 bytes, past L1; L2 gets the whole line, which a neighbour is about to ask for. Only the thread that asked sees
+/// them, until a barrier.
 __device__ __forceinline__ void copy_async(uint4* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))), "l"(global)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+               "l"(global)
                : "memory");
 #else
   *shared = __ldcs(static_cast<const uint4*>(global));

@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
   const T* columns = tensors.grad_output + work.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + work.plane(p) * p.pixels();
   float* target = tensors.grad_input + work.plane(p) * p.pixels();
-  if (!window.fits(p.capacity) || (kStore && !window.near_tile(p, work))) {
+  if (!window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work))) {
     wait_for_previous();
     return leave_tile<kMap, kStore>(p, tensors, work, position, window);
   }

@@ -27,7 +27,8 @@ __device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdivi
 
 struct Window {
   int first_y, first_x, rows, columns;
-  int pitch;  // elements from one row to the next
+  int pitch;    // elements from one row to the next
+  float reach;  // the largest |rate|
 
   /// The window of a tile, from the rates of its positions. kPadding elements follow each row.
   template <int kThreads, int kPadding, class Acc>
@@ -42,10 +43,17 @@ struct Window {
     window.columns = (window.columns + (window.first_x & 3) + 3) & ~3;
     window.first_x &= ~3;
     window.pitch = window.columns + kPadding;
+    window.reach = float(reach);
     return window;
   }
   __device__ bool fits(int capacity) const { return std::int64_t{rows} * pitch <= capacity && columns < 512; }
   __device__ int elements() const { return rows * pitch; }
+
+  /// Whether such rates would fit anywhere in a large image. At its edges windows are smaller; but a few tiles with windows,
+  /// among many without, keep the device waiting: they take as long as all would.
+  __device__ bool fits_anywhere(const Params<float>& p, int capacity) const {
+    return inner_extent(p.y, p.tile_height, p.kernel_h) * (inner_extent(p.x, p.tile_width, p.kernel_w) + 3) <= float(capacity);
+  }
 
   /// Whether the window stays within the pixels of its tile and of the tiles around it.
   __device__ bool near_tile(const Params<float>& p, const WorkTile& work) const {
@@ -54,6 +62,9 @@ struct Window {
   }
 
  private:
+  __device__ float inner_extent(const Sampler<float>& axis, int positions, int kernel) const {
+    return float((positions - 1) * axis.stride + 2) + 2 * reach * axis.offset(kernel - 1);
+  }
   __device__ static bool near_tile(const Sampler<float>& axis, int first, int extent, int tile, int positions) {
     const int from = axis.base(tile * positions), pixels = positions * axis.stride;
     return first >= from - pixels && first + extent <= from + 2 * pixels;
