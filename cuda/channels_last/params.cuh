@@ -38,13 +38,13 @@ struct RowParams {
   std::int64_t positions;
   RowLayout rows;  // of the input, and of its gradient's sums
 
-  int log_lanes;          // channel vectors of a slice
-  int run;                // positions of a warp
-  int slices;             // of a group's channels
-  int tap_chunk;          // taps of one block
+  int log_lanes;  // channel vectors of a slice
+  int run;        // positions of a warp
+  int slices;     // of a group's channels
+  int tap_chunk;  // taps of one block
   int tap_chunks;
-  int run_columns;        // runs that make about one row of the output
-  int block_columns;      // runs side by side in a block; its other warps take those below
+  int run_columns;    // runs that make about one row of the output
+  int block_columns;  // runs side by side in a block; its other warps take those below
   int column_blocks, row_blocks;
   Divider by_out_width, by_kernel_w, by_column_blocks, by_row_blocks, by_tap_chunks, by_slices, by_groups;
   TileMarks tiles;
@@ -57,11 +57,11 @@ constexpr int kRowThreads = 32 * kRowWarps;
 template <class T, int kChannels = kVec<T>>
 struct WarpWork {
   int image, group, slice, first_tap, last_tap, part;
-  bool any;                     // whether there is anything for it to do
-  std::int64_t first_position;  // of the run
-  int row, column;              // of that position
+  bool any;                      // whether there is anything for it to do
+  std::int64_t first_position;   // of the run
+  int row, column;               // of that position
   int lanes, run, vector, quad;  // of this lane: its channel vector and its positions, `quad * kVec` on
-  int channel, channels;        // the lane's first channel within the group, and how many of kVec there are
+  int channel, channels;         // the lane's first channel within the group, and how many of kVec there are
 
   template <class Acc>
   __device__ explicit WarpWork(const RowParams<Acc>& p, unsigned block = blockIdx.x) {

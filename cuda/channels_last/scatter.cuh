@@ -18,12 +18,13 @@ __device__ __forceinline__ void add_channels(Word* to, const Word (&value)[kN], 
     // Nobody here reads the sums, so other accesses may move past it.
     asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(value[0]), "f"(value[1]), "f"(value[2]),
                  "f"(value[3]));
-    return;
-  }
+  } else
 #endif
+  {
 #pragma unroll
-  for (int i = 0; i < kN; ++i) {
-    if (i < count) atomicAdd(to + i, value[i]);
+    for (int i = 0; i < kN; ++i) {
+      if (i < count) atomicAdd(to + i, value[i]);
+    }
   }
 }
 
