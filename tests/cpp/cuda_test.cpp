@@ -159,7 +159,7 @@ oracle::Tensor<T> forward(const Problem<T, M>& problem, const Way& way) {
       output(problem.grad_output.size() * sizeof(T));
   ddu::Unfold tensors{input.data(), map.data(), output.data()};
   if (way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
-  const Memory workspace(ddu::cuda::unfold_workspace_bytes(g, problem.types(), tensors));
+  const Workspace workspace(ddu::cuda::unfold_workspace_bytes(g, problem.types(), tensors));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold(g, problem.types(), tensors, nullptr);
   return output.template on_host<T>();
@@ -286,8 +286,7 @@ TYPED_TEST(Cuda, PixelsThatAreNotFinite) {
     for (const int which : {0, 1, 5}) {
       SCOPED_TRACE(testing::Message() << "case " << which << (rates == near_rates ? ", near rates" : ", wide rates"));
       Problem problem(kCases[which], rates);
-      const auto size = static_cast<std::int64_t>(problem.input.size());
-      for (std::int64_t i = 0; i < 9; ++i) problem.input.set(i * 7919 % size, strange[i % 3]);
+      for (std::int64_t i = 0; i < 9; ++i) problem.input.set(i * 7919 % std::int64_t(problem.input.size()), strange[i % 3]);
       const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
       for (const Way& way : kWays) EXPECT_LE(error(forward(problem, way), expected.output), 1);
     }
