@@ -50,7 +50,8 @@ inline bool may_be_broadcast(const Tensor& map) {
 // --- The gate ---------------------------------------------------------------------------------------------------------
 
 /// Whether tensors are torch's own, with nobody but plain autograd looking: the kernels may run without torch's dispatcher.
-/// None stands for an optional tensor that is not given.
+/// None stands for an optional tensor that is not given. A wrapper of torch's has torch's own type and may pass, after the end
+/// of its transform say; it has no memory, so Tensor::find_data turns it down. _kernels.may_read asks for that at once.
 inline bool is_plain(PyObject* const* tensors, Py_ssize_t count) {
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(tensors[i]));

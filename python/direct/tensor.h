@@ -44,7 +44,7 @@ struct Tensor {
   std::int64_t device = kCpu;
   std::int64_t sizes[kMaxDims];
   int dims = 0, type = 0;
-  bool in_place = false;                  // data is known
+  bool readable = false;                  // as it lies: data is known
   bool asks_about_channels_last = false;  // that is not known yet
   ddu::MemoryFormat format = ddu::MemoryFormat::contiguous;
 
@@ -61,7 +61,7 @@ struct Tensor {
     if (asks_about_channels_last && lies_channels_last()) {
       format = ddu::MemoryFormat::channels_last;
       data = address_of(object);
-    } else if (!in_place) {
+    } else if (!readable) {
       copy = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, names::contiguous));
       if (!copy) return forget_other_layout();
       data = address_of(copy.ptr());
@@ -108,9 +108,9 @@ struct Tensor {
     std::copy_n(view.sizes, dims, sizes);
     data = view.data;
     constexpr int contiguous[] = {0, 1, 2, 3, 4}, channels_last[] = {0, 2, 3, 1};
-    in_place = is_packed(view, contiguous);
-    if (!in_place && may_be_channels_last && is_read_channels_last() && is_packed(view, channels_last)) {
-      in_place = true;
+    readable = is_packed(view, contiguous);
+    if (!readable && may_be_channels_last && is_read_channels_last() && is_packed(view, channels_last)) {
+      readable = true;
       format = ddu::MemoryFormat::channels_last;
     }
     return true;

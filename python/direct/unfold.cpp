@@ -45,19 +45,19 @@ struct UnfoldCall {
   py::object forward() {
     std::int64_t sizes[3];
     py::object output = empty(input.device, sizes, output_sizes(sizes), attached.dtypes[input.type]);
-    ddu::Unfold call{input.data, map.data, address_of(output.ptr()), nullptr, input.format};
+    ddu::Unfold pointers{input.data, map.data, address_of(output.ptr()), nullptr, input.format};
     if (input.device == kCpu) {
       const int count = threads();
       const py::object workspace =
-          new_cpu_workspace(ddu::cpu::unfold_workspace_bytes(geometry, types, call, count), call.workspace);
+          new_cpu_workspace(ddu::cpu::unfold_workspace_bytes(geometry, types, pointers, count), pointers.workspace);
       const py::gil_scoped_release release;
-      ddu::cpu::unfold(geometry, types, call, count);
+      ddu::cpu::unfold(geometry, types, pointers, count);
     } else {
-      const std::size_t bytes = ddu::cuda::unfold_workspace_bytes(geometry, types, call);
-      const py::object workspace = new_workspace(input.device, bytes, call.workspace);
+      const std::size_t bytes = ddu::cuda::unfold_workspace_bytes(geometry, types, pointers);
+      const py::object workspace = new_workspace(input.device, bytes, pointers.workspace);
       const ddu::cuda::Stream stream = stream_of(input.device);
       const py::gil_scoped_release release;
-      ddu::cuda::unfold(geometry, types, call, stream);
+      ddu::cuda::unfold(geometry, types, pointers, stream);
     }
     return output;
   }
@@ -67,29 +67,27 @@ struct UnfoldCall {
     const int dims = output_sizes(sizes);
     const bool like_output = grad.dims == dims && std::equal(sizes, sizes + dims, grad.sizes);
     if (!like_output || grad.device != input.device || grad.type != input.type || !grad.find_data()) return py::none();
-    ddu::UnfoldBackward call{grad.data, input.data, map.data, nullptr, nullptr, nullptr, input.format};
-    const py::object grad_input = new_gradient(input, output_mask[0], call.grad_input);
-    const py::object grad_map = new_gradient(map, output_mask[1], call.grad_map);
+    ddu::UnfoldBackward pointers{grad.data, input.data, map.data, nullptr, nullptr, nullptr, input.format};
+    const py::object grad_input = new_gradient(input, output_mask[0], pointers.grad_input);
+    const py::object grad_map = new_gradient(map, output_mask[1], pointers.grad_map);
     if (input.device == kCpu) {
       const int count = threads();
-      const std::size_t bytes = ddu::cpu::unfold_backward_workspace_bytes(geometry, types, call, count);
-      const py::object workspace = new_cpu_workspace(bytes, call.workspace);
+      const std::size_t bytes = ddu::cpu::unfold_backward_workspace_bytes(geometry, types, pointers, count);
+      const py::object workspace = new_cpu_workspace(bytes, pointers.workspace);
       const py::gil_scoped_release release;
-      ddu::cpu::unfold_backward(geometry, types, call, count);
+      ddu::cpu::unfold_backward(geometry, types, pointers, count);
     } else {
-      const bool deterministic = call_is_deterministic();
-      const std::size_t bytes = ddu::cuda::unfold_backward_workspace_bytes(geometry, types, call, deterministic);
-      const py::object workspace = new_workspace(input.device, bytes, call.workspace);
+      const bool deterministic = call(attached.is_deterministic).ptr() == Py_True;
+      const std::size_t bytes = ddu::cuda::unfold_backward_workspace_bytes(geometry, types, pointers, deterministic);
+      const py::object workspace = new_workspace(input.device, bytes, pointers.workspace);
       const ddu::cuda::Stream stream = stream_of(input.device);
       const py::gil_scoped_release release;
-      ddu::cuda::unfold_backward(geometry, types, call, deterministic, stream);
+      ddu::cuda::unfold_backward(geometry, types, pointers, deterministic, stream);
     }
     return own(PyTuple_Pack(2, grad_input.ptr(), grad_map.ptr()));
   }
 
  private:
-  static bool call_is_deterministic() { return call(attached.is_deterministic).ptr() == Py_True; }
-
   /// Writes the output's sizes and returns how many: an unbatched call has no batch.
   int output_sizes(std::int64_t* sizes) const {
     if (input.dims == 4) *sizes++ = geometry.batch;

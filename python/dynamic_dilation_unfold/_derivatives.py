@@ -39,7 +39,7 @@ def reference_of(operator: Operator, options: Any) -> Callable[..., Tensor]:
 
 
 def backward_of(operator: Operator, options: Any, mask: Mask) -> Callable[..., Tensors]:
-    """The registered backward as a function of gradient and tensors that differentiates."""
+    """The backward in differentiable torch, as a function of gradient and tensors."""
 
     def backward(grad: Tensor, *tensors: Tensor) -> Tensors:
         _refuse_dtensors(tensors)

@@ -5,6 +5,7 @@ surroundings                                       route
 =================================================  ===================================================================
 plain tensors, options that are ints or pairs      ``_C.NAME_plain``: checks, runs the kernel, then records for backward
 plain tensors, anything to normalise or broadcast  the same in Python: :func:`call`, ``_kernels.py``, the same record
+autocast, a CUDA device that is not the current    the same in Python, of tensors as cast, with the device made current
 another ``__torch_function__`` than a tensor's     that function, given the public one (``torch.fx`` proxies)
 compilers, exporters, ``torch.jit.trace``          the registered operator (``_dispatch.py``): one node of the graph
 ``torch.func.functionalize``                       the registered operator
@@ -14,7 +15,8 @@ DTensor                                            the same; ``_sharding.py`` sa
 devices without kernels                            any of these, with the reference in place of the kernel
 =================================================  ===================================================================
 
-Backward has the same table: the gate is ``_kernels.may_read``, asked again with the gradient among the tensors.
+Backward has the same table, asked again with the gradient among the tensors. The gate is ``is_plain`` of ``_C`` in C++,
+and ``_kernels.may_read`` in Python.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def install(operator: Operator) -> None:
     _dispatch.register(operator)
     direct = getattr(_C, f"{operator.name}_plain_backward")
 
-    def longer(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def by_python(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         options = operator.read(ctx.options)
         return *_transforms.gradients(
             operator, grad, ctx.saved_tensors, options, ctx.needs_input_grad[: operator.count]
@@ -135,13 +137,13 @@ def install(operator: Operator) -> None:
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grads: tuple[Tensor | None, ...] | None = direct(ctx, grad)
-        return longer(ctx, grad) if grads is None else grads
+        return by_python(ctx, grad) if grads is None else grads
 
-    def backward_of_any(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return longer(ctx, grad) if is_compiling() else backward(ctx, grad)  # compiled autograd
+    def as_recorded(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return by_python(ctx, grad) if is_compiling() else backward(ctx, grad)  # compiled autograd
 
     # What it is called is what autograd says of a graph, in anomaly mode for example.
-    methods = {"forward": staticmethod(_C.record), "backward": staticmethod(backward_of_any)}
+    methods = {"forward": staticmethod(_C.record), "backward": staticmethod(as_recorded)}
     function = type(f"DynamicDilation{operator.name.title()}", (Function,), methods)
     operator.record = private.recorder(function, backward)
     getattr(_C, f"attach_{operator.name}")(operator.record)

@@ -69,7 +69,11 @@ def dense(grad: Tensor) -> Tensor:
 
 
 def may_read(*tensors: Tensor | None) -> bool:
-    """Whether the kernels may be called without torch's dispatcher: the one gate of plain calls."""
+    """Whether the kernels may be called without torch's dispatcher.
+
+    Calls that enter in C++ ask ``is_plain`` alone (``python/direct/call.h``): in a wrapper of torch's they find no
+    memory, so they return None, and the call comes here.
+    """
     return _C.is_plain(*tensors) and not any(map(private.is_wrapper, tensors))
 
 

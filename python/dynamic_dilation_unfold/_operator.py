@@ -48,7 +48,9 @@ class Operator(ABC):
 
     name: ClassVar[str]  # of the registered operator, and of the functions of _C
     arguments: tuple[Argument, ...]
-    options: ClassVar[type]  # a NamedTuple, whose types are keys of _options._KINDS
+    # A NamedTuple, whose types are keys of _options._KINDS. With a map among the arguments, it has kernel_size, stride,
+    # padding and dilation, from which _geometry.py tells how many rates the map has.
+    options: ClassVar[type]
     output_dims: ClassVar[int]  # of a batched call
 
     # --- What every operator says -------------------------------------------------------------------------------------

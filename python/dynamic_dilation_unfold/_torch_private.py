@@ -77,19 +77,14 @@ def transforms() -> list[str] | None:
     return [level.key().name for level in _interpreters() or ()]
 
 
-_is_any_autocast_enabled = _find("torch._C:_is_any_autocast_enabled")
-
-
-def is_autocast_enabled() -> bool:
-    """Whether autocast is on for any device."""
-    if _is_any_autocast_enabled is not None:
-        return bool(_is_any_autocast_enabled())
+def _any_autocast() -> bool:
     return any(torch.is_autocast_enabled(kind) for kind in AUTOCAST_DEVICES)
 
 
 # torch.is_autocast_enabled raises for the others. Asked here, because compilers cannot.
 AUTOCAST_DEVICES = {kind for kind in ("cpu", "cuda", "mps", "xpu", "hpu") if torch.amp.is_autocast_available(kind)}
-any_autocast: Callable[[], bool] = _is_any_autocast_enabled or is_autocast_enabled
+# Whether autocast is on for any device.
+any_autocast: Callable[[], bool] = _find("torch._C:_is_any_autocast_enabled", _any_autocast)
 
 # --- What a tensor stands for -----------------------------------------------------------------------------------------
 

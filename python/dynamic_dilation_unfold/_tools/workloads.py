@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._geometry import output_size
+from .._operators.unfold import UNFOLD
+
 MAPS = ("ones", "smooth", "noise", "wide")
 _RANGES = {"noise": (0.5, 3.0), "wide": (0.5, 16.0)}
 
@@ -32,8 +35,8 @@ class Workload:
         return (self.stride, self.padding, self.dilation, self.groups)
 
     def map_shape(self) -> tuple[int, int, int, int]:
-        window = self.dilation * (self.kernel - 1) + 1
-        height, width = (max(0, (size + 2 * self.padding - window) // self.stride + 1) for size in self.shape[2:])
+        options = UNFOLD.read((self.kernel, *self.options))
+        height, width = (max(0, size) for size in output_size(self.shape[2:], options))
         return (self.shape[0], self.groups, height, width)
 
     def output_elements(self) -> int:
