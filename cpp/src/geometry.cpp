@@ -7,7 +7,6 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "ddu/dtype.h"
 #include "ddu/error.h"
 
 namespace ddu {
@@ -54,12 +53,6 @@ void check_option(const char* name, const std::int64_t (&values)[2], std::int64_
 
 std::int64_t product(std::int64_t a, std::int64_t b) { return a != 0 && b > kMaxElements / a ? kMaxElements + 1 : a * b; }
 
-// F.unfold's rule. Zero or less means that the window does not fit.
-std::int64_t output_size(std::int64_t size, const Options& options, int axis, std::int64_t padding) {
-  const std::int64_t span = size + 2 * padding - options.dilation[axis] * (options.kernel_size[axis] - 1) - 1;
-  return span < 0 ? 0 : span / options.stride[axis] + 1;
-}
-
 /// The shape that a map must have, of as many dimensions as the input. Batch 1 does as well.
 struct MapShape {
   std::int64_t sizes[4];
@@ -68,7 +61,7 @@ struct MapShape {
   MapShape(Shape input, const Options& options)
       : sizes{input.dims == 4 ? input.sizes[0] : 1, options.groups}, dims(input.dims) {
     for (int axis = 0; axis < 2; ++axis) {
-      sizes[2 + axis] = output_size(input.sizes[dims - 2 + axis], options, axis, options.padding[axis]);
+      sizes[2 + axis] = output_size(input.sizes[dims - 2 + axis], options, axis);
     }
   }
   Shape shape() const { return {sizes + (4 - dims), dims}; }
@@ -176,31 +169,6 @@ class MapHint {
 
 }  // namespace
 
-error::error(const char* message) noexcept { std::snprintf(message_, sizeof message_, "%s", message); }
-const char* error::what() const noexcept { return message_; }
-
-const char* name_of(DType type) {
-  switch (type) {
-    case DType::float16:
-      return "float16";
-    case DType::bfloat16:
-      return "bfloat16";
-    case DType::float32:
-      return "float32";
-    case DType::float64:
-      return "float64";
-  }
-  return "unknown";
-}
-
-void check_types(Types types) {
-  if (types.map == types.input || (is_half(types.input) && types.map == DType::float32)) return;
-  char text[256];
-  std::snprintf(text, sizeof text, "dilation_map must have the input's dtype %s%s, got %s", name_of(types.input),
-                is_half(types.input) ? " or float32" : "", name_of(types.map));
-  throw type_error(text);
-}
-
 Geometry make_geometry(Shape input, Shape map, const Options& options) {
   check_option("kernel_size", options.kernel_size, 1);
   check_option("stride", options.stride, 1);
@@ -230,12 +198,9 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
       fail("dilation * (kernel_size - 1) must be at most %" PRId64 ", up to where float32 is exact, got %" PRId64 " * %" PRId64,
            kMaxSpan, options.dilation[i], options.kernel_size[i] - 1);
     }
-    *axes[i] = {chw[1 + i],
-                output_size(chw[1 + i], options, i, options.padding[i]),
-                options.kernel_size[i],
-                options.stride[i],
-                options.padding[i],
-                options.dilation[i]};
+    *axes[i] = {
+        chw[1 + i],         output_size(chw[1 + i], options, i), options.kernel_size[i], options.stride[i], options.padding[i],
+        options.dilation[i]};
   }
   if (geometry.h.out_size < 1 || geometry.w.out_size < 1) {
     fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64

@@ -1,6 +1,7 @@
 #pragma once
 
-// The sampling math of SPEC: where a tap lies, the 2x2 cell around it, and its bilinear weights. Host and device.
+// The sampling math, of the formula in ddu/unfold.h: where a tap lies, the 2x2 cell around it, and its bilinear weights. Host
+// and device.
 //
 // A tap lies at   o*stride - padding + (K-1)/2*dilation + (k - (K-1)/2)*dilation*rate.
 // The first three terms are a whole or a half number of pixels, known as an integer. So the position is kept as
@@ -50,8 +51,9 @@ struct Sampler {
   /// d(position)/d(rate) of tap k. Exact, as make_geometry sees to it. Zero for the middle of an odd kernel: see centered().
   DDU_HD Acc offset(int k) const { return (Acc(k) - middle) * dilation; }
 
-  /// Whether tap k stays in its pixel whatever the rate is, so that the second pixel of its cell weighs nothing.
-  DDU_HD bool centered(int k) const { return half == 0 && offset(k) == 0; }
+  /// Whether tap k stays in its pixel whatever the rate is, so that the second pixel of its cell weighs nothing. It is the
+  /// middle one of an odd kernel, which lies on a pixel (half is 0).
+  DDU_HD bool centered(int k) const { return offset(k) == 0; }
 
   /// The cell of a tap. A rate that is not finite must be dealt with by the caller; any finite one is fine, since the
   /// range is cut before the conversion to an integer.

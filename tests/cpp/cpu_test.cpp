@@ -68,7 +68,7 @@ TYPED_TEST(Cpu, Geometries) {
   }
 }
 
-// Packs of every width, full and with idle lanes, and tiles with and without a rest, in lines of memory whole and not.
+// Vecs of every width, full and with idle lanes, and tiles with and without a rest, in lines of memory whole and not.
 TYPED_TEST(Cpu, ChannelsAndWidths) {
   for (std::int64_t channels : {1, 2, 3, 4, 5, 8, 9, 16, 17, 20, 35}) {
     for (std::int64_t width : {7, 33, 111}) {
@@ -79,7 +79,7 @@ TYPED_TEST(Cpu, ChannelsAndWidths) {
   }
 }
 
-// Rates that make windows outgrow one pack width after another, the last of them every width.
+// Rates that make windows outgrow one width of Vecs after another, the last of them every width.
 TYPED_TEST(Cpu, WindowsThatDoNotFit) {
   for (double reach : {14.0, 40.0, 120.0, 400.0}) {
     SCOPED_TRACE(reach);

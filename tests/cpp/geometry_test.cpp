@@ -46,7 +46,7 @@ TEST(Geometry, SizesFollowUnfold) {
   EXPECT_EQ(g.input_numel(), 5 * 4 * 11 * 13);
   EXPECT_EQ(g.map_numel(), 5 * 2 * 50);
   EXPECT_EQ(g.columns_numel(), 5 * 4 * 6 * 50);
-  EXPECT_EQ(g.map_plane(3, 1), 7 * 50);
+  EXPECT_EQ(g.map_offset(3, 1), 7 * 50);
   EXPECT_TRUE(std::is_trivially_copyable_v<ddu::Geometry>);
 }
 
@@ -54,7 +54,7 @@ TEST(Geometry, UnbatchedAndBroadcast) {
   EXPECT_EQ(make({2, 5, 5}, {1, 5, 5}, options(3, 1, 1)).batch, 1);
   const ddu::Geometry g = make({7, 2, 5, 5}, {1, 1, 5, 5}, options(3, 1, 1));
   EXPECT_EQ(g.map_batch, 1);
-  EXPECT_EQ(g.map_plane(6, 0), 0);
+  EXPECT_EQ(g.map_offset(6, 0), 0);
 }
 
 TEST(Geometry, EmptyBatchAndChannels) {

@@ -36,8 +36,8 @@ struct Geometry {
   constexpr std::int64_t input_numel() const { return batch * channels * pixels(); }
   constexpr std::int64_t map_numel() const { return map_batch * groups * positions(); }
   constexpr std::int64_t columns_numel() const { return batch * channels * taps() * positions(); }
-  /// Index into the map of its plane for image `b` and group `g`.
-  constexpr std::int64_t map_plane(std::int64_t b, std::int64_t g) const {
+  /// Where in the map the plane for image `b` and group `g` starts, in elements.
+  constexpr std::int64_t map_offset(std::int64_t b, std::int64_t g) const {
     return ((map_batch == 1 ? 0 : b) * groups + g) * positions();
   }
 };
@@ -57,7 +57,15 @@ struct Shape {
   int dims;
 };
 
-/// Validates a call and works out its sizes. The only place that knows the rule for shapes.
+/// Positions along an axis (0 height, 1 width) of `size` pixels, as torch.nn.functional.unfold has them; 0 where no window
+/// fits. The options are valid.
+constexpr std::int64_t output_size(std::int64_t size, const Options& options, int axis) {
+  const std::int64_t span = size + 2 * options.padding[axis] - options.dilation[axis] * (options.kernel_size[axis] - 1) - 1;
+  return span < 0 ? 0 : span / options.stride[axis] + 1;
+}
+
+/// Validates a call and works out its sizes. The rules for shapes are here, and nowhere else; Python has output_size() once
+/// more, for sizes that are symbols.
 ///
 /// input is [B, C, H, W] with a map [B or 1, groups, Ho, Wo], or [C, H, W] with a map [groups, Ho, Wo], where
 ///   Ho = floor((H + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1        (as torch.nn.functional.unfold)

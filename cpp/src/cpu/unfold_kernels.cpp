@@ -7,15 +7,15 @@
 #include <type_traits>
 
 #include "core/nontemporal.h"
-#include "core/scalar.h"
 #include "core/taps.h"
 #include "core/window.h"
+#include "core/without_window.h"
 
 namespace ddu::cpu::DDU_TARGET {
 namespace {
 
 /// Hands the channels of a slice to body(lanes, first, used) in Vecs: the widest whose window fits, none wider than needed.
-/// Lanes are 0 where no window fits: that is the fallback's.
+/// Lanes are 0 where no window fits: see without_window.h.
 template <class Acc, class Body>
 void for_each_vec(const Tile<Acc>& tile, std::int64_t channels, Body body) {
   constexpr int wide = kLanes<Acc>, narrow = std::min(wide, 4);
@@ -41,7 +41,7 @@ template <class T>
 void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Slice& slice, const Region& region,
              const Scratch& scratch) {
   using Acc = accumulator_t<T>;
-  const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), region, scratch.tile);
+  const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_offset(slice.image, slice.group), region, scratch.tile);
   const Image<const T> image(static_cast<const T*>(tensors.input), tensors.input_format, g, slice);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
   const bool nontemporal = g.columns_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
@@ -172,7 +172,7 @@ void backward(const Geometry& g, DType map_type, const UnfoldBackward& tensors, 
 
   const Tiling tiling(g);
   for (std::int64_t index = 0; index < tiling.count(); ++index) {
-    const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_plane(slice.image, slice.group), tiling.region(index),
+    const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_offset(slice.image, slice.group), tiling.region(index),
                          scratch.tile);
     const bool to_input = grad_input && tile.reaches(band.first_row, band.last_row);
     const bool to_map = map_sums && index >= band.first_tile && index < band.last_tile;

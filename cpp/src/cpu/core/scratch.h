@@ -61,10 +61,10 @@ struct TileArrays {
 constexpr std::size_t kWindowBytes = 160 * 1024;
 
 /// The most that a window of pixels of some bytes takes: no tap reaches further than two pixels out of the image (see
-/// Sampler::cell), and 16 are written past the end.
+/// Sampler::cell), and a block is written past the end.
 inline std::size_t window_bytes(const Geometry& g, std::size_t pixel) {
   const auto reach = [](const Axis& axis) { return std::min(static_cast<std::size_t>(axis.size) + 4, kWindowBytes); };
-  return std::min(kWindowBytes, round_up((reach(g.h) * reach(g.w) + 16) * pixel, kLine));
+  return std::min(kWindowBytes, round_up((reach(g.h) * reach(g.w) + Tiling::kBlock) * pixel, kLine));
 }
 
 struct Scratch {

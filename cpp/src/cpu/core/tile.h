@@ -53,7 +53,7 @@ class Tile {
   Acc* nan;                // NaN where the rate is not finite, else 0
   Taps y, x;
 
-  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_plane, const Region& r, void* memory)
+  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_offset, const Region& r, void* memory)
       : geometry(g),
         sample_y(g.h),
         sample_x(g.w),
@@ -66,7 +66,7 @@ class Tile {
     rate = arrays.rate;
     nan = arrays.nan;
     for_each_run(
-        [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_plane + position, length, rate + n); });
+        [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_offset + position, length, rate + n); });
     std::fill(rate + count, rate + padded, rate[0]);
     Acc spoilt = 0;
     for (int n = 0; n < padded; ++n) {

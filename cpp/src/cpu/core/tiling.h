@@ -1,6 +1,7 @@
 #pragma once
 
-// How the work of a call is cut. The same for every thread count, since the order of sums depends on it.
+// How the work of a call is cut. Tiles, and the slices of a backward, are the same for every thread count, since the order of
+// sums depends on them. Bands, and the slices of a forward, may follow it.
 //
 //   Tiling   cuts the output positions of one image and group into tiles      Region    the positions of one tile
 //   Slice    channels of one image and group: they share the map              Band      a share of a slice's backward

@@ -1,7 +1,7 @@
 #pragma once
 
-// The fallback: taps worked out one by one, straight from the image. It serves tiles whose window does not fit, which are those
-// that reach very far. Internal linkage: compiled once per instruction set.
+// Taps worked out one by one, straight from the image: for tiles whose window does not fit, which are those that reach very
+// far. Internal linkage: compiled once per instruction set.
 
 #include <cstdint>
 
