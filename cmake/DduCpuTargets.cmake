@@ -2,7 +2,10 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID
   set(DDU_X86 ON)
 endif()
 
-# Compiles cpp/src/cpu/unfold_kernels.cpp once per instruction set, each time into a namespace of its own. Which one runs is
+# The kernels of each operator.
+set(DDU_CPU_KERNELS cpp/src/cpu/unfold_kernels.cpp)
+
+# Compiles the kernels once per instruction set, each time into a namespace of its own. Which one runs is
 # decided when the library is used (cpp/src/cpu/core/targets.cpp), so one build serves every processor.
 # The baseline comes first: of a template that several objects hold, the linker keeps the first, which every processor can run.
 function(ddu_cpu_targets library)
@@ -21,7 +24,7 @@ function(ddu_cpu_targets library)
   endif()
   foreach(target IN LISTS targets)
     set(object ddu_cpu_${target})
-    add_library(${object} OBJECT cpp/src/cpu/unfold_kernels.cpp)
+    add_library(${object} OBJECT ${DDU_CPU_KERNELS})
     target_include_directories(${object} PRIVATE cpp/include)
     target_compile_definitions(${object} PRIVATE DDU_TARGET=${target} $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
     # Strict IEEE rules stay, but traps need not.
