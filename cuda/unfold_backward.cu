@@ -290,9 +290,11 @@ bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& gi
 
 }  // namespace
 
-std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic) {
+std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic) {
   check_types(types);
-  if (g.columns_numel() == 0 || !(given.grad_input || given.grad_map)) return 0;
+  if (g.columns_numel() == 0 || !(tensors.grad_input || tensors.grad_map)) return 0;
+  UnfoldBackward given = tensors;
+  given.input_format = format_to_read(g, types, tensors.input_format);
   if (goes_channels_last(g, types, given)) {
     return channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
   }
@@ -306,8 +308,10 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
   return bytes;
 }
 
-void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic, Stream stream) {
+void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic, Stream stream) {
   check_types(types);
+  UnfoldBackward given = tensors;
+  given.input_format = format_to_read(g, types, tensors.input_format);
   if (!given.grad_input && !given.grad_map) return;
   if (g.columns_numel() == 0) {  // no column carries a gradient
     if (given.grad_map && g.map_numel() > 0) {

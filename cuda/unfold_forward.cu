@@ -98,9 +98,11 @@ bool goes_channels_last(const Geometry& g, Types types, const Unfold& given) {
 
 }  // namespace
 
-std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given) {
+std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& tensors) {
   check_types(types);
   if (g.columns_numel() == 0) return 0;
+  Unfold given = tensors;
+  given.input_format = format_to_read(g, types, tensors.input_format);
   Workspace workspace;
   if (!goes_channels_last(g, types, given)) {
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
@@ -112,9 +114,11 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   return workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given);
 }
 
-void unfold(const Geometry& g, Types types, const Unfold& given, Stream stream) {
+void unfold(const Geometry& g, Types types, const Unfold& tensors, Stream stream) {
   check_types(types);
   if (g.columns_numel() == 0) return;
+  Unfold given = tensors;
+  given.input_format = format_to_read(g, types, tensors.input_format);
   if (goes_channels_last(g, types, given)) return channels_last::unfold(g, types, given, {}, stream);
   visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
     run_planar<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types, given, stream);

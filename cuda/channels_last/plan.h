@@ -35,7 +35,7 @@ inline bool whole_vectors(const Geometry& g, const void* tensor, int vec) {
 template <class T>
 RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false,
                                         int channels = kVec<T>, int most_log_lanes = 3) {
-  if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.pixels() > INT_MAX) {
+  if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.batch > INT_MAX) {
     throw invalid_argument("the tensors are too large for one launch: split them");
   }
   RowParams<accumulator_t<T>> p{};

@@ -21,6 +21,12 @@ inline bool fits_planar(const Geometry& g, DType type) {
   return g.pixels() < limit && g.positions() < limit;
 }
 
+/// How the input of a call may be read. One channel lies alike in both formats: a plane that is too large for the planar
+/// kernels is then read as it lies, instead of through a copy whose channels are padded to a vector.
+inline MemoryFormat format_to_read(const Geometry& g, Types types, MemoryFormat given) {
+  return g.channels == 1 && !fits_planar(g, types.input) ? MemoryFormat::channels_last : given;
+}
+
 template <class Acc>
 Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config, const Device& device) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64) {

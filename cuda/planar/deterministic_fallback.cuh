@@ -1,8 +1,8 @@
 #pragma once
 
-// What a deterministic backward cannot store as windows (deterministic.cuh) is scattered like the default's, but into sums whose
-// value does not depend on the order of their terms. That takes three launches of fallback_kernel, one a phase, since each needs
-// all of the one before; most often they find nothing marked and end at once.
+// What a deterministic backward cannot store as windows (deterministic.cuh) is scattered like the default's, but into sums
+// whose value does not depend on the order of their terms. That takes three launches of fallback_kernel, one a phase, since
+// each needs all of the one before; most often they find nothing marked and end at once.
 
 #include "../core/dependent_launch.cuh"
 #include "../core/fixed_point_sum.cuh"

@@ -70,10 +70,10 @@ def test_values_and_strides(case, kind, dtype, map_dtype, device, reads):
     actual = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     if device == "cpu":
         assert_same_bits(actual, expected)
-    else:  # where sums are in no fixed order
-        assert_same_bits(actual.output, expected.output)
-        for one, other in zip(actual[1:], expected[1:], strict=True):
-            assert relative_error(one, other) <= TOLERANCE.get(dtype, 1e-2)
+    else:  # where the two come from different kernels, and sums are in no fixed order
+        for one, other in zip(actual, expected, strict=True):
+            assert torch.equal(one.isnan(), other.isnan())
+            assert relative_error(one.nan_to_num(0.0), other.nan_to_num(0.0)) <= TOLERANCE.get(dtype, 1e-2)
     assert actual.output.is_contiguous()
     assert actual.grad_map.is_contiguous()
     assert actual.grad_input.stride() == strides_of_gradient(x, reads)
