@@ -150,6 +150,16 @@ void test_rest(const Case& cases) {
   const auto twice = thrown_by([&] { grads[0].sum().backward(); });
   expect(twice.find("differentiable once") != std::string::npos, "second derivative: '" + twice + "'");
 
+  // A channels_last input is read as it lies, and its gradient lies so too.
+  const auto last = at::rand({2, 3, 8, 8}).contiguous(at::MemoryFormat::ChannelsLast).requires_grad_();
+  const auto gradient_of = [](const at::Tensor& input) {
+    const auto output = ddu::torch_unfold(input, {3, 3}, at::full({1, 1, 8, 8}, 1.5), {{1, 1}, {1, 1}});
+    return torch::autograd::grad({output.square().sum()}, {input})[0];
+  };
+  const auto slope = gradient_of(last);
+  expect(same(slope, gradient_of(last.detach().contiguous().requires_grad_())), "gradient of a channels_last input");
+  expect(!ddu::cpu::reads_channels_last || slope.is_contiguous(at::MemoryFormat::ChannelsLast), "layout of that gradient");
+
   // One row, one column or one rate stands for all, and its gradient has its own shape.
   const std::vector<std::vector<std::int64_t>> shapes{{1, 1, 1, 1}, {1, 1, 1, 8}, {1, 1, 8, 1}};
   for (const auto& sizes : shapes) {
