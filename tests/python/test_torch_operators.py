@@ -1,4 +1,4 @@
-"""The registered operators as torch sees them: opcheck, modes, subclasses, fakes, the profiler, FLOPs."""
+"""The registered unfold under modes, subclasses, fakes and the profiler, and its FLOPs; see test_operators.py."""
 
 from typing import Any
 
@@ -9,61 +9,15 @@ from dynamic_dilation_unfold import (
 )
 from helpers import (
     CASES,
-    DTYPES,
-    HALVES,
-    Case,
     run,
 )
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-from torch_call import BACKWARD, CASE, UNFOLD, arguments, example, ours
+from torch_call import BACKWARD, CASE, UNFOLD, example, ours
 
 TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
-
-EMPTY = [Case(0, 4, 5, 6, padding=1), Case(2, 0, 5, 6, padding=1)]
-
-
-def samples(device: str) -> list[tuple[Any, ...]]:
-    """Inputs over dtypes, groups, unbatched, broadcast, empty, strided, and with a gradient for either or both."""
-    found = []
-    for dtype in DTYPES:
-        x, rates = example(device, dtype=dtype)
-        found.append(arguments(x.requires_grad_(), rates.requires_grad_()))
-        if dtype in HALVES:
-            found.append(arguments(x, rates.detach().float()))
-    for case in [*CASES, *EMPTY]:
-        x, rates = example(device, case)
-        found.append(arguments(x.requires_grad_(), rates, case))
-    x, rates = example(device)
-    found.append(arguments(x[0], rates[0].requires_grad_()))
-    found.append(arguments(x, rates[:1].requires_grad_()))
-    strided = x.to(memory_format=torch.channels_last), rates.transpose(2, 3).contiguous().transpose(2, 3)
-    found.append(arguments(*(t.requires_grad_() for t in strided)))
-    found.append(arguments(x[:, ::2].requires_grad_(), rates, Case(2, 2, 6, 7, padding=1, groups=2)))
-    return found
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.14's own look
-def test_opcheck(device):
-    for sample in samples(device):
-        torch.library.opcheck(UNFOLD, sample)
-
-
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
-def test_opcheck_backward(wanted, device):
-    for sample in samples(device):
-        grad = torch.randn_like(UNFOLD(*sample)).detach()
-        tensors = [t.detach() for t in sample[:2]]
-        torch.library.opcheck(BACKWARD, (grad, *tensors, *sample[2:], list(wanted)))
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.14's own look
-def test_opcheck_second_derivative(device):
-    x, rates = (t.requires_grad_() for t in example(device, dtype=torch.double))
-    grad = torch.randn(CASE.output_shape, dtype=torch.double, device=device, requires_grad=True)
-    torch.library.opcheck(BACKWARD, (grad, *arguments(x, rates), [True, True]))
 
 
 class Log(TorchDispatchMode):
@@ -155,26 +109,6 @@ def test_function_modes_see_the_operator(device):
     with Mode():
         ours(*example(device))
     assert UNFOLD in called
-
-
-@pytest.mark.parametrize("case", [*CASES, *EMPTY], ids=str)
-def test_fake_and_meta(case, device):
-    x, rates = example(device, case)
-    expected = ours(x, rates, case)
-    with FakeTensorMode() as mode:
-        fakes = [mode.from_tensor(t).requires_grad_() for t in (x, rates)]
-        output = ours(*fakes, case)
-        grads = torch.autograd.grad(output, fakes, torch.empty_like(output))
-    assert (output.shape, output.stride(), output.dtype, output.device) == (
-        expected.shape,
-        expected.stride(),
-        expected.dtype,
-        expected.device,
-    )
-    assert [g.shape for g in grads] == [x.shape, rates.shape]
-    on_meta = ours(x.to("meta"), rates.to("meta"), case)
-    assert on_meta.is_meta
-    assert on_meta.shape == expected.shape
 
 
 def test_fakes_are_validated(device):

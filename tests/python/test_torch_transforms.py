@@ -1,4 +1,7 @@
-"""Transforms of eager calls: second derivatives, forward mode, torch.func, vmap. Values against the reference's."""
+"""Transforms of eager calls: second derivatives, forward mode, torch.func, vmap. Values against the reference's.
+
+What holds for every operator is in test_operators.py; here is what unfold does beyond it.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -67,16 +70,6 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # --- Second derivatives -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wanted", ["input", "map", "both"])
-@FUNCTIONS
-def test_gradgradcheck(function, wanted, device):
-    case = Case(1, 2, 3, 4, padding=1)
-    x, rates = example(device, case)
-    x.requires_grad_(wanted != "map")
-    rates.requires_grad_(wanted != "input")
-    assert torch.autograd.gradgradcheck(lambda x, m: function(x, m, case), (x, rates), nondet_tol=1e-12)
-
-
 @FUNCTIONS
 def test_third_derivative(function, device):
     def third(function):
@@ -123,33 +116,6 @@ def test_second_derivative_computes_what_is_needed(device, monkeypatch):
 
 
 # --- Forward mode -----------------------------------------------------------------------------------------------------
-
-
-def test_gradcheck_forward_mode(device):
-    case = Case(1, 2, 3, 4, padding=1)
-    x, rates = (t.requires_grad_() for t in example(device, case))
-    for function in (ours, registered):
-        assert torch.autograd.gradcheck(
-            lambda x, m, f=function: f(x, m, case), (x, rates), check_forward_ad=True, nondet_tol=1e-12
-        )
-
-
-@pytest.mark.parametrize("moving", ["input", "map", "both"])
-@FUNCTIONS
-def test_jvp(function, moving, device):
-    primals, tangents = example(device), example(device, seed=7)
-    chosen = {"input": [0], "map": [1], "both": [0, 1]}[moving]
-
-    def jvp(function):
-        def partial(*moved):
-            full = list(primals)
-            for i, value in zip(chosen, moved, strict=True):
-                full[i] = value
-            return function(*full)
-
-        return torch.func.jvp(partial, tuple(primals[i] for i in chosen), tuple(tangents[i] for i in chosen))
-
-    assert_close(jvp(function), jvp(definition))
 
 
 @FUNCTIONS
