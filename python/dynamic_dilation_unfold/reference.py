@@ -23,7 +23,10 @@ def dynamic_dilation_unfold_reference(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Same arguments, shapes, values and errors as :func:`dynamic_dilation_unfold.dynamic_dilation_unfold`."""
+    """Same arguments, shapes, values and errors as :func:`dynamic_dilation_unfold.dynamic_dilation_unfold`.
+
+    A zero may lose its sign: ``-0.0`` times a weight is added to zeros of the other corners.
+    """
     given = (kernel_size, stride, padding, dilation, groups)
     output: Tensor = _eager.reference(dynamic_dilation_unfold_reference, UNFOLD, (input, dilation_map), given)
     return output
