@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
-
-from ._options import Pair
 
 _FAR = 2.0**30  # beyond every image; cut in floating point, before the conversion to an integer
 
@@ -28,27 +29,40 @@ def _cells(rate: Tensor, axis: int, kernel: int, stride: int, padding: int, dila
     return base.view(shape) + whole.long(), distance - whole
 
 
-def columns(
-    input: Tensor, dilation_map: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, groups: int
-) -> Tensor:
-    """``[B, C*kH*kW, Ho*Wo]`` of ``input [B, C, H, W]`` and a full map; each also without ``B``."""
-    if input.dim() == 3:
-        batched = columns(input.unsqueeze(0), dilation_map.unsqueeze(0), kernel, stride, padding, dilation, groups)
-        return batched.squeeze(0)
-    batch, channels, height, width = input.shape
-    accumulate = torch.promote_types(input.dtype, torch.float32)
-    given = dilation_map.to(accumulate)
+class Window(NamedTuple):
+    """Where the taps of each position lie: ``y, fy [B, G, kH, Ho, Wo]`` and ``x, fx [B, G, kW, Ho, Wo]``, as _cells."""
+
+    y: Tensor
+    fy: Tensor
+    x: Tensor
+    fx: Tensor
+    finite: Tensor  # [B, G, Ho, Wo]: whether the rate is
+    # Likewise. A rate that is not finite makes its taps NaN, and its own gradient too; to the others this adds 0.
+    poison: Tensor
+
+
+def window(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Window:
+    """Of a full map ``[B, G, Ho, Wo]``, computed in ``dtype``."""
+    given = dilation_map.to(dtype)
     finite = given.isfinite()
     rate = torch.where(finite, given, 0)
-    y, fy = _cells(rate, 2, kernel[0], stride[0], padding[0], dilation[0])
-    x, fx = _cells(rate, 3, kernel[1], stride[1], padding[1], dilation[1])
-    y, fy = y.unsqueeze(3), fy.unsqueeze(3)  # [B, G, kH, 1, Ho, Wo]
-    x, fx = x.unsqueeze(2), fx.unsqueeze(2)  # [B, G, 1, kW, Ho, Wo]
+    y, x = (
+        _cells(rate, 2 + i, options.kernel_size[i], options.stride[i], options.padding[i], options.dilation[i])
+        for i in (0, 1)
+    )
+    return Window(*y, *x, finite, given.nan_to_num() * torch.where(finite, 0.0, torch.nan))
 
-    pixels = input.to(accumulate).reshape(batch, groups, channels // groups, height * width)
+
+def sample(input: Tensor, taps: Window, rows: slice, columns: slice) -> Tensor:
+    """``[B, G, C/G, n, Ho, Wo]`` of ``input [B, C, H, W]``: what lies at the ``n`` taps of some rows and columns."""
+    batch, channels, height, width = input.shape
+    groups = taps.finite.shape[1]
+    y, fy = (t[:, :, rows].unsqueeze(3) for t in (taps.y, taps.fy))  # [B, G, n, 1, Ho, Wo]
+    x, fx = (t[:, :, columns].unsqueeze(2) for t in (taps.x, taps.fx))  # [B, G, 1, n, Ho, Wo]
+    pixels = input.reshape(batch, groups, channels // groups, height * width)
 
     def corner(iy: Tensor, ix: Tensor) -> Tensor:
-        inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & finite[:, :, None, None]
+        inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & taps.finite[:, :, None, None]
         index = iy.clamp(0, height - 1) * width + ix.clamp(0, width - 1)
         index, inside = (t.flatten(2).unsqueeze(2).expand(batch, -1, channels // groups, -1) for t in (index, inside))
         return torch.where(inside, pixels.gather(3, index), 0)
@@ -56,15 +70,57 @@ def columns(
     def weight(wy: Tensor, wx: Tensor) -> Tensor:
         return (wy * wx).flatten(2).unsqueeze(2)
 
-    taps = (
+    values = (
         weight(1 - fy, 1 - fx) * corner(y, x)
         + weight(1 - fy, fx) * corner(y, x + 1)
         + weight(fy, 1 - fx) * corner(y + 1, x)
         + weight(fy, fx) * corner(y + 1, x + 1)
     )
-    positions = rate.shape[2] * rate.shape[3]
-    # A rate that is not finite makes its taps NaN, and its own gradient too; to the others this adds 0.
-    poison = given.nan_to_num() * torch.where(finite, 0.0, torch.nan)
-    taps = taps.unflatten(3, (-1, positions)) + poison.flatten(2)[:, :, None, None]
-    result: Tensor = taps.reshape(batch, channels * kernel[0] * kernel[1], positions).to(input.dtype)
+    # The number of taps by its bounds: a compiler's symbols know no -1 in an empty tensor.
+    count = y.shape[2] * x.shape[3]
+    sampled: Tensor = values.unflatten(3, (count, *taps.finite.shape[2:])) + taps.poison[:, :, None, None]
+    return sampled
+
+
+def batched(sampled: Callable[..., Tensor], tensors: Sequence[Tensor], options: Any) -> Tensor:
+    """``sampled(*tensors, options)`` of tensors without a batch, the first one an image or like one, or with it."""
+    if tensors[0].dim() == 4:
+        return sampled(*tensors, options)
+    return sampled(*(t.unsqueeze(0) for t in tensors), options).squeeze(0)
+
+
+def columns(input: Tensor, dilation_map: Tensor, options: Any) -> Tensor:
+    """``[B, C*kH*kW, Ho*Wo]`` of ``input [B, C, H, W]`` and a full map."""
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    taps = sample(input.to(accumulate), window(dilation_map, accumulate, options), slice(None), slice(None))
+    rows = input.shape[1] * options.kernel_size[0] * options.kernel_size[1]
+    result: Tensor = taps.reshape(input.shape[0], rows, dilation_map.shape[2] * dilation_map.shape[3]).to(input.dtype)
     return result
+
+
+def each_tap(input: Tensor, dilation_map: Tensor, options: Any) -> Iterator[Tensor]:
+    """``[B, C, Ho, Wo]`` of ``input [B, C, H, W]`` for each tap in turn, in the dtype that sums have."""
+    accumulate = torch.promote_types(input.dtype, torch.float32)
+    pixels, taps = input.to(accumulate), window(dilation_map, accumulate, options)
+    shape = (*input.shape[:2], *dilation_map.shape[2:])
+    for ky in range(options.kernel_size[0]):
+        for kx in range(options.kernel_size[1]):
+            yield sample(pixels, taps, slice(ky, ky + 1), slice(kx, kx + 1)).reshape(shape)
+
+
+def aggregate(input: Tensor, weights: Tensor, dilation_map: Tensor, options: Any) -> Tensor:
+    """``[B, C, Ho, Wo]``: the taps, each times its weight of ``[B, heads, kH*kW, Ho, Wo]``, summed."""
+    heads = weights.shape[1]
+    total: Any = 0
+    for tap, weight in zip(each_tap(input, dilation_map, options), weights.unbind(2), strict=True):
+        of_heads = tap.unflatten(1, (heads, input.shape[1] // heads))
+        total = total + of_heads * weight.to(tap.dtype).unsqueeze(2)
+    result: Tensor = total.flatten(1, 2).to(input.dtype)
+    return result
+
+
+def correlate(query: Tensor, key: Tensor, dilation_map: Tensor, options: Any) -> Tensor:
+    """``[B, heads, kH*kW, Ho, Wo]``: the product of query and tap, summed over the channels of a head."""
+    per_head = (options.heads, query.shape[1] // options.heads)
+    scores = [(query.to(tap.dtype) * tap).unflatten(1, per_head).sum(2) for tap in each_tap(key, dilation_map, options)]
+    return torch.stack(scores, 2).to(query.dtype)

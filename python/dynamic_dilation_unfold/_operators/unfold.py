@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _C, cost
 from .._operator import Argument, Mask, Operator, Tensors
 from .._options import Int, Pair
-from .._sampling import columns
+from .._sampling import batched, columns
 
 
 class Options(NamedTuple):
@@ -43,8 +43,7 @@ class Unfold(Operator):
         _C.check_geometry(input, dilation_map, *options)
 
     def reference(self, tensors: Tensors, options: Options) -> Tensor:
-        input, dilation_map = tensors
-        return columns(input, dilation_map, *options)
+        return batched(columns, tensors, options)
 
     def for_shards(self, tensors: Tensors, options: Options) -> Options:
         dilation_map = tensors[1]
