@@ -309,6 +309,7 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
 }
 
 void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic, Stream stream) {
+  if (g.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   check_types(types);
   UnfoldBackward given = tensors;
   given.input_format = format_to_read(g, types, tensors.input_format);

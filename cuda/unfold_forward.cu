@@ -115,6 +115,7 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& tensors, Stream stream) {
+  if (g.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   check_types(types);
   if (g.columns_numel() == 0) return;
   Unfold given = tensors;

@@ -1,5 +1,6 @@
 // The C API: the C++ one without exceptions.
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -74,6 +75,20 @@ void expect(bool fine, const char* message) {
   if (!fine) throw invalid_argument(message);
 }
 
+Options options_of(const ddu_options* given) {
+  expect(given, "options must not be null");
+  Options options;
+  std::copy_n(given->kernel_size, 2, options.kernel_size);
+  std::copy_n(given->stride, 2, options.stride);
+  std::copy_n(given->padding, 2, options.padding);
+  std::copy_n(given->dilation, 2, options.dilation);
+  options.groups = given->groups;
+  options.padding_mode = static_cast<PaddingMode>(given->padding_mode);
+  options.part = given->part != 0;
+  std::copy_n(given->origin, 2, options.origin);
+  return options;
+}
+
 void expect_format(MemoryFormat format) {
   expect(format == MemoryFormat::contiguous || format == MemoryFormat::channels_last,
          "input_format must be DDU_CONTIGUOUS or DDU_CHANNELS_LAST");
@@ -110,7 +125,7 @@ ddu_status ddu_make_geometry(const int64_t* input_sizes, int input_dims, const i
     ddu::expect(map_sizes || map_dims == 0, "map_sizes must not be null");
     ddu::expect(geometry, "geometry must not be null");
     *geometry = ddu::same_bytes<ddu_geometry>(
-        ddu::make_geometry({input_sizes, input_dims}, {map_sizes, map_dims}, ddu::required<ddu::Options>("options", options)));
+        ddu::make_geometry({input_sizes, input_dims}, {map_sizes, map_dims}, ddu::options_of(options)));
   });
 }
 

@@ -53,15 +53,18 @@ void check_option(const char* name, const std::int64_t (&values)[2], std::int64_
 
 std::int64_t product(std::int64_t a, std::int64_t b) { return a != 0 && b > kMaxElements / a ? kMaxElements + 1 : a * b; }
 
-/// The shape that a map must have, of as many dimensions as the input. Batch 1 does as well.
+/// The shape that a map must have, of as many dimensions as the input. Batch 1 does as well. The map of a part of the output
+/// has rows and columns of its own.
 struct MapShape {
   std::int64_t sizes[4];
   int dims;
 
-  MapShape(Shape input, const Options& options)
+  MapShape(Shape input, Shape map, const Options& options)
       : sizes{input.dims == 4 ? input.sizes[0] : 1, options.groups}, dims(input.dims) {
+    const bool own = options.part && map.dims == dims;
     for (int axis = 0; axis < 2; ++axis) {
-      sizes[2 + axis] = output_size(input.sizes[dims - 2 + axis], options, axis);
+      const int i = dims - 2 + axis;
+      sizes[2 + axis] = own ? map.sizes[i] : output_size(input.sizes[i], options, axis);
     }
   }
   Shape shape() const { return {sizes + (4 - dims), dims}; }
@@ -81,7 +84,7 @@ class MapHint {
   char text[160] = "";
 
   MapHint(Shape input, Shape map, const Options& options) : input_(input), map_(map), given_(options) {
-    if (map.dims < 2 || map.dims > 4) return;
+    if (map.dims < 2 || map.dims > 4 || options.part) return;
     suggest_view() || suggest_options();
   }
 
@@ -89,9 +92,10 @@ class MapHint {
   // The same values seen otherwise, in the right shape.
   bool suggest_view() {
     const std::int64_t* s = map_.sizes;
-    const auto views = [&](std::initializer_list<std::int64_t> sizes, const char* view) {
-      if (!MapShape(input_, given_).is_of({sizes.begin(), static_cast<int>(sizes.size())})) return false;
-      std::snprintf(text, sizeof text, "; it fits as dilation_map%s", view);
+    const auto views = [&](std::initializer_list<std::int64_t> sizes, const char* how) {
+      const Shape view{sizes.begin(), static_cast<int>(sizes.size())};
+      if (!MapShape(input_, view, given_).is_of(view)) return false;
+      std::snprintf(text, sizeof text, "; it fits as dilation_map%s", how);
       return true;
     };
     switch (map_.dims * 10 + input_.dims) {
@@ -142,7 +146,7 @@ class MapHint {
   }
 
   bool suggest(const Options& options) {
-    if (!MapShape(input_, options).is_of(map_)) return false;
+    if (!MapShape(input_, map_, options).is_of(map_)) return false;
     append("padding", options.padding, given_.padding);
     append("stride", options.stride, given_.stride);
     if (options.groups != given_.groups) {
@@ -167,6 +171,23 @@ class MapHint {
   const Options& given_;
 };
 
+/// Cuts the output down to the positions from the origin on that the map has.
+void take_part(Geometry& geometry, Shape map, const Options& options) {
+  Axis* axes[2] = {&geometry.h, &geometry.w};
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t positions = map.sizes[map.dims - 2 + i], all = axes[i]->out_size, origin = options.origin[i];
+    if (origin < 0 || positions < 1 || origin > all || positions > all - origin) {
+      fail("a part of the output must lie within its %" PRId64 " x %" PRId64 " positions, got origin (%" PRId64 ", %" PRId64
+           ") and dilation_map %s",
+           geometry.h.out_size, geometry.w.out_size, options.origin[0], options.origin[1], ShapeText(map).text);
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    axes[i]->out_size = map.sizes[map.dims - 2 + i];
+    axes[i]->origin = options.origin[i];
+  }
+}
+
 }  // namespace
 
 Geometry make_geometry(Shape input, Shape map, const Options& options) {
@@ -174,6 +195,13 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   check_option("stride", options.stride, 1);
   check_option("padding", options.padding, 0);
   check_option("dilation", options.dilation, 1);
+  if (options.padding_mode != PaddingMode::zeros && options.padding_mode != PaddingMode::border) {
+    fail("padding_mode must be zeros (0) or border (1), got %d", static_cast<int>(options.padding_mode));
+  }
+  if (!options.part && (options.origin[0] != 0 || options.origin[1] != 0)) {
+    fail("origin (%" PRId64 ", %" PRId64 ") is where a part of the output begins, but part is false", options.origin[0],
+         options.origin[1]);
+  }
   if (input.dims != 3 && input.dims != 4) {
     fail("input must have shape [B, C, H, W] or [C, H, W], got %s", ShapeText(input).text);
   }
@@ -189,6 +217,7 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   geometry.batch = input.dims == 4 ? input.sizes[0] : 1;
   geometry.channels = chw[0];
   geometry.groups = options.groups;
+  geometry.padding_mode = options.padding_mode;
   if (options.groups < 1 || chw[0] % options.groups != 0) {
     fail("groups must be positive and divide the input's %" PRId64 " channels, got %" PRId64, chw[0], options.groups);
   }
@@ -198,9 +227,13 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
       fail("dilation * (kernel_size - 1) must be at most %" PRId64 ", up to where float32 is exact, got %" PRId64 " * %" PRId64,
            kMaxSpan, options.dilation[i], options.kernel_size[i] - 1);
     }
-    *axes[i] = {
-        chw[1 + i],         output_size(chw[1 + i], options, i), options.kernel_size[i], options.stride[i], options.padding[i],
-        options.dilation[i]};
+    *axes[i] = {chw[1 + i],
+                output_size(chw[1 + i], options, i),
+                options.kernel_size[i],
+                options.stride[i],
+                options.padding[i],
+                options.dilation[i],
+                0};
   }
   if (geometry.h.out_size < 1 || geometry.w.out_size < 1) {
     fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
@@ -209,7 +242,7 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
          options.dilation[0], options.dilation[1], MapHint(input, map, options).text);
   }
 
-  const MapShape expected(input, options);
+  const MapShape expected(input, map, options);
   if (!expected.is_of(map)) {
     const bool batched = input.dims == 4 && geometry.batch != 1;
     fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected.shape()).text,
@@ -217,6 +250,7 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
          MapHint(input, map, options).text);
   }
   geometry.map_batch = map.dims == 4 ? map.sizes[0] : 1;
+  if (options.part) take_part(geometry, map, options);
 
   const std::int64_t planes = product(geometry.batch, geometry.channels);
   const std::int64_t columns = product(product(planes, geometry.taps()), product(geometry.h.out_size, geometry.w.out_size));

@@ -3,7 +3,7 @@
 // The sampling math, of the formula in ddu/unfold.h: where a tap lies, the 2x2 cell around it, and its bilinear weights. Host
 // and device.
 //
-// A tap lies at   o*stride - padding + (K-1)/2*dilation + (k - (K-1)/2)*dilation*rate.
+// A tap lies at   o*stride - padding + (K-1)/2*dilation + (k - (K-1)/2)*dilation*rate,   o counted in the whole output.
 // The first three terms are a whole or a half number of pixels, known as an integer. So the position is kept as
 // (integer base of the output position) + (small float): its fraction is as exact at column 10,000 as at column 0.
 
@@ -41,11 +41,12 @@ struct Sampler {
   DDU_HD explicit Sampler(const Axis& axis)
       : size(static_cast<std::int32_t>(axis.size)),
         stride(static_cast<std::int32_t>(axis.stride)),
-        shift(static_cast<std::int32_t>((axis.kernel_size - 1) * axis.dilation / 2 - axis.padding)),
+        shift(static_cast<std::int32_t>(axis.origin * axis.stride + (axis.kernel_size - 1) * axis.dilation / 2 - axis.padding)),
         half((axis.kernel_size - 1) * axis.dilation % 2 != 0 ? Acc(0.5) : Acc(0)),
         middle(Acc(axis.kernel_size - 1) / 2),
         dilation(Acc(axis.dilation)) {}
 
+  /// Of a position of the call.
   DDU_HD std::int32_t base(std::int32_t position) const { return position * stride + shift; }
 
   /// d(position)/d(rate) of tap k. Exact, as make_geometry sees to it. Zero for the middle of an odd kernel: see centered().

@@ -68,6 +68,26 @@ TYPED_TEST(Cpu, Geometries) {
   }
 }
 
+/// The options of a call on the positions from (row, column) on.
+ddu::Options part(ddu::Options options, std::int64_t row, std::int64_t column) {
+  options.part = true;
+  options.origin[0] = row;
+  options.origin[1] = column;
+  return options;
+}
+
+TYPED_TEST(Cpu, PartsOfTheOutput) {
+  for (const Case& c : {Case{2, 6, 13, 17, part(options(3, 1, 3), 4, 0), false, {6, 17}},
+                        Case{1, 3, 30, 40, part(options(4, 2, 1, 2), 3, 7), true, {9, 11}},
+                        Case{1, 2, 9, 9, part(options(3, 1), 0, 0), false, {1, 9}}}) {
+    SCOPED_TRACE(c.height);
+    for (double reach : {2.0, 300.0}) {
+      check<typename TypeParam::Input, typename TypeParam::Map>(c,
+                                                                [=](auto& random) { return between(random, -reach, reach); });
+    }
+  }
+}
+
 // Vecs of every width, full and with idle lanes, and tiles with and without a rest, in lines of memory whole and not.
 TYPED_TEST(Cpu, ChannelsAndWidths) {
   for (std::int64_t channels : {1, 2, 3, 4, 5, 8, 9, 16, 17, 20, 35}) {

@@ -22,14 +22,22 @@ using oracle::Case;
 using oracle::Problem;
 
 // Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; more taps
-// than integer sums take; images of one tile, of many, narrow ones; maps for each image and for all of them.
+// than integer sums take; a part of the output; images of one tile, of many, narrow ones; maps for each image and for all of
+// them.
 const Case kCases[] = {
-    {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},       {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
-    {3, 5, 20, 24, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true}, {2, 2, 11, 67, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}, true},
-    {1, 72, 8, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 5, 14, 33, {{5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}},
-    {1, 3, 16, 20, {{7, 7}, {1, 1}, {3, 3}, {1, 1}, 1}},       {1, 2, 12, 12, {{9, 10}, {1, 1}, {4, 5}, {1, 1}, 1}},
-    {1, 3, 40, 3, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},        {1, 4, 30, 40, {{3, 3}, {1, 1}, {8, 8}, {8, 8}, 2}},
-    {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},       {2, 136, 5, 9, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 2}},
+    {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
+    {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
+    {3, 5, 20, 24, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true},
+    {2, 2, 11, 67, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}, true},
+    {1, 72, 8, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},
+    {1, 5, 14, 33, {{5, 5}, {1, 1}, {2, 2}, {1, 1}, 1}},
+    {1, 3, 16, 20, {{7, 7}, {1, 1}, {3, 3}, {1, 1}, 1}},
+    {1, 2, 12, 12, {{9, 10}, {1, 1}, {4, 5}, {1, 1}, 1}},
+    {1, 3, 40, 3, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},
+    {1, 4, 30, 40, {{3, 3}, {1, 1}, {8, 8}, {8, 8}, 2}},
+    {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},
+    {2, 136, 5, 9, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 2}},
+    {1, 6, 40, 45, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {21, 3}}, false, {17, 41}},
 };
 
 // Rates in multiples of 1/64, which are exact in every type.
@@ -262,7 +270,7 @@ TYPED_TEST(Cuda, OnesCopyPixelsWithTheSignOfZeros) {
     }
     const ddu::Geometry& g = problem.geometry;
     const auto pixel = [](const ddu::Axis& axis, std::int64_t position, std::int64_t tap) {
-      return position * axis.stride - axis.padding + tap * axis.dilation;
+      return (axis.origin + position) * axis.stride - axis.padding + tap * axis.dilation;
     };
     for (const Way& way : kWays) {
       const auto actual = forward(problem, way);

@@ -83,6 +83,42 @@ TEST(Geometry, LargestSpan) {
   EXPECT_EQ(make({1, 1, 5, 5}, {1, 1, 5, 5}, options(1, 1, 0, 1 << 28)).w.out_size, 5);
 }
 
+TEST(Geometry, PartsOfTheOutput) {
+  ddu::Options o = options(3, 1, 1);
+  o.part = true;
+  o.origin[0] = 5;
+  const ddu::Geometry g = make({2, 4, 8, 9}, {1, 1, 3, 9}, o);
+  EXPECT_EQ(g.h.out_size, 3);
+  EXPECT_EQ(g.h.origin, 5);
+  EXPECT_EQ(g.w.out_size, 9);
+  EXPECT_EQ(g.w.origin, 0);
+  EXPECT_EQ(g.map_numel(), 27);
+  EXPECT_EQ(make({4, 8, 9}, {1, 3, 9}, o).positions(), 27);
+  const std::string refused = "a part of the output must lie within its 8 x 9 positions, got origin (5, 0) and dilation_map ";
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 4, 9}, o), refused + "[1, 1, 4, 9]");
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 0, 9}, o), refused + "[1, 1, 0, 9]");
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 3, 10}, o), refused + "[1, 1, 3, 10]");
+  EXPECT_EQ(message({2, 4, 8, 9}, {3, 1, 3, 9}, o),
+            "dilation_map must have shape [2, 1, 3, 9] (or batch 1) for input [2, 4, 8, 9] with groups=1, got [3, 1, 3, 9]");
+  EXPECT_EQ(message({2, 4, 8, 9}, {3, 9}, o),
+            "dilation_map must have shape [2, 1, 8, 9] (or batch 1) for input [2, 4, 8, 9] with groups=1, got [3, 9]");
+  o.origin[0] = -1;
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 3, 9}, o),
+            "a part of the output must lie within its 8 x 9 positions, got origin (-1, 0) and dilation_map [1, 1, 3, 9]");
+  o.part = false;
+  o.origin[0] = 5;
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 3, 9}, o), "origin (5, 0) is where a part of the output begins, but part is false");
+}
+
+TEST(Geometry, PaddingModes) {
+  ddu::Options o = options(3, 1, 1);
+  EXPECT_EQ(make({2, 4, 8, 9}, {1, 1, 8, 9}, o).padding_mode, ddu::PaddingMode::zeros);
+  o.padding_mode = ddu::PaddingMode::border;
+  EXPECT_EQ(make({2, 4, 8, 9}, {1, 1, 8, 9}, o).padding_mode, ddu::PaddingMode::border);
+  o.padding_mode = static_cast<ddu::PaddingMode>(2);
+  EXPECT_EQ(message({2, 4, 8, 9}, {1, 1, 8, 9}, o), "padding_mode must be zeros (0) or border (1), got 2");
+}
+
 TEST(Geometry, InputShape) {
   EXPECT_EQ(message({5, 5}, {5, 5}), "input must have shape [B, C, H, W] or [C, H, W], got [5, 5]");
   EXPECT_EQ(message({1, 1, 1, 5, 5}, {5, 5}), "input must have shape [B, C, H, W] or [C, H, W], got [1, 1, 1, 5, 5]");

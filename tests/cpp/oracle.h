@@ -99,8 +99,9 @@ Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map
               }
               const double way_y = (double(ky) - middle_y) * double(g.h.dilation);
               const double way_x = (double(kx) - middle_x) * double(g.w.dilation);
-              const double y = double(oy * g.h.stride - g.h.padding) + middle_y * double(g.h.dilation) + way_y * rate;
-              const double x = double(ox * g.w.stride - g.w.padding) + middle_x * double(g.w.dilation) + way_x * rate;
+              const std::int64_t row = oy + g.h.origin, column = ox + g.w.origin;
+              const double y = double(row * g.h.stride - g.h.padding) + middle_y * double(g.h.dilation) + way_y * rate;
+              const double x = double(column * g.w.stride - g.w.padding) + middle_x * double(g.w.dilation) + way_x * rate;
               // Far outside nothing is read; the test for it must come before a coordinate is made an integer.
               if (!(y > -2 && y < double(g.h.size) + 1 && x > -2 && x < double(g.w.size) + 1)) continue;
               const double top = std::floor(y), left = std::floor(x), fy = y - top, fx = x - left;
@@ -135,12 +136,13 @@ struct Case {
   std::int64_t batch, channels, height, width;
   ddu::Options options;
   bool broadcast = false;
+  std::int64_t part[2] = {0, 0};  // positions, where the options say that the call is on a part
 
   ddu::Geometry geometry() const {
     std::int64_t input[4] = {batch, channels, height, width}, map[4] = {broadcast ? 1 : batch, options.groups, 0, 0};
     for (int i = 0; i < 2; ++i) {
       const std::int64_t span = input[2 + i] + 2 * options.padding[i] - options.dilation[i] * (options.kernel_size[i] - 1) - 1;
-      map[2 + i] = span / options.stride[i] + 1;
+      map[2 + i] = options.part ? part[i] : span / options.stride[i] + 1;
     }
     return ddu::make_geometry({input, 4}, {map, 4}, options);
   }

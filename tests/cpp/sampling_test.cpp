@@ -45,6 +45,15 @@ TYPED_TEST(Sampling, PositionsFollowTheFormula) {
   }
 }
 
+// A call on a part of the output samples what the whole call does.
+TYPED_TEST(Sampling, PositionsCountFromTheOrigin) {
+  ddu::Axis part = axis(1000, 3, 2, 4, 3);
+  const ddu::Sampler<TypeParam> whole(part);
+  part.origin = 7;
+  const ddu::Sampler<TypeParam> sampler(part);
+  for (std::int32_t position : {0, 1, 50}) EXPECT_EQ(sampler.base(position), whole.base(position + 7));
+}
+
 TYPED_TEST(Sampling, FractionsAreAsExactFarFromZeroAsNear) {
   const ddu::Sampler<TypeParam> near(axis(1 << 20, 3)), far(axis(1 << 28, 3));
   for (TypeParam rate : {TypeParam(0.1), TypeParam(1.3), TypeParam(2.7)}) {

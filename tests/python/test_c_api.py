@@ -16,7 +16,13 @@ Pair = c_int64 * 2
 
 
 class Options(ctypes.Structure):
-    _fields_ = [(name, Pair) for name in ("kernel_size", "stride", "padding", "dilation")] + [("groups", c_int64)]
+    _fields_ = [
+        *[(name, Pair) for name in ("kernel_size", "stride", "padding", "dilation")],
+        ("groups", c_int64),
+        ("padding_mode", c_int32),
+        ("part", c_int32),
+        ("origin", Pair),
+    ]
 
 
 class Types(ctypes.Structure):
@@ -24,8 +30,10 @@ class Types(ctypes.Structure):
 
 
 class Geometry(ctypes.Structure):
-    _fields_ = [(name, c_int64) for name in ("batch", "channels", "groups", "map_batch")] + [
-        (name, c_int64 * 6) for name in ("h", "w")
+    _fields_ = [
+        *[(name, c_int64) for name in ("batch", "channels", "groups", "map_batch")],
+        *[(name, c_int64 * 7) for name in ("h", "w")],
+        ("padding_mode", c_int32),
     ]
 
 

@@ -45,13 +45,18 @@ typedef struct ddu_types {
   ddu_dtype map;
 } ddu_types;
 
+/* What a tap outside the image reads: 0, or the nearest pixel. */
+typedef int32_t ddu_padding_mode;
+enum { DDU_ZEROS = 0, DDU_BORDER = 1 };
+
 typedef struct ddu_axis {
   int64_t size;     /* of the input, in pixels */
-  int64_t out_size; /* of the output, in positions */
+  int64_t out_size; /* of the output of this call, in positions */
   int64_t kernel_size;
   int64_t stride;
   int64_t padding;
   int64_t dilation; /* base dilation, which the map multiplies */
+  int64_t origin;   /* position of the whole output that is this call's first */
 } ddu_axis;
 
 /* Made by ddu_make_geometry, and by nothing else: the other functions trust it. */
@@ -62,17 +67,22 @@ typedef struct ddu_geometry {
   int64_t map_batch; /* batch, or 1 and broadcast */
   ddu_axis h;
   ddu_axis w;
+  ddu_padding_mode padding_mode;
 } ddu_geometry;
 
-/* Pairs are (height, width). Start from DDU_OPTIONS_INIT. */
+/* Pairs are (height, width). Start from DDU_OPTIONS_INIT. With `part` not 0, the call has only a part of the output's
+ * positions: as many rows and columns as its map, from `origin` on. */
 typedef struct ddu_options {
   int64_t kernel_size[2];
   int64_t stride[2];
   int64_t padding[2];
   int64_t dilation[2];
   int64_t groups;
+  ddu_padding_mode padding_mode;
+  int32_t part;
+  int64_t origin[2];
 } ddu_options;
-#define DDU_OPTIONS_INIT {{1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}
+#define DDU_OPTIONS_INIT {{1, 1}, {1, 1}, {0, 0}, {1, 1}, 1, DDU_ZEROS, 0, {0, 0}}
 
 /* How the elements of input and grad_input lie: as above, or in the order of [batch, h.size, w.size, channels]. */
 typedef int32_t ddu_memory_format;

@@ -6,14 +6,21 @@
 
 namespace ddu {
 
+/// What a tap outside the image reads.
+enum class PaddingMode : std::int32_t {
+  zeros = 0,   ///< 0: the image is extended by zeros
+  border = 1,  ///< the nearest pixel of the image; along an axis in which it is outside, its derivative is 0
+};
+
 /// One spatial axis of the operator: what F.unfold knows about it.
 struct Axis {
   std::int64_t size;      ///< of the input, in pixels
-  std::int64_t out_size;  ///< of the output, in positions
+  std::int64_t out_size;  ///< of the output of this call, in positions
   std::int64_t kernel_size;
   std::int64_t stride;
   std::int64_t padding;
-  std::int64_t dilation;  ///< base dilation, which the map multiplies
+  std::int64_t dilation;    ///< base dilation, which the map multiplies
+  std::int64_t origin = 0;  ///< position of the whole output that is this call's first; see Options::part
 };
 
 /// Every size of one call, validated. Trivially copyable, so that it travels by value into kernels.
@@ -28,6 +35,7 @@ struct Geometry {
   std::int64_t map_batch;
   Axis h;
   Axis w;
+  PaddingMode padding_mode;
 
   constexpr std::int64_t taps() const { return h.kernel_size * w.kernel_size; }
   constexpr std::int64_t positions() const { return h.out_size * w.out_size; }
@@ -49,6 +57,11 @@ struct Options {
   std::int64_t padding[2] = {0, 0};
   std::int64_t dilation[2] = {1, 1};
   std::int64_t groups = 1;
+  PaddingMode padding_mode = PaddingMode::zeros;
+  /// Whether the call has only a part of the output's positions: as many rows and columns as its map, from `origin` on. The
+  /// input is whole all the same, and its gradient is that of these positions. So a large call can be made in pieces.
+  bool part = false;
+  std::int64_t origin[2] = {0, 0};
 };
 
 /// The sizes of a tensor, not owned.
@@ -57,8 +70,8 @@ struct Shape {
   int dims;
 };
 
-/// Positions along an axis (0 height, 1 width) of `size` pixels, as torch.nn.functional.unfold has them; 0 where no window
-/// fits. The options are valid.
+/// Positions of the whole output along an axis (0 height, 1 width) of `size` pixels, as torch.nn.functional.unfold has them; 0
+/// where no window fits. The options are valid.
 constexpr std::int64_t output_size(std::int64_t size, const Options& options, int axis) {
   const std::int64_t span = size + 2 * options.padding[axis] - options.dilation[axis] * (options.kernel_size[axis] - 1) - 1;
   return span < 0 ? 0 : span / options.stride[axis] + 1;
@@ -69,6 +82,7 @@ constexpr std::int64_t output_size(std::int64_t size, const Options& options, in
 ///
 /// input is [B, C, H, W] with a map [B or 1, groups, Ho, Wo], or [C, H, W] with a map [groups, Ho, Wo], where
 ///   Ho = floor((H + 2 * padding - dilation * (kernel_size - 1) - 1) / stride) + 1        (as torch.nn.functional.unfold)
+/// or, of a part of the output, as many rows and columns of it as the map has.
 /// Throws ddu::invalid_argument, which names the argument, what was expected and what was given.
 DDU_API Geometry make_geometry(Shape input, Shape dilation_map, const Options& options);
 
