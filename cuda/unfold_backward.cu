@@ -55,6 +55,8 @@ struct Plan {
 
   /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
   bool clears() const { return grad_input && !block_clears && !deterministic; }
+  /// Whether tiles store windows of sums for grad_input, which are added up in a fixed order.
+  bool stores_windows() const { return grad_input && deterministic; }
 
  private:
   void choose_kernel(const Geometry& g) {
@@ -63,7 +65,7 @@ struct Plan {
     } else {
       choose_gradients<0>();
     }
-    if (deterministic) config.max_elements = stored_window_elements(g);
+    if (stores_windows()) config.max_elements = stored_window_elements(g);
   }
   template <int K>
   void choose_gradients() {
@@ -73,8 +75,15 @@ struct Plan {
   }
   template <int K, bool kInput, bool kMap>
   void choose_settings() {
-    config = deterministic ? backward_config<T, K, kInput, kMap, true>() : backward_config<T, K, kInput, kMap, false>();
-    kernel = deterministic ? backward_kernel<T, K, kInput, kMap, true> : backward_kernel<T, K, kInput, kMap, false>;
+    if constexpr (kInput) {
+      if (stores_windows()) {
+        config = backward_config<T, K, kInput, kMap, true>();
+        kernel = backward_kernel<T, K, kInput, kMap, true>;
+        return;
+      }
+    }
+    config = backward_config<T, K, kInput, kMap, false>();
+    kernel = backward_kernel<T, K, kInput, kMap, false>;
   }
 };
 

@@ -32,20 +32,22 @@ struct Forward {
     if (copy && !tiles.marks) planes_to_rows<T>(g, rows, {}, given.input, copy, {}, strange, stream);  // else with the columns
     auto p = make_params<T>(g, types, rows, kTurnsInMemory<T>);
     p.tiles = tiles;
-    const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input), given.dilation_map,
-                                     static_cast<T*>(given.output), strange, strange_count};
+    const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input),
+                                     given.dilation_map,
+                                     static_cast<T*>(given.output),
+                                     strange,
+                                     strange_count,
+                                     whole_columns(g, given.output, kVec<T>)};
     const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0,
                       table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);
     const std::size_t shared = std::max(turned + table, tiles.marks ? conversion.shared : 0);
-    with_flag(copy || whole_vectors(g, given.input, kVec<T>), [&](auto whole_rows) {
-      with_flag(whole_columns(g, given.output, kVec<T>), [&](auto whole_columns) {
-        const unsigned blocks = blocks_of(p, g),
-                       resident = static_cast<unsigned>(kColumnsBlocks<T> * current_device().multiprocessors);
-        launch(columns_forward_kernel<T, whole_rows.value, whole_columns.value>,
-               {tiles.marks ? std::min(blocks, resident) : blocks, kRowThreads, shared, true}, stream, p, tensors, blocks,
-               work);
-      });
-    });
+    const auto kernel = !copy && !whole_vectors(g, given.input, kVec<T>) ? columns_forward_kernel<T, ForwardKind::any>
+                        : tensors.whole_columns                          ? columns_forward_kernel<T, ForwardKind::whole>
+                                                                         : columns_forward_kernel<T, ForwardKind::rows>;
+    const unsigned blocks = blocks_of(p, g),
+                   resident = static_cast<unsigned>(kColumnsBlocks<T> * current_device().multiprocessors);
+    launch(kernel, {tiles.marks ? std::min(blocks, resident) : blocks, kRowThreads, shared, true}, stream, p, tensors, blocks,
+           work);
   }
 };
 

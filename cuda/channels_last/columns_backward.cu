@@ -64,15 +64,10 @@ class Backward {
     tensors.map_part = (rest_ ? rest_->grad_map_is_whole : map_arrays_ == 0) ? 0 : g_.map_numel();
     tensors.whole = whole_columns(g_, tensors.grad_output, kVec<T>);
     prepare(tensors, stream);
-    const bool whole_rows = !own_ || ((!given_.grad_map || whole_vectors(g_, given_.input, kVec<T>)) &&
-                                      (sums_ || !given_.grad_input || whole_vectors(g_, given_.grad_input, kVec<T>)) &&
-                                      g_.group_channels() % kVec<T> == 0);
-    with_flag(whole_rows, [&](auto rows) {
-      constexpr bool kRows = rows.value;
-      if (given_.grad_input && given_.grad_map) return scatter<true, true, kRows>(tensors, stream);
-      if (given_.grad_input) return scatter<true, false, kRows>(tensors, stream);
-      if constexpr (!Sums::kOrdered) scatter<false, true, kRows>(tensors, stream);
-    });
+    tensors.rows = !own_ || ((!given_.grad_map || whole_vectors(g_, given_.input, kVec<T>)) &&
+                             (sums_ || !given_.grad_input || whole_vectors(g_, given_.grad_input, kVec<T>)) &&
+                             g_.group_channels() % kVec<T> == 0);
+    scatter(tensors, stream);
     if (given_.grad_input) finish_input(tensors.sums, stream);
     if (given_.grad_map && !rest_ && map_sums_) finish_map(stream);
   }
@@ -121,21 +116,24 @@ class Backward {
              count % kVec<T> == 0 && is_aligned(tensors.grad_output, 16), largest_);
     }
   }
-  template <bool kInput, bool kMap, bool kRows>
   void scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
-    if constexpr (kInput && kRows && Sums::kBulk) {
-      if (current_device().overlaps && params_.log_lanes == 4)
-        return launch_scatter<kInput, kMap, kRows, true>(tensors, stream);
+    if constexpr (Sums::kBulk) {
+      if (given_.grad_input && tensors.rows && current_device().overlaps && params_.log_lanes == 4)
+        return launch_scatter<BackwardKind::bulk>(tensors, stream);
     }
-    launch_scatter<kInput, kMap, kRows, false>(tensors, stream);
+    if constexpr (!Sums::kOrdered && sizeof(T) < 8) {
+      if (tensors.rows && !given_.grad_input) return launch_scatter<BackwardKind::map>(tensors, stream);
+      if (tensors.rows && given_.grad_map) return launch_scatter<BackwardKind::both>(tensors, stream);
+    }
+    launch_scatter<BackwardKind::any>(tensors, stream);
   }
-  template <bool kInput, bool kMap, bool kRows, bool kBulk>
+  template <BackwardKind kKind>
   void launch_scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
-    const int bytes = ColumnSquares<T>::kBytes + TapTable<Acc, kMap>::bytes(params_.run) +
-                      (kInput ? RowScatter<T, Sums, kRows, kBulk>::kBytes : 0);
+    const int bytes = ColumnSquares<T>::kBytes + TapTable<Acc, true>::bytes(params_.run) +
+                      RowScatter<T, Sums, kKind == BackwardKind::bulk>::kBytes;
     // Where perhaps nothing is left to do, no more blocks than run at once: they end sooner.
     const unsigned blocks = blocks_of(params_, g_), resident = static_cast<unsigned>(2 * current_device().multiprocessors);
-    launch(columns_backward_kernel<T, Sums, kInput, kMap, kRows, kBulk>,
+    launch(columns_backward_kernel<T, Sums, kKind>,
            {rest_ ? std::min(blocks, resident) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true},
            stream, params_, tensors, blocks);
   }
@@ -147,19 +145,13 @@ class Backward {
     const auto pixel_blocks = grid_size(ceil_div(g_.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
     params.by_pixel_blocks = Divider(pixel_blocks);
     const unsigned blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g_.groups * g_.batch);
-    const auto finish = [&](auto* planes, auto whole, auto add) {
-      using To = std::remove_pointer_t<decltype(planes)>;
-      launch(rows_to_planes_kernel<T, Sums, To, whole.value, add.value>, {blocks, kRowThreads, 0, true}, stream, params,
-             params_.tiles, sums, planes);
+    const auto finish = [&](auto kernel, auto* planes) {
+      launch(kernel, {blocks, kRowThreads, 0, true}, stream, params, params_.tiles, sums, planes, conversion.whole(planes));
     };
     if constexpr (sizeof(T) < 8) {
-      if (rest_) {
-        return with_flag(conversion.whole(rest_->grad_input),
-                         [&](auto whole) { finish(static_cast<Acc*>(rest_->grad_input), whole, std::true_type{}); });
-      }
+      if (rest_) return finish(rows_to_planes_kernel<T, Sums, Acc, true>, static_cast<Acc*>(rest_->grad_input));
     }
-    with_flag(conversion.whole(given_.grad_input),
-              [&](auto whole) { finish(static_cast<T*>(given_.grad_input), whole, std::false_type{}); });
+    finish(rows_to_planes_kernel<T, Sums, T, false>, static_cast<T*>(given_.grad_input));
   }
   void finish_rows(const Sums& sums, Stream stream) const {
     if constexpr (Sums::kOrdered) {

@@ -23,7 +23,15 @@ struct ColumnsBackwardPointers {
   accumulator_t<T>* grad_map;  // sums, written or added to; null if not wanted
   std::int64_t map_part;       // elements between the sums for the map that different blocks write; 0 where they add theirs
   bool whole;                  // whether columns start at multiples of 16 bytes
+  bool rows;                   // whether pixels do, and all of their vectors are whole
 };
+
+/// What a kernel is made for. Those for `both` gradients and for the `map`'s alone are for whole vectors, and take all of a
+/// lane's positions at once. The others take two at a time, which keeps them small, and ask which gradients are wanted: `any`
+/// serves every layout; `bulk` adds rows of 256 bytes or more at once, where 16 lanes share a position and vectors are whole.
+enum class BackwardKind { both, map, any, bulk };
+template <BackwardKind kKind>
+constexpr bool kAsks = kKind == BackwardKind::any || kKind == BackwardKind::bulk;
 
 /// Channels of a lane: 16 bytes of sums.
 template <class T>
@@ -106,7 +114,7 @@ struct ColumnSquares {
 };
 
 /// Adds one lane's gradients onto the corners of taps.
-template <class T, class Sums, bool kRows, bool kBulk>
+template <class T, class Sums, bool kBulk>
 struct RowScatter {
   using Acc = accumulator_t<T>;
   using Word = typename Sums::Word;
@@ -156,8 +164,10 @@ struct RowScatter {
       }
     }
   }
-  /// Position `i` of this lane's; `where` is 0 if it is not one of ours.
-  __device__ __forceinline__ void add(int i, long long where, const Acc (&weight)[4], Acc (&grad)[kN], bool strange) const {
+  /// Position `i` of this lane's; `where` is 0 if it is not one of ours. `rows` says that pixels start at multiples of 16
+  /// bytes.
+  __device__ __forceinline__ void add(int i, long long where, const Acc (&weight)[4], Acc (&grad)[kN], bool strange,
+                                      bool rows) const {
     if (strange) take_out(grad, where, weight);
     lane.scale(grad);
     if (kBulk && i % kStep == 0) {
@@ -177,7 +187,8 @@ struct RowScatter {
       } else {
 #pragma unroll
         for (int array = 0; array < Sums::kWords; ++array) {
-          add_channels<kRows>(array_of(array) + first + (where >> 8) + corner_offset(corner), word[array], channels);
+          Word* to = array_of(array) + first + (where >> 8) + corner_offset(corner);
+          rows ? add_channels<true>(to, word[array], channels) : add_channels<false>(to, word[array], channels);
         }
       }
     }
@@ -239,20 +250,32 @@ __device__ __forceinline__ void store_slopes(const Params& p, const Pointers& te
   }
 }
 
-/// One block of `columns_backward_kernel`. kRows: pixels start at multiples of 16 bytes. kBulk: 16 lanes share a position, and
-/// its channels are added as one row.
-template <class T, class Sums, bool kInput, bool kMap, bool kRows, bool kBulk>
+/// Moves values `kBy` places down, and the first ones to the end.
+template <int kBy, class V, int kN>
+__device__ __forceinline__ void rotate(V (&values)[kN]) {
+  V first[kBy];
+#pragma unroll
+  for (int i = 0; i < kBy; ++i) first[i] = values[i];
+#pragma unroll
+  for (int i = 0; i < kN; ++i) values[i] = i + kBy < kN ? values[i + kBy] : first[i + kBy - kN];
+}
+
+/// One block of `columns_backward_kernel`.
+template <class T, class Sums, BackwardKind kKind>
 __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T>>& p,
                                                  const ColumnsBackwardPointers<T, Sums>& tensors, unsigned block,
                                                  char* shared) {
   using Acc = accumulator_t<T>;
-  using Table = TapTable<Acc, kMap>;
-  using Scatter = RowScatter<T, Sums, kRows, kBulk>;
-  constexpr int kPositions = kVec<T>, kChannels = kBackwardChannels<T>;
+  using Table = TapTable<Acc, true>;
+  constexpr bool kBulk = kKind == BackwardKind::bulk;
+  using Scatter = RowScatter<T, Sums, kBulk>;
+  constexpr int kPositions = kVec<T>, kChannels = kBackwardChannels<T>, kAtOnce = kAsks<kKind> ? 2 : kPositions;
   const WarpWork<T, kChannels> work(p, block);
   const bool any = work.any && work.any_marked(p);
   if (!any) return;
-  char* memory = shared + kRowWarps * (kInput ? Scatter::kBytes : 0);
+  const bool with_input = kAsks<kKind> ? tensors.sums.words != nullptr : kKind == BackwardKind::both;
+  const bool with_map = !kAsks<kKind> || tensors.grad_map, rows = kKind != BackwardKind::any || tensors.rows;
+  char* memory = shared + kRowWarps * Scatter::kBytes;
   const int first = work.quad * kPositions,
             there = int(min(p.positions - work.first_position - first, std::int64_t{kPositions}));
   ColumnSquares<T> squares(
@@ -276,56 +299,66 @@ __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T
       squares.next(square, tap + t + 1 < work.last_tap);
       const int entry = t * work.run + first, ky = (tap + t) / p.kernel_w;
       const Acc offset_y = p.y.offset(ky), offset_x = p.x.offset(tap + t - ky * p.kernel_w);
-      const bool strange = kInput && any_strange<T, kBulk>(square);
+      const bool strange = with_input && any_strange<T, kBulk>(square);
+#pragma unroll 1
+      for (int i0 = 0; i0 < kPositions; i0 += kAtOnce) {
 #pragma unroll
-      for (int i = 0; i < kPositions; ++i) {
-        const auto where_of = [&](int of) { return marked >> of & 1 ? table.where[entry + of] : 0; };
-        const typename Table::Where where = work.channels > 0 ? where_of(i) : 0;
-        const typename Table::CornerWeights w = table.weights[entry + i];
-        Acc grad[kChannels];
+        for (int j = 0; j < kAtOnce; ++j) {
+          const int i = i0 + j;
+          const auto where_of = [&](int of) { return marked >> of & 1 ? table.where[entry + of] : 0; };
+          const typename Table::Where where = work.channels > 0 ? where_of(i) : 0;
+          const typename Table::CornerWeights w = table.weights[entry + i];
+          Acc grad[kChannels];
 #pragma unroll
-        for (int c = 0; c < kChannels; ++c) grad[c] = square[c].get(i);
-        if constexpr (kMap) {
-          SlopeSums<Acc> sums;
-          sums.template add<T, kChannels>(
-              Corners<T, kChannels>::template load<kRows>(input + (where >> 8), scatter.pixel, scatter.row,
-                                                          unsigned(where) & 15, work.channels),
-              grad);
-          const typename Table::Fractions f = table.fractions[entry + i];
-          if (where & 15) slopes[i] += sums.slope(f.y, f.x, offset_y, offset_x);
-        }
-        if constexpr (kInput) {
-          scatter.add(i, where, w.corner, grad, strange);
-          if constexpr (kBulk) {
-            if (i % Scatter::kStep == Scatter::kStep - 1) {
-              publish_to_bulk();
-              __syncwarp();
-              if (scatter.has_staged()) scatter.add_staged(where_of(scatter.staged_position(i)), strange);
-              commit_bulk();
+          for (int c = 0; c < kChannels; ++c) grad[c] = square[c].get(j);
+          if (with_map) {
+            SlopeSums<Acc> sums;
+            sums.template add<T, kChannels>(Corners<T, kChannels>::load(rows, input + (where >> 8), scatter.pixel, scatter.row,
+                                                                        unsigned(where) & 15, work.channels),
+                                            grad);
+            const typename Table::Fractions f = table.fractions[entry + i];
+            if (where & 15) slopes[j] += sums.slope(f.y, f.x, offset_y, offset_x);
+          }
+          if (with_input) {
+            scatter.add(i, where, w.corner, grad, strange, rows);
+            if constexpr (kBulk) {
+              if (i % Scatter::kStep == Scatter::kStep - 1) {
+                publish_to_bulk();
+                __syncwarp();
+                if (scatter.has_staged()) scatter.add_staged(where_of(scatter.staged_position(i)), strange);
+                commit_bulk();
+              }
             }
           }
+        }
+        if constexpr (kAtOnce < kPositions) {
+          rotate<kAtOnce>(slopes);
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) square[c].template skip<kAtOnce>();
         }
       }
     }
   }
-  if constexpr (kInput && kBulk) wait_for_bulk_reads();
-  if constexpr (kMap) store_slopes<T, kPositions>(p, tensors, work, table, slopes, marked);
+  if constexpr (kBulk) wait_for_bulk_reads();
+  if (with_map) store_slopes<T, kPositions>(p, tensors, work, table, slopes, marked);
 }
 
 /// Does `blocks` blocks' work: one each, or, where only marked tiles are wanted, as many as there are.
-template <class T, class Sums, bool kInput, bool kMap, bool kRows, bool kBulk>
+template <class T, class Sums, BackwardKind kKind>
 __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
     columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors,
                             unsigned blocks) {
-  extern __shared__ char shared[];
-  if (p.tiles.marks) {
-    wait_for_previous();
-    if (!p.tiles.any(0, std::int64_t{p.images} * p.groups * p.tiles.tiles)) return;
-  }
+  if constexpr (kKind != BackwardKind::bulk || kBulkReductions) {
+    extern __shared__ char shared[];
+    if (p.tiles.marks) {
+      wait_for_previous();
+      if (!p.tiles.any(0, std::int64_t{p.images} * p.groups * p.tiles.tiles)) return;
+    }
 #pragma unroll 1
-  for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
-    __syncwarp();  // the shared memory of the block before is free
-    columns_backward<T, Sums, kInput, kMap, kRows, kBulk>(p, tensors, block, shared);
+    for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
+      __syncwarp();  // the shared memory of the block before is free
+      columns_backward<T, Sums, kKind>(p, tensors, block, shared);
+    }
   }
 }
 

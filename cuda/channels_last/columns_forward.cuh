@@ -18,6 +18,7 @@ struct ColumnsPointers {
   T* output;
   const unsigned char* strange;  // for each image, `strange_count` bytes: zero where what a block read is finite; null: unknown
   int strange_count;
+  bool whole_columns;  // whether columns start at multiples of 16 bytes
 };
 
 /// Blocks that share a multiprocessor: registers decide.
@@ -66,8 +67,11 @@ __device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std
   }
 }
 
+/// What a kernel is made for: whole vectors of channels, and columns whose vectors are whole or not; or any tensors at all.
+enum class ForwardKind { whole, rows, any };
+
 /// What one warp does.
-template <class T, bool kRows, bool kColumns>
+template <class T, ForwardKind kKind>
 __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>& p, const ColumnsPointers<T>& tensors,
                                               const WarpWork<T>& work, const TurnTile<T>& tile,
                                               const TapTable<accumulator_t<T>, false>& table) {
@@ -88,6 +92,8 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   const unsigned mine = work.channels > 0 ? 15 : 0;
   const int shift = corner_shift(tensors, work.image);
   const int at_once = Table::entries(work.run) / work.run;
+  constexpr bool kAny = kKind == ForwardKind::any, kRows = !kAny;
+  const bool columns = kAny ? tensors.whole_columns : kKind == ForwardKind::whole;
 #pragma unroll 1
   for (int tap = work.first_tap; tap < work.last_tap; tap += at_once) {
     table.fill(p, work, tap);
@@ -97,27 +103,34 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
       const auto sample = [&](int unit) {
         const int entry = t * work.run + unit * kN;
         Square<T> square;
+        constexpr int kAtOnce = kAny ? 2 : kN;  // positions; few keep the code small
+#pragma unroll 1
+        for (int i0 = 0; i0 < kN; i0 += kAtOnce) {
+          square.template skip<kAtOnce>();
 #pragma unroll
-        for (int i = 0; i < kN; ++i) {
-          const typename Table::Where where = table.where[entry + i];
-          const typename Table::CornerWeights w = table.weights[entry + i];
-          const auto corners = Corners<T>::template load<kRows>(input + (where >> 8), p.rows.pixel, row,
-                                                                (unsigned(where) >> shift) & mine, work.channels);
-          Acc value[kN];
+          for (int j = 0; j < kAtOnce; ++j) {
+            const typename Table::Where where = table.where[entry + i0 + j];
+            const typename Table::CornerWeights w = table.weights[entry + i0 + j];
+            const auto corners = Corners<T>::template load<kRows>(input + (where >> 8), p.rows.pixel, row,
+                                                                  (unsigned(where) >> shift) & mine, work.channels);
+            Acc value[kN];
 #pragma unroll
-          for (int c = 0; c < kN; ++c) {
-            value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
-                       w.corner[3] * corners.d.get(c);
-            if (w.corner[0] == 1 && value[c] == 0) value[c] = corners.a.get(c);  // a zero on a pixel keeps its sign
+            for (int c = 0; c < kN; ++c) {
+              value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
+                         w.corner[3] * corners.d.get(c);
+              if (w.corner[0] == 1 && value[c] == 0) value[c] = corners.a.get(c);  // a zero on a pixel keeps its sign
+            }
+            square.set(kN - kAtOnce + j, value);
           }
-          square.set(i, value);
         }
 #pragma unroll
         for (int c = 0; c < kN; ++c) {
           if constexpr (kTurnsInMemory<T>) {
             tile.unit(work.vector * kN + c, unit) = square.channel[c].whole;
           } else if (c < work.channels && there > 0) {
-            store_positions<kColumns>(out + c * from_channel, square.channel[c], there);
+            T* to = out + c * from_channel;
+            columns ? store_positions<true>(to, square.channel[c], there)
+                    : store_positions<false>(to, square.channel[c], there);
           }
         }
       };
@@ -125,7 +138,8 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
 #pragma unroll 1
         for (int unit = work.quad; unit * kN < work.run; unit += 32 >> p.log_lanes) sample(unit);
         __syncwarp();
-        store_lines<kColumns>(tile, out, from_channel, channels, positions);
+        columns ? store_lines<true>(tile, out, from_channel, channels, positions)
+                : store_lines<false>(tile, out, from_channel, channels, positions);
       } else {
         sample(work.quad);
       }
@@ -158,7 +172,7 @@ __device__ void convert_together(const PlanesToRows<T>& conversion, const TileMa
 
 /// A few blocks, resident at once, share `blocks` blocks of work: most often no tile is marked, and all end at once. Where
 /// there are marks, they come before the rows that their columns are made of.
-template <class T, bool kRows, bool kColumns>
+template <class T, ForwardKind kKind>
 __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
     columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks,
                            const PlanesToRows<T> conversion) {
@@ -166,7 +180,7 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
   wait_for_previous();
   if (!p.tiles.any(0, std::int64_t{p.tiles.tiles} * p.groups * p.images)) return;
   const TurnTile<T> tile(shared, p.log_lanes);
-  if constexpr (kRows) {
+  if constexpr (kKind != ForwardKind::any) {
     if (p.tiles.marks) convert_together(conversion, p.tiles, tile);
   }
   const TapTable<accumulator_t<T>, false> table(shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0),
@@ -174,7 +188,7 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
 #pragma unroll 1
   for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
     const WarpWork<T> work(p, block);
-    if (work.any && work.any_marked(p)) store_columns<T, kRows, kColumns>(p, tensors, work, tile, table);
+    if (work.any && work.any_marked(p)) store_columns<T, kKind>(p, tensors, work, tile, table);
   }
 }
 

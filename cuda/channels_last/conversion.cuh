@@ -48,7 +48,7 @@ struct PlanesToRows {
       const int first_channel = (int(slice) << params.log_lanes) * kVec<T>;
       const T* from = planes + (std::int64_t{plane} * params.group_channels + first_channel) * params.pixels;
       const std::int64_t to = image * params.rows.image + group * params.rows.group + first_channel;
-      finite = whole ? copy<true>(block, first_channel, from, to, tile) : copy<false>(block, first_channel, from, to, tile);
+      finite = copy(block, first_channel, from, to, tile);
     }
     if (!strange) return;
     const bool found = __syncthreads_or(!finite);
@@ -56,12 +56,10 @@ struct PlanesToRows {
   }
 
  private:
-  template <bool kPlanes>
   __device__ bool copy(unsigned block, int first_channel, const T* from, std::int64_t to, const TurnTile<T>& tile) const;
 };
 
 template <class T>
-template <bool kPlanes>
 __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_channel, const T* planes, std::int64_t from,
                                                       const TurnTile<T>& tile) const {
   constexpr int kN = kVec<T>;
@@ -69,12 +67,12 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
   const int lane = int(threadIdx.x) % 32, lanes = 1 << p.log_lanes, units = 1 << tile.log_units, run = units * kN;
   const int channels = min(p.group_channels - first_channel, lanes * kN);
   const int vector = lane & (lanes - 1);
-  accumulator_t<T> check = 0;
+  unsigned found = 0;  // whether anything is not finite
   const std::int64_t step = std::int64_t{p.by_blocks.divisor} * kRowWarps * run;
   for (std::int64_t pixel = (std::int64_t{block} * kRowWarps + threadIdx.x / 32) * run; pixel < p.pixels; pixel += step) {
     const int there = int(min(p.pixels - pixel, std::int64_t{run}));
     __syncwarp();
-    if constexpr (kPlanes) {
+    if (whole) {
       const int unit = lane & (units - 1);
       const T* at = planes + pixel + unit * kN;
       constexpr int kBatch = 8;
@@ -90,8 +88,7 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
           const int c = c0 + j * (32 >> tile.log_units);
           if (c >= lanes * kN) continue;
           tile.unit(c, unit) = bits[j].whole;
-#pragma unroll
-          for (int i = 0; i < kN; ++i) check += bits[j].get(i) * 0;
+          found |= bits[j].strange();
         }
       }
     } else {
@@ -100,7 +97,7 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
         for (int c = 0; c < lanes * kN; ++c) {
           const T value = c < channels && i < there ? __ldg(planes + c * p.pixels + pixel + i) : T(0.f);
           tile.element(c, i) = value;
-          check += widen(value) * 0;
+          found |= widen(value) * 0 != 0;
         }
       }
     }
@@ -124,7 +121,7 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
       }
     }
   }
-  return check == 0;
+  return found == 0;
 }
 
 /// All of it, or that of planes with marks.

@@ -42,6 +42,27 @@ union Bits16 {
       word[i / 2] = i % 2 ? word[i / 2] & 0xffffu | bits << 16 : word[i / 2] & 0xffff0000u | bits;
     }
   }
+  /// Not zero if an element is not finite: adding one to its exponent then reaches the bit of the sign.
+  __device__ __forceinline__ unsigned strange() const {
+    if constexpr (sizeof(T) == 8) {
+      return wide[0] * 0 + wide[1] * 0 != 0;
+    } else {
+      constexpr unsigned kOne = sizeof(T) == 4 ? 0x00800000 : std::is_same_v<T, __half> ? 0x04000400 : 0x00800080;
+      constexpr unsigned kSign = sizeof(T) == 4 ? 0x80000000 : 0x80008000, kExponent = kSign - kOne;
+      unsigned found = 0;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) found |= ((word[w] & kExponent) + kOne) & kSign;
+      return found;
+    }
+  }
+  /// Moves element kCount to the place of the first, and those behind it likewise: a loop that is not unrolled cannot index
+  /// registers.
+  template <int kCount>
+  __device__ __forceinline__ void skip() {
+    constexpr int kWords = kCount * int(sizeof(T)) / 4;
+#pragma unroll
+    for (int w = 0; w + kWords < 4; ++w) word[w] = word[w + kWords];
+  }
 };
 
 /// Loads 16 bytes that another block of this kernel may have written, before a barrier of both: not by __ldg. As free to move
@@ -92,6 +113,10 @@ struct Corners {
     if (inside & 8) corners.d = load_channels<kAligned, kN>(at + row + pixel, count);
     return corners;
   }
+  __device__ __forceinline__ static Corners load(bool aligned, const T* at, std::int64_t pixel, std::int64_t row,
+                                                 unsigned inside, int count) {
+    return aligned ? load<true>(at, pixel, row, inside, count) : load<false>(at, pixel, row, inside, count);
+  }
 };
 
 /// A lane's values of one tap: kVec positions of kVec channels.
@@ -118,6 +143,12 @@ struct Square {
         channel[c].word[i / 2] = reinterpret_cast<const unsigned&>(two);
       }
     }
+  }
+  /// Moves positions as Bits16::skip does.
+  template <int kCount>
+  __device__ __forceinline__ void skip() {
+#pragma unroll
+    for (int c = 0; c < kN; ++c) channel[c].template skip<kCount>();
   }
 };
 

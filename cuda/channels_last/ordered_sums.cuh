@@ -10,6 +10,11 @@
 
 namespace ddu::cuda {
 
+/// 2^exponent, which must be a normal number of a double.
+__device__ __forceinline__ double power_of_two(int exponent) {
+  return __longlong_as_double(static_cast<long long>(1023 + exponent) << 52);
+}
+
 template <class T>
 struct OrderedSums {
   using Acc = accumulator_t<T>;
@@ -35,12 +40,28 @@ struct OrderedSums {
     const unsigned kind = term != term ? 3 : term > 0 ? 1 : 2;
     atomicOr(strange + sum / 16, kind << (sum % 16 * 2));
   }
-  __device__ __forceinline__ Acc value(std::int64_t sum, std::int64_t plane) const {
-    const unsigned kind = strange[sum / 16] >> (sum % 16 * 2) & 3;
-    if (kind != 0) return kind == 3 ? Acc(NAN) : kind == 1 ? Acc(INFINITY) : -Acc(INFINITY);
-    double units = double(static_cast<long long>(words[sum]));
-    if constexpr (kWords == 2) units += ldexp(double(static_cast<long long>(words[array + sum])), -bits);
-    return Acc(ldexp(units, -exponent(plane)));
+  /// A channel's unit: one power of two alone may be too small a number of a double.
+  struct Unit {
+    double factor[kWords];
+  };
+  __device__ __forceinline__ Unit unit(std::int64_t plane) const {
+    const int e = -exponent(plane);
+    if constexpr (kWords == 2) {
+      return {{power_of_two(e / 2), power_of_two(e - e / 2)}};
+    } else {
+      return {{power_of_two(e)}};
+    }
+  }
+  /// Of this sum and the next ones, up to the end of 16.
+  __device__ __forceinline__ unsigned marks(std::int64_t sum) const { return strange[sum / 16] >> (sum % 16 * 2); }
+  /// `mark` is the lowest of the sum's marks.
+  __device__ __forceinline__ Acc value(std::int64_t sum, const Unit& unit, unsigned mark) const {
+    double value = double(static_cast<long long>(words[sum]));
+    if constexpr (kWords == 2) value += double(static_cast<long long>(words[array + sum])) * power_of_two(-bits);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) value *= unit.factor[i];
+    const unsigned kind = mark & 3;
+    return kind == 0 ? Acc(value) : kind == 3 ? Acc(NAN) : kind == 1 ? Acc(INFINITY) : -Acc(INFINITY);
   }
 
   /// What one lane's channels are multiplied by: two powers of two, since one alone may be too large a number.
@@ -52,8 +73,8 @@ struct OrderedSums {
 #pragma unroll
       for (int c = 0; c < kN; ++c) {
         const int e = sums.words && c < channels ? sums.exponent(plane + c) : 0;
-        factor[0][c] = Acc(ldexp(1.0, e / 2));
-        factor[1][c] = Acc(ldexp(1.0, e - e / 2));
+        factor[0][c] = Acc(power_of_two(e / 2));
+        factor[1][c] = Acc(power_of_two(e - e / 2));
       }
     }
     __device__ __forceinline__ void scale(Acc (&grad)[kN]) const {
@@ -70,7 +91,7 @@ struct OrderedSums {
       } else {
         const long long whole = __double2ll_rn(term[c]);
         word[0][c] = Word(whole);
-        word[1][c] = Word(__double2ll_rn(ldexp(term[c] - double(whole), bits)));
+        word[1][c] = Word(__double2ll_rn((term[c] - double(whole)) * power_of_two(bits)));
       }
     }
   }
@@ -118,7 +139,7 @@ __global__ void __launch_bounds__(256)
     ordered_to_rows_kernel(const OrderedSums<T> sums, std::int64_t count, std::int64_t image, int channels, T* gradient) {
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    gradient[i] = narrow<T>(sums.value(i, i / image * channels + i % channels));
+    gradient[i] = narrow<T>(sums.value(i, sums.unit(i / image * channels + i % channels), sums.marks(i)));
   }
 }
 

@@ -126,13 +126,6 @@ struct Conversion {
   }
 };
 
-/// Calls body(std::bool_constant) for a condition known when the call comes.
-template <class Body>
-void with_flag(bool flag, Body body) {
-  if (flag) return body(std::true_type{});
-  body(std::false_type{});
-}
-
 /// Turns planes into a copy of ours, and clears sums beside it; either may be null.
 template <class T>
 void planes_to_rows(const Geometry& g, const RowLayout& rows, const TileMarks& tiles, const void* planes, T* copy,

@@ -34,76 +34,107 @@ struct ConversionWork {
   }
 };
 
-/// The sums of kN channels of one pixel; `plane` counts channels over all images.
-template <class T, int kN>
-__device__ __forceinline__ void load_sums(const FloatingSums<T>& sums, std::int64_t at, std::int64_t, int,
-                                          accumulator_t<T> (&value)[kN]) {
+/// Reads the sums of kVec channels of pixels, from the first channel `plane` of all images on.
+template <class T, class Sums>
+struct SumsReader;
+
+template <class T>
+struct SumsReader<T, FloatingSums<T>> {
   using Acc = accumulator_t<T>;
-  const auto* from = reinterpret_cast<const uint4*>(sums.words + at);
+  const FloatingSums<T>& sums;
+
+  __device__ SumsReader(const FloatingSums<T>& sums, std::int64_t, int) : sums(sums) {}
+  __device__ __forceinline__ void load(std::int64_t at, Acc (&value)[kVec<T>]) const {
+    const auto* from = reinterpret_cast<const uint4*>(sums.words + at);
 #pragma unroll
-  for (int v = 0; v < int(sizeof(Acc) / sizeof(T)); ++v) {
-    Bits16<Acc> some;
-    some.whole = from[v];
+    for (int v = 0; v < int(sizeof(Acc) / sizeof(T)); ++v) {
+      Bits16<Acc> some;
+      some.whole = from[v];
 #pragma unroll
-    for (int c = 0; c < kVec<Acc>; ++c) value[v * kVec<Acc> + c] = some.get(c);
+      for (int c = 0; c < kVec<Acc>; ++c) value[v * kVec<Acc> + c] = some.get(c);
+    }
   }
-}
-template <class T, int kN>
-__device__ __forceinline__ void load_sums(const OrderedSums<T>& sums, std::int64_t at, std::int64_t plane, int channels,
-                                          accumulator_t<T> (&value)[kN]) {
+};
+template <class T>
+struct SumsReader<T, OrderedSums<T>> {
+  const OrderedSums<T>& sums;
+  int channels;
+  typename OrderedSums<T>::Unit unit[kVec<T>];
+
+  __device__ SumsReader(const OrderedSums<T>& sums, std::int64_t plane, int channels) : sums(sums), channels(channels) {
 #pragma unroll
-  for (int c = 0; c < kN; ++c) value[c] = c < channels ? sums.value(at + c, plane + c) : 0;
+    for (int c = 0; c < kVec<T>; ++c) {
+      if (c < channels) unit[c] = sums.unit(plane + c);
+    }
+  }
+  __device__ __forceinline__ void load(std::int64_t at, accumulator_t<T> (&value)[kVec<T>]) const {
+    const unsigned marks = sums.marks(at);  // vectors do not cross what these are of
+#pragma unroll
+    for (int c = 0; c < kVec<T>; ++c) value[c] = c < channels ? sums.value(at + c, unit[c], marks >> (2 * c)) : 0;
+  }
+};
+
+/// Writes one channel's pixels, or, kAdd, adds to them. kWhole: they are 16 bytes of T, or several times 16 bytes.
+template <bool kAdd, bool kWhole, class T, class To>
+__device__ __forceinline__ void store_channel(To* to, const accumulator_t<T> (&value)[kVec<T>], int pixels) {
+  constexpr int kN = kVec<T>;
+  if constexpr (kAdd && kWhole) {
+#pragma unroll
+    for (int i = 0; i < kN; i += kVec<To>) {
+      auto* four = reinterpret_cast<uint4*>(to + i);
+      Bits16<To> bits;
+      bits.whole = *four;
+#pragma unroll
+      for (int j = 0; j < kVec<To>; ++j) {
+        const To sum = bits.get(j) + To(value[i + j]);
+        bits.set(j, sum == sum ? sum : To(NAN));  // of two NaN, the bits would tell which came first
+      }
+      *four = bits.whole;
+    }
+  } else if constexpr (kAdd) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) {
+      if (i >= pixels || value[i] == 0) continue;
+      const To sum = to[i] + To(value[i]);
+      to[i] = sum == sum ? sum : To(NAN);
+    }
+  } else {
+    Bits16<To> bits;
+#pragma unroll
+    for (int i = 0; i < kN; ++i) bits.set(i, narrow<To>(i < pixels ? value[i] : 0));
+    if constexpr (kWhole) {
+      *reinterpret_cast<uint4*>(to) = bits.whole;
+    } else {
+      store_positions<false>(to, bits, pixels);
+    }
+  }
 }
 
 /// Writes planes of T, or, kAdd, adds to planes of the marked groups that hold something already.
-/// kPlanes: planes start at multiples of 16 bytes, and so does the end of each.
-template <class T, class Sums, class To, bool kPlanes, bool kAdd>
+/// whole: planes start at multiples of 16 bytes, and so does the end of each.
+template <class T, class Sums, class To, bool kAdd>
 __global__ void __launch_bounds__(kRowThreads)
-    rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles, const Sums sums, To* planes) {
+    rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles, const Sums sums, To* planes, bool whole) {
   constexpr int kN = kVec<T>;
   wait_for_previous();
   const ConversionWork<T> work(p);
   if (kAdd && !tiles.any(work.group_plane * tiles.tiles, tiles.tiles)) return;
   if (work.channels <= 0 || work.pixels <= 0) return;
-  accumulator_t<T> value[kN][kN];
+  const SumsReader<T, Sums> reader(sums, work.channel_plane, work.channels);
+  accumulator_t<T> value[kN][kN];  // of a channel, and of a pixel
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
-    if (i < work.pixels) load_sums<T, kN>(sums, work.row + i * p.rows.pixel, work.channel_plane, work.channels, value[i]);
+    if (i >= work.pixels) continue;
+    accumulator_t<T> pixel[kN];
+    reader.load(work.row + i * p.rows.pixel, pixel);
+#pragma unroll
+    for (int c = 0; c < kN; ++c) value[c][i] = pixel[c];
   }
 #pragma unroll
   for (int c = 0; c < kN; ++c) {
     if (c >= work.channels) break;
     To* to = planes + work.plane + c * p.pixels + work.pixel;
-    if constexpr (kAdd && kPlanes) {
-#pragma unroll
-      for (int i = 0; i < kN; i += kVec<To>) {
-        auto* four = reinterpret_cast<uint4*>(to + i);
-        Bits16<To> bits;
-        bits.whole = *four;
-#pragma unroll
-        for (int j = 0; j < kVec<To>; ++j) {
-          const To sum = bits.get(j) + To(value[i + j][c]);
-          bits.set(j, sum == sum ? sum : To(NAN));  // of two NaN, the bits would tell which came first
-        }
-        *four = bits.whole;
-      }
-    } else if constexpr (kAdd) {
-#pragma unroll
-      for (int i = 0; i < kN; ++i) {
-        if (i >= work.pixels || value[i][c] == 0) continue;
-        const To sum = to[i] + To(value[i][c]);
-        to[i] = sum == sum ? sum : To(NAN);
-      }
-    } else {
-      Bits16<To> bits;
-#pragma unroll
-      for (int i = 0; i < kN; ++i) bits.set(i, narrow<To>(i < work.pixels ? value[i][c] : 0));
-      if constexpr (kPlanes) {
-        *reinterpret_cast<uint4*>(to) = bits.whole;
-      } else {
-        store_positions<false>(to, bits, work.pixels);
-      }
-    }
+    whole ? store_channel<kAdd, true, T>(to, value[c], work.pixels) : store_channel<kAdd, false, T>(to, value[c], work.pixels);
   }
 }
 

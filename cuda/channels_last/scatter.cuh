@@ -28,6 +28,13 @@ __device__ __forceinline__ void add_channels(Word* to, const Word (&value)[kN], 
   }
 }
 
+/// Whether a device has bulk reductions.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kBulkReductions = false;
+#else
+constexpr bool kBulkReductions = true;
+#endif
+
 /// Adds `bytes` of words in shared memory to words in global memory, both at multiples of 16 bytes, beside the program.
 /// From sm_90 on.
 template <class Word>
