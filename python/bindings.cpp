@@ -7,10 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "ddu/device.h"
 #include "ddu/dtype.h"
 #include "ddu/error.h"
 #include "ddu/geometry.h"
-#include "ddu/unfold.h"
+#include "ddu/head_geometry.h"
 #include "ddu/version.h"
 #include "direct/direct.h"
 
@@ -23,18 +24,44 @@ using Sizes = std::vector<std::int64_t>;
 
 ddu::Types types_of(int input, int map) { return {static_cast<ddu::DType>(input), static_cast<ddu::DType>(map)}; }
 
+ddu::Shape shape_of(const Sizes& sizes) { return {sizes.data(), static_cast<int>(sizes.size())}; }
+
+ddu::Options options_of(Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
+  ddu::Options options;
+  for (std::size_t axis : {0, 1}) {
+    options.kernel_size[axis] = kernel_size[axis];
+    options.stride[axis] = stride[axis];
+    options.padding[axis] = padding[axis];
+    options.dilation[axis] = dilation[axis];
+  }
+  return options;
+}
+
+ddu::PaddingMode padding_mode_of(const std::string& name) {
+  if (name == "zeros") return ddu::PaddingMode::zeros;
+  if (name == "border") return ddu::PaddingMode::border;
+  throw ddu::invalid_argument(("padding_mode must be \"zeros\" or \"border\", got \"" + name + "\"").c_str());
+}
+
 void check_geometry(const Sizes& input, const Sizes& map, Pair kernel_size, Pair stride, Pair padding, Pair dilation,
                     std::int64_t groups) {
-  ddu::Options options;
-  for (int axis : {0, 1}) {
-    const auto i = static_cast<std::size_t>(axis);
-    options.kernel_size[i] = kernel_size[i];
-    options.stride[i] = stride[i];
-    options.padding[i] = padding[i];
-    options.dilation[i] = dilation[i];
-  }
+  ddu::Options options = options_of(kernel_size, stride, padding, dilation);
   options.groups = groups;
-  ddu::make_geometry({input.data(), static_cast<int>(input.size())}, {map.data(), static_cast<int>(map.size())}, options);
+  ddu::make_geometry(shape_of(input), shape_of(map), options);
+}
+
+void check_aggregate_geometry(const Sizes& input, const Sizes& weights, const Sizes& map, Pair kernel_size, Pair stride,
+                              Pair padding, Pair dilation, const std::string& padding_mode) {
+  ddu::Options options = options_of(kernel_size, stride, padding, dilation);
+  options.padding_mode = padding_mode_of(padding_mode);
+  ddu::make_aggregate_geometry(shape_of(input), shape_of(weights), shape_of(map), options);
+}
+
+void check_correlate_geometry(const Sizes& query, const Sizes& key, const Sizes& map, Pair kernel_size, Pair stride,
+                              Pair padding, Pair dilation, std::int64_t heads, const std::string& padding_mode) {
+  ddu::Options options = options_of(kernel_size, stride, padding, dilation);
+  options.padding_mode = padding_mode_of(padding_mode);
+  ddu::make_correlate_geometry(shape_of(query), shape_of(key), shape_of(map), options, heads);
 }
 
 }  // namespace
@@ -70,6 +97,8 @@ PYBIND11_MODULE(_C, m) {
   m.attr("reads_channels_last") = reads_channels_last;
 
   m.def("check_geometry", &check_geometry);
+  m.def("check_aggregate_geometry", &check_aggregate_geometry);
+  m.def("check_correlate_geometry", &check_correlate_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });
 
   direct::add_functions(m);

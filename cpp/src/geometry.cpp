@@ -1,13 +1,12 @@
 #include "ddu/geometry.h"
 
 #include <cinttypes>
-#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
-#include "ddu/error.h"
+#include "shape_text.h"
 
 namespace ddu {
 namespace {
@@ -16,31 +15,9 @@ static_assert(std::is_trivially_copyable_v<Geometry>, "Geometry is a kernel para
 
 // Sizes and options stay far enough below 2^31 that a coordinate, its neighbours and its window fit 32 bits.
 constexpr std::int64_t kMaxExtent = std::int64_t{1} << 28;
-constexpr std::int64_t kMaxElements = std::int64_t{1} << 60;
 // The span of a window's taps, of which half is the largest offset of a tap from the centre. Whole and half numbers up to there
 // are exact in float32, so that a map of ones meets pixels.
 constexpr std::int64_t kMaxSpan = std::int64_t{1} << 24;
-
-[[noreturn, gnu::format(printf, 1, 2)]] void fail(const char* format, ...) {
-  char text[1024];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  throw invalid_argument(text);
-}
-
-struct ShapeText {
-  char text[192];
-  explicit ShapeText(Shape shape) {
-    std::size_t used = static_cast<std::size_t>(std::snprintf(text, sizeof text, "["));
-    for (int i = 0; i < shape.dims && used < sizeof text - 24; ++i) {
-      used += static_cast<std::size_t>(
-          std::snprintf(text + used, sizeof text - used, i ? ", %" PRId64 : "%" PRId64, shape.sizes[i]));
-    }
-    std::snprintf(text + used, sizeof text - used, "]");
-  }
-};
 
 void check_option(const char* name, const std::int64_t (&values)[2], std::int64_t least) {
   for (std::int64_t value : values) {
@@ -50,8 +27,6 @@ void check_option(const char* name, const std::int64_t (&values)[2], std::int64_
     }
   }
 }
-
-std::int64_t product(std::int64_t a, std::int64_t b) { return a != 0 && b > kMaxElements / a ? kMaxElements + 1 : a * b; }
 
 /// The shape that a map must have, of as many dimensions as the input. Batch 1 does as well. The map of a part of the output
 /// has rows and columns of its own.
@@ -190,7 +165,7 @@ void take_part(Geometry& geometry, Shape map, const Options& options) {
 
 }  // namespace
 
-Geometry make_geometry(Shape input, Shape map, const Options& options) {
+Geometry make_geometry(const char* name, Shape input, Shape map, const Options& options) {
   check_option("kernel_size", options.kernel_size, 1);
   check_option("stride", options.stride, 1);
   check_option("padding", options.padding, 0);
@@ -203,13 +178,13 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
          options.origin[1]);
   }
   if (input.dims != 3 && input.dims != 4) {
-    fail("input must have shape [B, C, H, W] or [C, H, W], got %s", ShapeText(input).text);
+    fail("%s must have shape [B, C, H, W] or [C, H, W], got %s", name, ShapeText(input).text);
   }
   const std::int64_t* chw = input.sizes + (input.dims - 3);
-  if (input.sizes[0] < 0 || chw[0] < 0) fail("input sizes must not be negative, got %s", ShapeText(input).text);
+  if (input.sizes[0] < 0 || chw[0] < 0) fail("%s sizes must not be negative, got %s", name, ShapeText(input).text);
   for (int i = 1; i < 3; ++i) {
     if (chw[i] < 1 || chw[i] > kMaxExtent) {
-      fail("input height and width must be between 1 and %" PRId64 ", got %s", kMaxExtent, ShapeText(input).text);
+      fail("%s height and width must be between 1 and %" PRId64 ", got %s", name, kMaxExtent, ShapeText(input).text);
     }
   }
 
@@ -219,7 +194,7 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   geometry.groups = options.groups;
   geometry.padding_mode = options.padding_mode;
   if (options.groups < 1 || chw[0] % options.groups != 0) {
-    fail("groups must be positive and divide the input's %" PRId64 " channels, got %" PRId64, chw[0], options.groups);
+    fail("groups must be positive and divide the %s's %" PRId64 " channels, got %" PRId64, name, chw[0], options.groups);
   }
   Axis* axes[2] = {&geometry.h, &geometry.w};
   for (int i = 0; i < 2; ++i) {
@@ -236,17 +211,17 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
                 0};
   }
   if (geometry.h.out_size < 1 || geometry.w.out_size < 1) {
-    fail("input %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
+    fail("%s %s with padding (%" PRId64 ", %" PRId64 ") is smaller than the window of kernel_size (%" PRId64 ", %" PRId64
          ") and dilation (%" PRId64 ", %" PRId64 "): no output position fits%s",
-         ShapeText(input).text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
+         name, ShapeText(input).text, options.padding[0], options.padding[1], options.kernel_size[0], options.kernel_size[1],
          options.dilation[0], options.dilation[1], MapHint(input, map, options).text);
   }
 
   const MapShape expected(input, map, options);
   if (!expected.is_of(map)) {
     const bool batched = input.dims == 4 && geometry.batch != 1;
-    fail("dilation_map must have shape %s%s for input %s with groups=%" PRId64 ", got %s%s", ShapeText(expected.shape()).text,
-         batched ? " (or batch 1)" : "", ShapeText(input).text, options.groups, ShapeText(map).text,
+    fail("dilation_map must have shape %s%s for %s %s with groups=%" PRId64 ", got %s%s", ShapeText(expected.shape()).text,
+         batched ? " (or batch 1)" : "", name, ShapeText(input).text, options.groups, ShapeText(map).text,
          MapHint(input, map, options).text);
   }
   geometry.map_batch = map.dims == 4 ? map.sizes[0] : 1;
@@ -255,9 +230,11 @@ Geometry make_geometry(Shape input, Shape map, const Options& options) {
   const std::int64_t planes = product(geometry.batch, geometry.channels);
   const std::int64_t columns = product(product(planes, geometry.taps()), product(geometry.h.out_size, geometry.w.out_size));
   if (columns > kMaxElements || product(planes, product(chw[1], chw[2])) > kMaxElements) {
-    fail("input %s gives more than 2^60 elements", ShapeText(input).text);
+    fail("%s %s gives more than 2^60 elements", name, ShapeText(input).text);
   }
   return geometry;
 }
+
+Geometry make_geometry(Shape input, Shape map, const Options& options) { return make_geometry("input", input, map, options); }
 
 }  // namespace ddu

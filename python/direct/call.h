@@ -42,9 +42,39 @@ inline bool read_pair(PyObject* object, std::int64_t (&pair)[2]) {
   return read_integer(object, pair[0]) && read_integer(object, pair[1]);
 }
 
+/// kernel_size, stride, padding and dilation.
+inline bool read_window(PyObject* const* option, ddu::Options& options) {
+  return read_pair(option[0], options.kernel_size) && read_pair(option[1], options.stride) &&
+         read_pair(option[2], options.padding) && read_pair(option[3], options.dilation);
+}
+
+/// "zeros" or "border"; false for anything else.
+inline bool read_padding_mode(PyObject* object, ddu::PaddingMode& mode) {
+  if (!PyUnicode_CheckExact(object)) return false;
+  const bool border = PyUnicode_CompareWithASCIIString(object, "border") == 0;
+  mode = border ? ddu::PaddingMode::border : ddu::PaddingMode::zeros;
+  return border || PyUnicode_CompareWithASCIIString(object, "zeros") == 0;
+}
+
 /// Whether Python may know a map of the right shape where this one does not fit: one row or column stands for all.
 inline bool may_be_broadcast(const Tensor& map) {
   return map.dims >= 2 && (map.sizes[map.dims - 1] == 1 || map.sizes[map.dims - 2] == 1);
+}
+
+// --- Shapes -----------------------------------------------------------------------------------------------------------
+
+/// Writes the sizes of a vector of the image's channels for each position, and returns how many: an unbatched call has no
+/// batch.
+inline int sizes_of_values(const ddu::Geometry& g, const Tensor& image, std::int64_t* sizes) {
+  if (image.dims == 4) *sizes++ = g.batch;
+  for (const std::int64_t size : {g.channels, g.h.out_size, g.w.out_size}) *sizes++ = size;
+  return image.dims;
+}
+
+/// Whether a gradient is like the output: of these sizes, and otherwise like `tensor`.
+inline bool is_like(const Tensor& grad, const std::int64_t* sizes, int dims, const Tensor& tensor) {
+  return grad.dims == dims && std::equal(sizes, sizes + dims, grad.sizes) && grad.device == tensor.device &&
+         grad.type == tensor.type;
 }
 
 // --- The gate ---------------------------------------------------------------------------------------------------------
@@ -80,7 +110,7 @@ template <class Call>
 py::object backward(PyObject* const* arguments, PyObject* output_mask) {
   Call call;
   Tensor grad;
-  if (!call.read(arguments + 1) || !grad.read(arguments[0])) return py::none();
+  if (!call.read(arguments + 1) || !grad.read(arguments[0], true)) return py::none();
   return call.backward(grad, &PyTuple_GET_ITEM(output_mask, 0));
 }
 

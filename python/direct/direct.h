@@ -17,5 +17,7 @@ void add_functions(pybind11::module_& module);
 
 /// The functions of one operator, each in the file of its name.
 void add_unfold(pybind11::module_& module);
+void add_aggregate(pybind11::module_& module);
+void add_correlate(pybind11::module_& module);
 
 }  // namespace direct

@@ -64,6 +64,8 @@ void add_functions(py::module_& module) {
   add_methods(module, methods);
   module.def("attach", &attach);
   add_unfold(module);
+  add_aggregate(module);
+  add_correlate(module);
 }
 
 }  // namespace direct

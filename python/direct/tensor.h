@@ -9,8 +9,9 @@
 #include <numeric>
 #include <string>
 
+#include "ddu/device.h"
 #include "ddu/geometry.h"
-#include "ddu/unfold.h"
+#include "ddu/memory_format.h"
 #include "python_objects.h"
 #include "torch_objects.h"
 
@@ -62,16 +63,33 @@ struct Tensor {
       format = ddu::MemoryFormat::channels_last;
       data = address_of(object);
     } else if (!readable) {
-      copy = py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, names::contiguous));
+      copy = contiguous();
       if (!copy) return forget_other_layout();
       data = address_of(copy.ptr());
     }
     return data || numel() == 0;
   }
+  /// The same for a tensor that must lie as another does, whose format is known.
+  bool find_data_as(ddu::MemoryFormat wanted) {
+    if (asks_about_channels_last || format != wanted) {
+      asks_about_channels_last = readable = false;
+      format = wanted;
+    }
+    return find_data();
+  }
   std::int64_t numel() const { return std::accumulate(sizes, sizes + dims, std::int64_t{1}, std::multiplies<>()); }
   ddu::Shape shape() const { return {sizes, dims}; }
 
  private:
+  /// The tensor in its format, a copy unless it lies so.
+  py::object contiguous() const {
+    if (format == ddu::MemoryFormat::contiguous) {
+      return py::reinterpret_steal<py::object>(PyObject_CallMethodNoArgs(object, names::contiguous));
+    }
+    const py::object keywords = own(PyTuple_Pack(1, names::memory_format));
+    PyObject* arguments[] = {object, attached.channels_last};
+    return py::reinterpret_steal<py::object>(PyObject_VectorcallMethod(names::contiguous, arguments, 1, keywords.ptr()));
+  }
   /// After an error of contiguous(): false for a tensor that is not strided, which the caller explains; else it goes on.
   bool forget_other_layout() {
     py::error_already_set raised;

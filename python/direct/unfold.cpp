@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "call.h"
+#include "run.h"
 
 namespace direct {
 namespace {
@@ -25,11 +26,7 @@ struct UnfoldCall {
     ddu::Options given;
     PyObject* const* const option = arguments + tensors;
     if (!input.read(arguments[0], true) || !map.read(arguments[1])) return false;
-    if (!read_pair(option[0], given.kernel_size) || !read_pair(option[1], given.stride) ||
-        !read_pair(option[2], given.padding) || !read_pair(option[3], given.dilation) ||
-        !read_integer(option[4], given.groups)) {
-      return false;
-    }
+    if (!read_window(option, given) || !read_integer(option[4], given.groups)) return false;
     if (!on_current_device(input, map)) return false;
     types = {static_cast<ddu::DType>(input.type), static_cast<ddu::DType>(map.type)};
     ddu::check_types(types);
@@ -46,44 +43,23 @@ struct UnfoldCall {
     std::int64_t sizes[3];
     py::object output = empty(input.device, sizes, output_sizes(sizes), attached.dtypes[input.type]);
     ddu::Unfold pointers{input.data, map.data, address_of(output.ptr()), nullptr, input.format};
-    if (input.device == kCpu) {
-      const int count = threads();
-      const py::object workspace =
-          new_cpu_workspace(ddu::cpu::unfold_workspace_bytes(geometry, types, pointers, count), pointers.workspace);
-      const py::gil_scoped_release release;
-      ddu::cpu::unfold(geometry, types, pointers, count);
-    } else {
-      const std::size_t bytes = ddu::cuda::unfold_workspace_bytes(geometry, types, pointers);
-      const py::object workspace = new_workspace(input.device, bytes, pointers.workspace);
-      const ddu::cuda::Stream stream = stream_of(input.device);
-      const py::gil_scoped_release release;
-      ddu::cuda::unfold(geometry, types, pointers, stream);
-    }
+    constexpr Forward<ddu::Geometry, ddu::Unfold> functions{ddu::cpu::unfold, ddu::cpu::unfold_workspace_bytes,
+                                                            ddu::cuda::unfold, ddu::cuda::unfold_workspace_bytes};
+    run(input.device, functions, geometry, types, pointers);
     return output;
   }
 
   py::object backward(Tensor& grad, PyObject* const* output_mask) {
     std::int64_t sizes[3];
     const int dims = output_sizes(sizes);
-    const bool like_output = grad.dims == dims && std::equal(sizes, sizes + dims, grad.sizes);
-    if (!like_output || grad.device != input.device || grad.type != input.type || !grad.find_data()) return py::none();
+    if (!is_like(grad, sizes, dims, input) || !grad.find_data()) return py::none();
     ddu::UnfoldBackward pointers{grad.data, input.data, map.data, nullptr, nullptr, nullptr, input.format};
     const py::object grad_input = new_gradient(input, output_mask[0], pointers.grad_input);
     const py::object grad_map = new_gradient(map, output_mask[1], pointers.grad_map);
-    if (input.device == kCpu) {
-      const int count = threads();
-      const std::size_t bytes = ddu::cpu::unfold_backward_workspace_bytes(geometry, types, pointers, count);
-      const py::object workspace = new_cpu_workspace(bytes, pointers.workspace);
-      const py::gil_scoped_release release;
-      ddu::cpu::unfold_backward(geometry, types, pointers, count);
-    } else {
-      const bool deterministic = call(attached.is_deterministic).ptr() == Py_True;
-      const std::size_t bytes = ddu::cuda::unfold_backward_workspace_bytes(geometry, types, pointers, deterministic);
-      const py::object workspace = new_workspace(input.device, bytes, pointers.workspace);
-      const ddu::cuda::Stream stream = stream_of(input.device);
-      const py::gil_scoped_release release;
-      ddu::cuda::unfold_backward(geometry, types, pointers, deterministic, stream);
-    }
+    constexpr Backward<ddu::Geometry, ddu::UnfoldBackward> functions{
+        ddu::cpu::unfold_backward, ddu::cpu::unfold_backward_workspace_bytes, ddu::cuda::unfold_backward,
+        ddu::cuda::unfold_backward_workspace_bytes};
+    run(input.device, functions, geometry, types, pointers);
     return own(PyTuple_Pack(2, grad_input.ptr(), grad_map.ptr()));
   }
 

@@ -20,6 +20,29 @@ def check_geometry(
     groups: int,
     /,
 ) -> None: ...
+def check_aggregate_geometry(
+    input: tuple[int, ...],
+    weights: tuple[int, ...],
+    dilation_map: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    /,
+) -> None: ...
+def check_correlate_geometry(
+    query: tuple[int, ...],
+    key: tuple[int, ...],
+    dilation_map: tuple[int, ...],
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    heads: int,
+    padding_mode: str,
+    /,
+) -> None: ...
 def check_types(input: int, map: int, /) -> None: ...
 
 # --- Direct calls (python/direct/) ---
@@ -70,3 +93,84 @@ def unfold_plain(
     """The output of a plain call without autocast, with its backward; None for any other."""
 
 def unfold_plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None] | None: ...
+def attach_aggregate(record: object, /) -> None: ...
+def aggregate(
+    input: Tensor,
+    weights: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    padding_mode: object,
+    /,
+) -> Tensor | None: ...
+def aggregate_backward(
+    grad: Tensor,
+    input: Tensor,
+    weights: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    padding_mode: object,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None: ...
+def aggregate_plain(
+    input: Tensor,
+    weights: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    padding_mode: object,
+    /,
+) -> Tensor | None: ...
+def aggregate_plain_backward(
+    ctx: object, grad: Tensor, /
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...
+def attach_correlate(record: object, /) -> None: ...
+def correlate(
+    query: Tensor,
+    key: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    heads: object,
+    padding_mode: object,
+    /,
+) -> Tensor | None: ...
+def correlate_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    heads: object,
+    padding_mode: object,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None] | None: ...
+def correlate_plain(
+    query: Tensor,
+    key: Tensor,
+    dilation_map: Tensor,
+    kernel_size: object,
+    stride: object,
+    padding: object,
+    dilation: object,
+    heads: object,
+    padding_mode: object,
+    /,
+) -> Tensor | None: ...
+def correlate_plain_backward(
+    ctx: object, grad: Tensor, /
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <initializer_list>
 
-#include "ddu/unfold.h"
+#include "ddu/device.h"
 
 namespace ddu::cpu {
 namespace {
