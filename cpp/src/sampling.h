@@ -6,6 +6,12 @@
 // A tap lies at   o*stride - padding + (K-1)/2*dilation + (k - (K-1)/2)*dilation*rate,   o counted in the whole output.
 // The first three terms are a whole or a half number of pixels, known as an integer. So the position is kept as
 // (integer base of the output position) + (small float): its fraction is as exact at column 10,000 as at column 0.
+//
+// With padding_mode border the image is extended by its own edge: at an index outside lies the nearest pixel,
+// Sampler::pixel(index). A cell outside has the same pixel twice, so its value is that pixel and its slope 0, by the arithmetic
+// of any other cell: as if coordinates were clamped to [0, size-1], where at size-1 and beyond, and below 0, nothing changes
+// with the rate. What reads an extended image, as windows are, so needs nothing else; what reads pixels one by one has
+// Sampler::pixels.
 
 #include <cmath>
 #include <cstdint>
@@ -27,6 +33,15 @@ struct Cell {
   Acc fraction;
 };
 
+/// A cell as pixels that are read one by one: of a cell that has one pixel twice, only the first is, and has all the weight.
+template <class Acc>
+struct Pixels {
+  std::int32_t index;
+  Acc fraction;
+  Acc offset;          // d(position)/d(rate): 0 where the value does not change with the position
+  bool first, second;  // whether there is a pixel at index and at index + 1
+};
+
 /// The taps of one axis.
 template <class Acc>
 struct Sampler {
@@ -36,15 +51,17 @@ struct Sampler {
   Acc half;            // 0.5 where the centre lies between two pixels (even kernels), else 0
   Acc middle;          // (K-1)/2
   Acc dilation;
+  bool border;  // padding_mode
 
   Sampler() = default;
-  DDU_HD explicit Sampler(const Axis& axis)
+  DDU_HD Sampler(const Axis& axis, PaddingMode padding_mode)
       : size(static_cast<std::int32_t>(axis.size)),
         stride(static_cast<std::int32_t>(axis.stride)),
         shift(static_cast<std::int32_t>(axis.origin * axis.stride + (axis.kernel_size - 1) * axis.dilation / 2 - axis.padding)),
         half((axis.kernel_size - 1) * axis.dilation % 2 != 0 ? Acc(0.5) : Acc(0)),
         middle(Acc(axis.kernel_size - 1) / 2),
-        dilation(Acc(axis.dilation)) {}
+        dilation(Acc(axis.dilation)),
+        border(padding_mode == PaddingMode::border) {}
 
   /// Of a position of the call.
   DDU_HD std::int32_t base(std::int32_t position) const { return position * stride + shift; }
@@ -65,6 +82,20 @@ struct Sampler {
     // |base| and |whole| are at most 2^30 each, so the sum cannot overflow.
     const std::int32_t index = base + static_cast<std::int32_t>(whole);
     return {index < -2 ? -2 : index > size ? size : index, position - whole};
+  }
+
+  /// Which pixel lies at an index of the extended image: outside the image there is none, unless its edge extends it.
+  DDU_HD std::int32_t pixel(std::int32_t index) const {
+    if (!border) return index;
+    return index < 0 ? 0 : index >= size ? size - 1 : index;
+  }
+
+  /// The same cell for who reads its pixels one by one.
+  DDU_HD Pixels<Acc> pixels(std::int32_t base, Acc offset, Acc rate) const {
+    const Cell<Acc> cell = this->cell(base, offset, rate);
+    const bool twice = border && (cell.index < 0 || cell.index >= size - 1);
+    if (twice) return {pixel(cell.index), Acc(0), Acc(0), true, false};
+    return {cell.index, cell.fraction, offset, cell.index >= 0 && cell.index < size, cell.index >= -1 && cell.index < size - 1};
   }
 
  private:
@@ -121,6 +152,16 @@ template <class Value, class Acc>
 DDU_HD Value slope(Value a, Value b, Value c, Value d, Acc fy, Acc fx, Acc offset_y, Acc offset_x) {
   return offset_y * slope_y(a, b, c, d, fx) + offset_x * slope_x(a, b, c, d, fy);
 }
+
+/// What differences of a cell's corners a b / c d weigh in that slope.
+template <class Acc>
+struct SlopeWeights {
+  Acc left, right, top, bottom;  // of c-a, d-b, b-a, d-c
+
+  SlopeWeights() = default;
+  DDU_HD SlopeWeights(Acc fy, Acc fx, Acc offset_y, Acc offset_x)
+      : left(offset_y * (1 - fx)), right(offset_y * fx), top(offset_x * (1 - fy)), bottom(offset_x * fy) {}
+};
 
 template <class Acc>
 DDU_HD bool is_finite(Acc x) {

@@ -39,8 +39,8 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
     throw invalid_argument("the tensors are too large for one launch: split them");
   }
   RowParams<accumulator_t<T>> p{};
-  p.y = Sampler<accumulator_t<T>>(g.h);
-  p.x = Sampler<accumulator_t<T>>(g.w);
+  p.y = Sampler<accumulator_t<T>>(g.h, g.padding_mode);
+  p.x = Sampler<accumulator_t<T>>(g.w, g.padding_mode);
   p.width = static_cast<int>(g.w.size);
   p.out_width = static_cast<int>(g.w.out_size);
   p.kernel_w = static_cast<int>(g.w.kernel_size);

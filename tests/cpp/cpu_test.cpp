@@ -76,6 +76,36 @@ ddu::Options part(ddu::Options options, std::int64_t row, std::int64_t column) {
   return options;
 }
 
+// padding_mode border: near and far rates, images of one pixel or row, even kernels, parts, either memory format, all threads
+// alike.
+TYPED_TEST(Cpu, Border) {
+  using P = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  std::vector<Case> cases = {
+      {2, 6, 13, 17, options(3, 1, 3)},
+      {1, 2, 1, 1, options(3, 1)},
+      {1, 5, 1, 9, options(3, 9)},
+      {2, 4, 12, 11, options(4, 3, 2, 2)},
+      {3, 17, 10, 40, options(3, 1), true},
+      {1, 2, 60, 70, options(7, 20)},
+      {1, 3, 30, 40, part(options(4, 2, 1, 2), 3, 7), true, {9, 11}},
+  };
+  for (Case& c : cases) {
+    c.options.padding_mode = ddu::PaddingMode::border;
+    for (const double reach : {2.0, 30.0, 3e4}) {
+      SCOPED_TRACE(testing::Message() << "case " << &c - cases.data() << ", rates to " << reach);
+      const auto rate = [=](auto& random) { return random() % 5 == 0 ? 1 : between(random, -reach, reach); };
+      check<typename TypeParam::Input, typename TypeParam::Map>(c, rate);
+      constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
+      const P problem(c, rate);
+      EXPECT_TRUE(problem.forward(5, kChannelsLast) == problem.forward(1));
+      const auto expected = problem.backward(true, true, 1), grads = problem.backward(true, true, 5, kChannelsLast);
+      EXPECT_TRUE(grads.input == problem.laid_out(expected.input, kChannelsLast));
+      EXPECT_TRUE(grads.map == expected.map);
+      EXPECT_TRUE(grads.guarded);
+    }
+  }
+}
+
 TYPED_TEST(Cpu, PartsOfTheOutput) {
   for (const Case& c : {Case{2, 6, 13, 17, part(options(3, 1, 3), 4, 0), false, {6, 17}},
                         Case{1, 3, 30, 40, part(options(4, 2, 1, 2), 3, 7), true, {9, 11}},

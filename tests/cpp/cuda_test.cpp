@@ -1,25 +1,19 @@
 // The CUDA kernels against the oracle; where there is no device, that every entry point says what is missing.
 
-#include <cuda_runtime_api.h>
-#include <gtest/gtest.h>
-
-#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
-#include <limits>
 #include <random>
 #include <string>
-#include <vector>
 
+#include "cuda_call.h"
 #include "ddu/error.h"
-#include "oracle.h"
 
 namespace {
 
+using namespace cuda_call;
 using oracle::Case;
-using oracle::Problem;
 
 // Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; more taps
 // than integer sums take; a part of the output; images of one tile, of many, narrow ones; maps for each image and for all of
@@ -39,177 +33,6 @@ const Case kCases[] = {
     {2, 136, 5, 9, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 2}},
     {1, 6, 40, 45, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {21, 3}}, false, {17, 41}},
 };
-
-// Rates in multiples of 1/64, which are exact in every type.
-double near_rates(std::mt19937& random) { return std::uniform_int_distribution<int>(-127, 127)(random) / 64.0; }
-double wide_rates(std::mt19937& random) { return std::uniform_int_distribution<int>(192, 384)(random) / 64.0; }
-double any_rates(std::mt19937& random) {
-  switch (random() % 24) {
-    case 0:
-      return 4096;
-    case 1:
-      return -INFINITY;
-    case 2:
-      return NAN;
-    case 3:
-      return 0;
-    default:
-      return near_rates(random);
-  }
-}
-
-bool has_device() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
-}
-
-/// Device memory, a copy of the host's if that is given.
-class Memory {
- public:
-  explicit Memory(std::size_t bytes, const void* host = nullptr) : bytes_(bytes) {
-    if (bytes == 0) return;
-    EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
-    if (!host) return;
-    EXPECT_EQ(cudaMemcpy(data_, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  template <class T>
-  explicit Memory(const oracle::Tensor<T>& tensor) : Memory(tensor.size() * sizeof(T), tensor.data()) {}
-  ~Memory() { cudaFree(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-  void* data() const { return data_; }
-  template <class T>
-  oracle::Tensor<T> on_host() const {
-    oracle::Tensor<T> tensor(static_cast<std::int64_t>(bytes_ / sizeof(T)));
-    EXPECT_EQ(cudaMemcpy(tensor.data(), data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
-    return tensor;
-  }
-
- private:
-  std::size_t bytes_;
-  void* data_ = nullptr;
-};
-
-/// Scratch memory, with bytes behind it that nobody may write. It holds no zeros: nobody may count on them.
-class Workspace {
- public:
-  explicit Workspace(std::size_t bytes) : host_(bytes + kGuard, 0xa5), memory_(host_.size(), host_.data()) {}
-  void* data() const { return host_.size() > std::size_t(kGuard) ? memory_.data() : nullptr; }
-  bool kept_within() const {
-    std::vector<unsigned char> now(host_.size());
-    EXPECT_EQ(cudaMemcpy(now.data(), memory_.data(), now.size(), cudaMemcpyDeviceToHost), cudaSuccess);
-    return std::equal(now.end() - kGuard, now.end(), host_.end() - kGuard);
-  }
-
- private:
-  static constexpr int kGuard = 4096;
-  std::vector<unsigned char> host_;
-  Memory memory_;
-};
-
-/// Norm of the difference over the norm of what is expected, in units of what the type allows: the kernels add integers of a
-/// scale that a whole tile shares, so a small gradient beside large ones is not exact to its own size.
-template <class T>
-double error(const oracle::Tensor<T>& actual, const std::vector<oracle::Sum>& expected) {
-  const double allowed = std::is_same_v<T, ddu::float16>    ? 5e-4
-                         : std::is_same_v<T, ddu::bfloat16> ? 4e-3
-                         : std::is_same_v<T, float>         ? 2e-6
-                                                            : 1e-13;
-  double difference = 0, norm = 0, largest = std::numeric_limits<double>::min();  // squares of what is so large have no place
-  for (const oracle::Sum& sum : expected) largest = std::max(largest, std::isfinite(sum.value) ? std::fabs(sum.value) : 0);
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    const double value = actual[static_cast<std::int64_t>(i)];
-    if (std::isnan(value) != std::isnan(expected[i].value)) return INFINITY;
-    if (std::isnan(value) || (std::isinf(value) && value == expected[i].value)) continue;
-    difference += std::pow((value - expected[i].value) / largest, 2);
-    norm += std::pow(expected[i].value / largest, 2);
-  }
-  return norm > 0 ? std::sqrt(difference / norm) / allowed : difference;
-}
-
-/// A tensor [batch, channels, pixels] with its channels last, or back.
-template <class T>
-oracle::Tensor<T> turned(const ddu::Geometry& g, const oracle::Tensor<T>& from, bool back = false) {
-  oracle::Tensor<T> to(static_cast<std::int64_t>(from.size()));
-  for (std::int64_t b = 0; b < g.batch; ++b)
-    for (std::int64_t c = 0; c < g.channels; ++c)
-      for (std::int64_t i = 0; i < g.pixels(); ++i) {
-        const std::int64_t planar = (b * g.channels + c) * g.pixels() + i, last = (b * g.pixels() + i) * g.channels + c;
-        to.data()[back ? planar : last] = from.data()[back ? last : planar];
-      }
-  return to;
-}
-
-/// Sets an environment variable for as long as it lives.
-class Environment {
- public:
-  Environment(const char* name, const char* value) : name_(name) {
-    if (value) setenv(name, value, 1);
-  }
-  ~Environment() { unsetenv(name_); }
-
- private:
-  const char* name_;
-};
-
-/// The two ways of the kernels, and the format of the input.
-struct Way {
-  const char* forced = nullptr;  // DDU_CUDA_PATH
-  bool channels_last = false;
-};
-const Way kWays[] = {{}, {"planar"}, {"channels_last"}, {nullptr, true}};
-
-template <class T, class M>
-oracle::Tensor<T> forward(const Problem<T, M>& problem, const Way& way) {
-  const Environment environment("DDU_CUDA_PATH", way.forced);
-  const ddu::Geometry& g = problem.geometry;
-  const Memory input(way.channels_last ? turned(g, problem.input) : problem.input), map(problem.map),
-      output(problem.grad_output.size() * sizeof(T));
-  ddu::Unfold tensors{input.data(), map.data(), output.data()};
-  if (way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
-  const Workspace workspace(ddu::cuda::unfold_workspace_bytes(g, problem.types(), tensors));
-  tensors.workspace = workspace.data();
-  ddu::cuda::unfold(g, problem.types(), tensors, nullptr);
-  return output.template on_host<T>();
-}
-
-template <class T, class M>
-struct Gradients {
-  oracle::Tensor<T> input;
-  oracle::Tensor<M> map;
-};
-
-struct How {
-  bool deterministic = false, input = true, map = true;
-  std::size_t shift = 0;  // elements from where memory is aligned to where the gradients start
-  Way way = {};
-};
-
-template <class T, class M>
-Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
-  const Environment environment("DDU_CUDA_PATH", how.way.forced);
-  const Memory input(how.way.channels_last ? turned(problem.geometry, problem.input) : problem.input), map(problem.map),
-      grad_output(problem.grad_output);
-  const Memory grad_input((problem.input.size() + how.shift) * sizeof(T)),
-      grad_map((problem.map.size() + how.shift) * sizeof(M));
-  ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
-  if (how.way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
-  if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
-  if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
-  const Workspace workspace(
-      ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
-  tensors.workspace = workspace.data();
-  ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
-  EXPECT_TRUE(workspace.kept_within());
-  const auto shifted = [&](const auto& whole, auto tensor) {
-    std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
-    return tensor;
-  };
-  const auto input_gradient =
-      shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size())));
-  return {how.way.channels_last ? turned(problem.geometry, input_gradient, true) : input_gradient,
-          shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};
-}
 
 template <class T, class M>
 struct Types {

@@ -75,6 +75,16 @@ struct Results {
   std::vector<Sum> output, grad_input, grad_map;
 };
 
+/// With padding_mode border a coordinate is clamped to the image, and where it is outside or on the last pixel it does not
+/// move.
+struct Coordinate {
+  double at;
+  bool clamped;
+  Coordinate(double at, std::int64_t size, bool border)
+      : at(border ? std::fmin(std::fmax(at, 0), double(size - 1)) : at),
+        clamped(border && (at < 0 || at >= double(size - 1))) {}
+};
+
 template <class T, class M>
 Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map, const Tensor<T>& grad_output) {
   Results r;
@@ -102,15 +112,18 @@ Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map
               const std::int64_t row = oy + g.h.origin, column = ox + g.w.origin;
               const double y = double(row * g.h.stride - g.h.padding) + middle_y * double(g.h.dilation) + way_y * rate;
               const double x = double(column * g.w.stride - g.w.padding) + middle_x * double(g.w.dilation) + way_x * rate;
+              const bool border = g.padding_mode == ddu::PaddingMode::border;
               // Far outside nothing is read; the test for it must come before a coordinate is made an integer.
-              if (!(y > -2 && y < double(g.h.size) + 1 && x > -2 && x < double(g.w.size) + 1)) continue;
-              const double top = std::floor(y), left = std::floor(x), fy = y - top, fx = x - left;
+              if (!border && !(y > -2 && y < double(g.h.size) + 1 && x > -2 && x < double(g.w.size) + 1)) continue;
+              const Coordinate cy(y, g.h.size, border), cx(x, g.w.size, border);
+              const double top = std::floor(cy.at), left = std::floor(cx.at), fy = cy.at - top, fx = cx.at - left;
               double corner[2][2];
               for (int down = 0; down < 2; ++down)
                 for (int right = 0; right < 2; ++right) {
                   const std::int64_t iy = std::int64_t(top) + down, ix = std::int64_t(left) + right;
                   corner[down][right] = 0;
                   if (iy < 0 || iy >= g.h.size || ix < 0 || ix >= g.w.size) continue;
+                  if ((down && cy.clamped) || (right && cx.clamped)) continue;  // only the nearest pixel is read
                   const std::int64_t pixel = ((b * g.channels + c) * g.h.size + iy) * g.w.size + ix;
                   const double weight = (down ? fy : 1 - fy) * (right ? fx : 1 - fx);
                   corner[down][right] = input[pixel];
@@ -119,7 +132,7 @@ Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map
                 }
               const double dy = (1 - fx) * (corner[1][0] - corner[0][0]) + fx * (corner[1][1] - corner[0][1]);
               const double dx = (1 - fy) * (corner[0][1] - corner[0][0]) + fy * (corner[1][1] - corner[1][0]);
-              slopes.add(grad * (dy * way_y + dx * way_x));
+              slopes.add(grad * ((cy.clamped ? 0 : dy * way_y) + (cx.clamped ? 0 : dx * way_x)));
             }
   return r;
 }

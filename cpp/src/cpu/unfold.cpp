@@ -11,7 +11,6 @@
 
 #include "core/parallel.h"
 #include "core/targets.h"
-#include "ddu/error.h"
 #include "unfold_kernels.h"
 
 namespace ddu::cpu {
@@ -103,10 +102,6 @@ struct BackwardPlan {
   }
 };
 
-void require_zeros(const Geometry& g) {
-  if (g.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
-}
-
 char* thread_memory(void* workspace, int thread, std::size_t bytes) {
   return static_cast<char*>(workspace) + static_cast<std::size_t>(thread) * bytes;
 }
@@ -114,7 +109,6 @@ char* thread_memory(void* workspace, int thread, std::size_t bytes) {
 }  // namespace
 
 void unfold(const Geometry& g, Types types, const Unfold& tensors, int threads) {
-  require_zeros(g);
   check_types(types);
   if (g.columns_numel() == 0) return;
   expect_whole_write(tensors.output, static_cast<std::size_t>(g.columns_numel()) * size_of(types.input));
@@ -136,7 +130,6 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
 }
 
 void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tensors, int threads) {
-  require_zeros(g);
   check_types(types);
   const UnfoldKernels& kernels = kernels_of(types.input);
   const BackwardPlan plan(g, types, tensors, kernels, threads);

@@ -55,8 +55,8 @@ class Tile {
 
   Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_offset, const Region& r, void* memory)
       : geometry(g),
-        sample_y(g.h),
-        sample_x(g.w),
+        sample_y(g.h, g.padding_mode),
+        sample_x(g.w, g.padding_mode),
         region(r),
         count(static_cast<int>(r.rows * r.columns)),
         padded(static_cast<int>(round_up<std::int64_t>(count, Tiling::kBlock))) {
@@ -95,7 +95,7 @@ class Tile {
 
   /// Whether a corner of a tap may lie in these rows of the image.
   bool reaches(std::int64_t first_row, std::int64_t last_row) const {
-    return !fits || (y.first < last_row && y.first + y.extent > first_row);
+    return !fits || (sample_y.pixel(y.first) < last_row && sample_y.pixel(y.first + y.extent - 1) >= first_row);
   }
 
   /// Pixels of the window.

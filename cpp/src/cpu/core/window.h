@@ -30,7 +30,8 @@ class Window {
 
   void clear(const Tile<Acc>& tile) { std::fill_n(pixel, tile.extent(), V{}); }
 
-  /// Copies `used` channels, zeros outside the image. Returns whether all of it is finite.
+  /// Copies `used` channels, outside the image zeros or, with padding_mode border, its nearest pixels. Returns whether all of
+  /// it is finite.
   template <class T>
   bool load(const Tile<Acc>& tile, const Image<const T>& input, int used) {
     V nan = input.is_channels_last() && N > 1 ? load_rows(tile, input, used) : load_planes(tile, input, used);
@@ -39,15 +40,17 @@ class Window {
     return std::all_of(lanes, lanes + N, [](Acc lane) { return lane == 0; });
   }
 
-  /// Adds to `used` channels.
+  /// Adds to `used` channels: what lies outside the image is nobody's or, with padding_mode border, its nearest pixel's.
   void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
+    const Sampler<Acc>& columns = tile.sample_x;
     for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
-      if (left == right || !sums.has(y)) return;
+      if ((left == right && !columns.border) || !sums.has(y)) return;
       if (sums.image.is_channels_last() && N > 1) {
-        for (int i = left; i < right; ++i) {
+        const int start = columns.border ? 0 : left, end = columns.border ? length : right;
+        for (int i = start; i < end; ++i) {
           Acc values[N];
           std::memcpy(values, pixel + first + i, sizeof values);
-          Acc* target = sums.at(0, y, x + i);
+          Acc* target = sums.at(0, y, columns.pixel(x + i));
           for (int c = 0; c < used; ++c) target[c] += values[c];
         }
         return;
@@ -61,11 +64,13 @@ class Window {
       for (int c = 0; c < used; ++c) {
         const Acc* __restrict values = stage_.row[c];
         Acc* __restrict target = sums.at(c, y, x);
+        for (int i = 0; columns.border && i < left; ++i) target[-x * step] += values[i];
         if (step == 1) {
           for (int i = left; i < right; ++i) target[i] += values[i];
         } else {
           for (int i = left; i < right; ++i) target[i * step] += values[i];
         }
+        for (int i = right; columns.border && i < length; ++i) target[(columns.size - 1 - x) * step] += values[i];
       }
     });
   }
@@ -75,18 +80,23 @@ class Window {
   template <class T>
   V load_planes(const Tile<Acc>& tile, const Image<const T>& input, int used) {
     V nan{};
+    const Sampler<Acc>& columns = tile.sample_x;
     for (int c = used; c < N; ++c) std::fill_n(stage_.row[c], stage_.kSize, Acc(0));
     for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
-      const T* source = left < right ? input.at(0, std::int64_t{y} * tile.sample_x.size + x + left) : input.first;
+      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
       for (int c = 0; c < used; ++c, source += input.channel_stride) {
         Acc* row = stage_.row[c];
-        std::fill_n(row, left, Acc(0));
+        const auto outside = [&](int i) {
+          return columns.border ? widen(*input.at(c, std::int64_t{y} * columns.size + columns.pixel(x + i))) : Acc(0);
+        };
+        if (left > 0) std::fill_n(row, left, outside(0));
         if (input.pixel_stride == 1) {
           widen(source, row + left, right - left);
         } else {
           for (int i = left; i < right; ++i) row[i] = widen(source[(i - left) * input.pixel_stride]);
         }
-        std::fill(row + right, row + round_up(length, kBlock<N>), Acc(0));
+        if (right < length) std::fill(row + right, row + length, outside(length - 1));
+        std::fill(row + length, row + round_up(length, kBlock<N>), Acc(0));
       }
       for (int i = 0; i < length; i += kBlock<N>) {  // the last block runs on into what is written next, or the spare end
         typename Stage<Acc, N>::Block block;
@@ -104,30 +114,35 @@ class Window {
   template <class T>
   V load_rows(const Tile<Acc>& tile, const Image<const T>& input, int used) {
     V nan{};
+    const Sampler<Acc>& columns = tile.sample_x;
+    const auto read = [&](const T* source) {
+      Acc values[std::max(N, 8)] = {};  // conversions take eight at once
+      used == N ? widen(source, values, N) : widen(source, values, used);
+      V value;
+      std::memcpy(&value, values, sizeof value);
+      nan += nan_unless_finite(value);
+      return value;
+    };
     for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
-      std::fill_n(pixel + first, left, V{});
-      const T* source = left < right ? input.at(0, std::int64_t{y} * tile.sample_x.size + x + left) : input.first;
-      for (int i = left; i < right; ++i, source += input.pixel_stride) {
-        Acc values[std::max(N, 8)] = {};  // conversions take eight at once
-        used == N ? widen(source, values, N) : widen(source, values, used);
-        V value;
-        std::memcpy(&value, values, sizeof value);
-        pixel[first + i] = value;
-        nan += nan_unless_finite(value);
-      }
-      std::fill(pixel + first + right, pixel + first + length, V{});
+      const auto outside = [&](int i) {
+        return columns.border ? read(input.at(0, std::int64_t{y} * columns.size + columns.pixel(x + i))) : V{};
+      };
+      if (left > 0) std::fill_n(pixel + first, left, outside(0));
+      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
+      for (int i = left; i < right; ++i, source += input.pixel_stride) pixel[first + i] = read(source);
+      if (right < length) std::fill(pixel + first + right, pixel + first + length, outside(length - 1));
     });
     return nan;
   }
 
   /// body(first, length, y, x, left, right) for pieces of rows that fit a stage, starting at pixel `first` of the window and
-  /// at (y, x) of the image, inside which lies [left, right) of the piece.
+  /// at (y, x) of the image, inside which lies [left, right) of the piece: nothing of a row that the extended image has not.
   template <class Body>
   static void for_each_piece(const Tile<Acc>& tile, Body body) {
     constexpr int kSize = Stage<Acc, N>::kSize;
     const int height = tile.sample_y.size, width = tile.sample_x.size, extent = tile.x.extent;
     for (int r = 0; r < tile.y.extent; ++r) {
-      const int y = tile.y.first + r;
+      const int y = tile.sample_y.pixel(tile.y.first + r);
       for (int start = 0; start < extent; start += kSize) {
         const int length = std::min(kSize, extent - start), x = tile.x.first + start;
         const int left = y < 0 || y >= height ? length : std::clamp(-x, 0, length);

@@ -14,24 +14,26 @@ namespace {
 /// The cell of one tap and its corners a b / c d.
 template <class T, class Acc>
 struct ScalarCell {
-  Cell<Acc> y, x;
+  Pixels<Acc> y, x;
   Acc a, b, c, d;
 
   ScalarCell(const Tile<Acc>& tile, int n, int ky, int kx, const Image<const T>& input) {
     const Region& r = tile.region;
-    y = tile.sample_y.cell(tile.sample_y.base(static_cast<std::int32_t>(r.first_row + n / r.columns)), tile.sample_y.offset(ky),
-                           tile.rate[n]);
-    x = tile.sample_x.cell(tile.sample_x.base(static_cast<std::int32_t>(r.first_column + n % r.columns)),
-                           tile.sample_x.offset(kx), tile.rate[n]);
-    const auto corner = [&](std::int32_t iy, std::int32_t ix) {
-      const bool inside = iy >= 0 && iy < tile.sample_y.size && ix >= 0 && ix < tile.sample_x.size;
-      return inside ? widen(*input.at(0, std::int64_t{iy} * tile.sample_x.size + ix)) : Acc(0);
+    y = tile.sample_y.pixels(tile.sample_y.base(static_cast<std::int32_t>(r.first_row + n / r.columns)),
+                             tile.sample_y.offset(ky), tile.rate[n]);
+    x = tile.sample_x.pixels(tile.sample_x.base(static_cast<std::int32_t>(r.first_column + n % r.columns)),
+                             tile.sample_x.offset(kx), tile.rate[n]);
+    const auto corner = [&](int down, int right) {
+      return has(down, right) ? widen(*input.at(0, (std::int64_t{y.index} + down) * tile.sample_x.size + x.index + right))
+                              : Acc(0);
     };
-    a = corner(y.index, x.index);
-    b = corner(y.index, x.index + 1);
-    c = corner(y.index + 1, x.index);
-    d = corner(y.index + 1, x.index + 1);
+    a = corner(0, 0);
+    b = corner(0, 1);
+    c = corner(1, 0);
+    d = corner(1, 1);
   }
+
+  bool has(int down, int right) const { return (down ? y.second : y.first) && (right ? x.second : x.first); }
 
   Acc value() const {
     // A pixel's own value keeps the sign of a zero, as a copy does. Not beside what is not finite: see with_all_corners().
@@ -48,10 +50,9 @@ void sample_scalar(const Tile<Acc>& tile, int ky, int kx, const Image<const T>& 
 
 template <class T, class Acc>
 void add_derivatives_scalar(const Tile<Acc>& tile, int ky, int kx, const Image<const T>& input, const Acc* grad, Acc* sums) {
-  const Acc offset_y = tile.sample_y.offset(ky), offset_x = tile.sample_x.offset(kx);
   for (int n = 0; n < tile.count; ++n) {
     const ScalarCell<T, Acc> cell(tile, n, ky, kx, input);
-    sums[n] += grad[n] * slope(cell.a, cell.b, cell.c, cell.d, cell.y.fraction, cell.x.fraction, offset_y, offset_x);
+    sums[n] += grad[n] * slope(cell.a, cell.b, cell.c, cell.d, cell.y.fraction, cell.x.fraction, cell.y.offset, cell.x.offset);
   }
 }
 
@@ -62,7 +63,7 @@ void scatter_scalar(const Tile<Acc>& tile, int ky, int kx, const Image<const T>&
     const ScalarCell<T, Acc> cell(tile, n, ky, kx, input);
     const auto add = [&](int down, int right) {
       const std::int32_t iy = cell.y.index + down, ix = cell.x.index + right;
-      if (!sums.has(iy) || ix < 0 || ix >= sums.width) return;
+      if (!cell.has(down, right) || !sums.has(iy)) return;
       *sums.at(0, iy, ix) += corner_weight(down, right, cell.y.fraction, cell.x.fraction) * grad[n];
     };
     add(0, 0);
