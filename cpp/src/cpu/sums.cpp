@@ -41,7 +41,7 @@ struct Walk {
   const HeadGeometry& heads;
   const Geometry& g;
   const Sums& s;
-  Sampler<Acc> sample_y{g.h}, sample_x{g.w};
+  Sampler<Acc> sample_y{g.h, g.padding_mode}, sample_x{g.w, g.padding_mode};
   Planes<const T> image{static_cast<const T*>(s.image), g.channels, g.h.size, g.w.size, s.format};
   Planes<const T> values{static_cast<const T*>(s.values), g.channels, g.h.out_size, g.w.out_size, s.format};
 
@@ -59,23 +59,23 @@ struct Walk {
   template <class Body>
   auto tap(std::int64_t b, std::int64_t c, std::int64_t t, std::int64_t oy, std::int64_t ox, Body body) const {
     const int ky = static_cast<int>(t / g.w.kernel_size), kx = static_cast<int>(t % g.w.kernel_size);
-    const Acc offset_y = sample_y.offset(ky), offset_x = sample_x.offset(kx), r = rate(b, c, oy, ox);
-    const Cell<Acc> y = sample_y.cell(sample_y.base(static_cast<std::int32_t>(oy)), offset_y, is_finite(r) ? r : 0);
-    const Cell<Acc> x = sample_x.cell(sample_x.base(static_cast<std::int32_t>(ox)), offset_x, is_finite(r) ? r : 0);
+    const Acc given = rate(b, c, oy, ox), r = is_finite(given) ? given : 0;
+    const Pixels<Acc> y = sample_y.pixels(sample_y.base(static_cast<std::int32_t>(oy)), sample_y.offset(ky), r);
+    const Pixels<Acc> x = sample_x.pixels(sample_x.base(static_cast<std::int32_t>(ox)), sample_x.offset(kx), r);
     const auto corner = [&, b, c, y, x](int down, int right) {
-      const std::int32_t iy = y.index + down, ix = x.index + right;
-      return iy >= 0 && iy < g.h.size && ix >= 0 && ix < g.w.size ? widen(image.at(b, c, iy, ix)) : Acc(0);
+      const bool is_there = (down ? y.second : y.first) && (right ? x.second : x.first);
+      return is_there ? widen(image.at(b, c, y.index + down, x.index + right)) : Acc(0);
     };
-    return body(y, x, corner, offset_y, offset_x, nan_unless_finite(r));
+    return body(y, x, corner, nan_unless_finite(given));
   }
   Acc sample(std::int64_t b, std::int64_t c, std::int64_t t, std::int64_t oy, std::int64_t ox) const {
-    return tap(b, c, t, oy, ox, [](auto y, auto x, auto corner, Acc, Acc, Acc nan) {
+    return tap(b, c, t, oy, ox, [](auto y, auto x, auto corner, Acc nan) {
       return nan + interpolate(corner(0, 0), corner(0, 1), corner(1, 0), corner(1, 1), y.fraction, x.fraction);
     });
   }
   Acc slope_at(std::int64_t b, std::int64_t c, std::int64_t t, std::int64_t oy, std::int64_t ox) const {
-    return tap(b, c, t, oy, ox, [](auto y, auto x, auto corner, Acc offset_y, Acc offset_x, Acc nan) {
-      return nan + slope(corner(0, 0), corner(0, 1), corner(1, 0), corner(1, 1), y.fraction, x.fraction, offset_y, offset_x);
+    return tap(b, c, t, oy, ox, [](auto y, auto x, auto corner, Acc nan) {
+      return nan + slope(corner(0, 0), corner(0, 1), corner(1, 0), corner(1, 1), y.fraction, x.fraction, y.offset, x.offset);
     });
   }
 
@@ -132,11 +132,11 @@ struct Walk {
           if (!is_finite(rate(b, c, oy, ox))) continue;
           for (std::int64_t t = 0; t < g.taps(); ++t) {
             const Acc grad = factor(b, c, t, oy, ox) * widen(values.at(b, c, oy, ox));
-            tap(b, c, t, oy, ox, [&](auto y, auto x, auto, Acc, Acc, Acc) {
+            tap(b, c, t, oy, ox, [&](auto y, auto x, auto, Acc) {
               for (int down : {0, 1})
                 for (int right : {0, 1}) {
                   const std::int32_t iy = y.index + down, ix = x.index + right;
-                  if (iy < 0 || iy >= g.h.size || ix < 0 || ix >= g.w.size) continue;
+                  if (!(down ? y.second : y.first) || !(right ? x.second : x.first)) continue;
                   sums[static_cast<std::size_t>(iy * g.w.size + ix)] +=
                       corner_weight(down, right, y.fraction, x.fraction) * grad;
                 }
@@ -169,7 +169,6 @@ void with_types(Types types, Body body) {
 }
 
 void run(const HeadGeometry& g, Types types, const Sums& s, int threads, const char which, void* target = nullptr) {
-  if (g.geometry.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   with_types(types, [&](auto input, auto map) {
     const Walk<decltype(input), decltype(map)> walk{g, g.geometry, s};
     if (which == 't') walk.sum_taps(target, threads);
