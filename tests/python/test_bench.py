@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command import exit_status
-from dynamic_dilation_unfold._tools import bench, bench_jobs, bench_report, cli, timing, workloads
+from dynamic_dilation_unfold._tools import bench, bench_jobs, bench_plot, bench_report, cli, timing, workloads
 from dynamic_dilation_unfold._tools.timing import Times
 from dynamic_dilation_unfold._tools.workloads import Workload
 
@@ -151,6 +153,41 @@ def test_figures_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     for path in (tmp_path / "file" / "figures.json", tmp_path):
         assert str(exit_status("bench", "--json", str(path))).startswith(f"Cannot write {path}: ")
         assert capsys.readouterr().out == ""  # before the work
+
+
+def test_bench_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(workloads.WORKLOADS, "R", [Workload((1, 4, 12, 10), 3)])
+    drawn = []
+    monkeypatch.setattr(bench_plot, "draw", lambda *args: drawn.append((args, right(*args))))
+    right = bench_plot_draw
+    path = tmp_path / "new" / "plot.svg"
+    assert cli.main(["bench", "--quick", "--map", "ones", "noise", "--plot", str(path)]) == 0
+    ((records, _, _), figure) = drawn[0]
+    assert path.read_text().lstrip().startswith("<?xml")
+    grid = figure.axes
+    assert len(grid) == 2 * len(records) == 4
+    assert "R: 1x4x12x10 k3, float32, ones; forward" in grid[0].get_title(loc="left")
+    for axes, times in zip(grid[:2], (records[0]["forward"], records[0]["backward"]), strict=True):
+        assert len(axes.patches) == len(times)
+        widths = sorted(bar.get_width() for bar in axes.patches)
+        assert widths == pytest.approx(sorted(1e3 * value for value in times.values()))
+        assert "dynamic_dilation_unfold" in [label.get_text() for label in axes.get_yticklabels()]
+        assert len(axes.texts) == len(times)  # each bar bears its time
+
+
+bench_plot_draw = bench_plot.draw
+
+
+def test_a_plot_that_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if importlib.util.find_spec("matplotlib"):
+        path = tmp_path / "plot.doc"
+        assert str(exit_status("bench", "--plot", str(path))).startswith(f"Cannot plot to {path}: the formats are ")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # makes its import fail
+    assert 'pip install ".[viz]"' in str(exit_status("bench", "--plot", str(tmp_path / "plot.png")))
+    assert capsys.readouterr().out == ""  # before the work
 
 
 def test_figures_are_kept_until_there_are_new_ones(tmp_path: Path) -> None:

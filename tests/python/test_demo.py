@@ -114,13 +114,13 @@ def test_taps_are_drawn_at_four_positions_well_inside(size: tuple[int, int]) -> 
     from dynamic_dilation_unfold._tools import figure
 
     for rates in (torch.rand(size, generator=torch.Generator().manual_seed(0)), torch.ones(size)):
-        positions = figure.tap_positions(rates)
+        positions = figure.telling_positions(rates)
         assert len(set(positions)) == 4
         for row, column in positions:
             assert figure.CLOSE_UP < row < size[0] - figure.CLOSE_UP - 1
             assert figure.CLOSE_UP < column < size[1] - figure.CLOSE_UP - 1
     rates = torch.linspace(0.25, 2, size[0] * size[1]).view(size)
-    found = [float(rates[position]) for position in figure.tap_positions(rates)]
+    found = [float(rates[position]) for position in figure.telling_positions(rates)]
     assert found == sorted(found)
 
 
@@ -135,6 +135,27 @@ def test_demo_smooths_flat_areas_and_keeps_edges() -> None:
     adaptive = smoothing.pool(noisy, rates)
     assert smoothing.psnr(adaptive, clean) > smoothing.psnr(fixed, clean) + 1
     assert smoothing.psnr(adaptive, clean) > smoothing.psnr(noisy, clean) + 1
+
+
+@needs_demo_extra
+@pytest.mark.filterwarnings("ignore:no font with Chinese characters:UserWarning")  # depends on the machine
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_what_the_picture_says(language: Any, tmp_path: Path) -> None:
+    from dynamic_dilation_unfold._tools import figure
+    from dynamic_dilation_unfold.viz.labels import chinese_font
+
+    generator = torch.Generator().manual_seed(0)
+    clean, noisy, fixed, adaptive = torch.rand(4, 3, 60, 90, generator=generator)
+    rates = 0.5 + torch.rand(60, 90, generator=generator)
+    layout = figure.draw(smoothing.Result(clean, noisy, rates, fixed, adaptive, 1.0), tmp_path / "a.png", language)
+    texts = figure.TEXTS[language if chinese_font() else "en"]
+    titles = [axes.get_title() for axes in (*layout.pictures, *layout.zooms)]
+    assert titles[1] == texts["map"]
+    assert "PSNR" in titles[0]
+    assert texts["before"] in titles
+    assert len(layout.pictures[0].texts) == 4
+    assert [len(axes.lines[0].get_xdata()) for axes in layout.taps] == [smoothing.KERNEL**2] * 4
+    assert all(letter in axes.get_title() for letter, axes in zip("ABCD", layout.taps, strict=True))
 
 
 def test_pool_averages_what_is_inside() -> None:

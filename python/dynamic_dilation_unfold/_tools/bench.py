@@ -10,7 +10,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,11 @@ from torch.nn import functional as F
 
 from .. import cost
 from ..functional import dynamic_dilation_unfold
-from . import bench_report
+from . import bench_plot, bench_report
 from .arguments import claim, count, count_or_zero, duration, resolve_device, shape
 from .bench_jobs import TOLERANCE, Problem, ours
 from .machine import environment, free_memory
+from .terminal import Bar, coloured, write
 from .timing import Job, Times, busy, measure
 from .workloads import MAPS, WORKLOADS, Workload, map_kind, small
 
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=duration, default=0.5, help="time for each function (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="batches of one and few repetitions: for a try")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures into FILE (png, svg, pdf ...)")
 
 
 def own_workload(args: argparse.Namespace) -> Workload | None:
@@ -93,50 +94,64 @@ def run(args: argparse.Namespace) -> int:
     own = own_workload(args)
     device = resolve_device(args.device)
     budget = 0.05 if args.quick else args.seconds
+    if args.plot:
+        bench_plot.require(args.plot)
+        claim(args.plot)
     if args.json:
         claim(args.json)
     about = environment(device)
     print(bench_report.heading(about))
     results: list[dict[str, Any]] = []
-    for name, workloads in {_OWN: [own]}.items() if own else ((name, WORKLOADS[name]) for name in args.workload):
-        records = []
-        for problem in _problems(workloads, args, device):
-            records.append(measure_problem(name, *problem, device, budget))
-            if records[-1]["wrong"]:
-                print(f"Not timed, the result is wrong: {records[-1]['differences']}")
-                return 1
-        if records:
-            print(bench_report.full(records) if name in ("R", _OWN) else bench_report.compact(name, records))
-        results += records
-    if own and not results:
-        return 1
-    overhead, warning = call_overhead(device, args.quick)
+    sets = {_OWN: [own]} if own else {name: WORKLOADS[name] for name in args.workload}
+    problems = {name: _problems(workloads, args, device) for name, workloads in sets.items()}
+    with Bar(sum(map(len, problems.values())) + 1) as bar:
+        for name, found in problems.items():
+            records = []
+            for workload, kind, dtype in found:
+                bar.begin(f"{name}: {workload.label()}, {str(dtype).removeprefix('torch.')}, {kind}")
+                records.append(measure_problem(name, workload, kind, dtype, device, budget))
+                bar.end()
+                if records[-1]["wrong"]:
+                    write(f"Not timed, the result is wrong: {records[-1]['differences']}")
+                    return 1
+            if records:
+                write(bench_report.full(records) if name in ("R", _OWN) else bench_report.compact(name, records))
+            results += records
+        if own and not results:
+            return 1
+        bar.begin("calls on a tiny tensor")
+        overhead, warning = call_overhead(device, args.quick)
     print(bench_report.overhead(overhead))
     for text in [*(record["busy"] for record in results), warning]:
         if text:
-            print(text)
+            print(coloured(text, "yellow", sys.stdout))
             break
     if args.json:
         figures = {"about": about, "options": options(args), "results": results, "call_overhead": overhead}
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
+    if args.plot:
+        bench_plot.draw(results, about, args.plot)
+        print(f"plot: {args.plot}")
     return 0
 
 
 def _problems(
     workloads: list[Workload], args: argparse.Namespace, device: torch.device
-) -> Iterator[tuple[Workload, str, torch.dtype]]:
+) -> list[tuple[Workload, str, torch.dtype]]:
+    """Workload, map and dtype of each that there is memory for."""
+    found = []
+    free = free_memory(device)
     for workload in workloads:
         workload = small(workload) if args.quick else workload
         for dtype in [workload.dtype] if workload.dtype else [_DTYPES[d] for d in args.dtype]:
-            need, free = workload.bytes_needed(dtype.itemsize), free_memory(device)
+            need = workload.bytes_needed(dtype.itemsize)
             if need > free:
                 amounts = f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
                 print(f"left out: {workload}, {dtype} {amounts}", file=sys.stderr)
                 continue
-            for kind in [workload.map] if workload.map else args.map:
-                print(f"measuring {workload}, {dtype}, map {kind} ...", file=sys.stderr, flush=True)
-                yield workload, kind, dtype
+            found += [(workload, kind, dtype) for kind in ([workload.map] if workload.map else args.map)]
+    return found
 
 
 def measure_problem(

@@ -10,7 +10,7 @@ from .timing import seconds
 
 Record = dict[str, Any]
 
-_NAMES = {
+NAMES = {
     "fill": "fill of the output (floor)",
     "read": "read of the gradient (floor)",
     "allocation": "allocation and fill of an output",
@@ -23,7 +23,7 @@ _NAMES = {
     "ours, deterministic": "dynamic_dilation_unfold, deterministic",
 }
 _PEERS = {"forward": ("fill", "F.unfold", "grid_sample"), "backward": ("read", "F.fold", "grid_sample")}
-_TITLES = {"forward": "forward", "backward": "backward, both gradients"}
+TITLES = {"forward": "forward", "backward": "backward, both gradients"}
 
 
 def heading(about: dict[str, Any]) -> str:
@@ -54,16 +54,16 @@ def _table(title: str, columns: list[Record]) -> list[str]:
     lines = ["", title]
     for direction, peers in _PEERS.items():
         lines.append(_line(direction, [record["map"] for record in columns]))
-        names = [name for name in _NAMES if any(name in record[direction] for record in columns)]
+        names = [name for name in NAMES if any(name in record[direction] for record in columns)]
         for name in names:
-            lines.append(_line("  " + _NAMES[name], [_time(record[direction], name) for record in columns]))
+            lines.append(_line("  " + NAMES[name], [_time(record[direction], name) for record in columns]))
             if name.startswith("ours"):
                 others = peers if name == "ours" else ("ours",)
                 if name == "ours":
                     rates = [r["bytes"][direction] / r[direction][name] / 1e9 for r in columns]
                     lines.append(_line("    GB/s of the bytes that must move", [f"{rate:.1f}" for rate in rates]))
                 for peer in others:
-                    label = "both gradients" if peer == "ours" else _NAMES[peer].removesuffix(" (floor)")
+                    label = "both gradients" if peer == "ours" else NAMES[peer].removesuffix(" (floor)")
                     lines.append(_line(f"    / {label}", [_ratio(r[direction], name, peer) for r in columns]))
     for record in columns:
         lines += [f"  no {what} (map {record['map']}): {why}" for what, why in record["unavailable"].items()]
@@ -96,7 +96,7 @@ def compact(name: str, records: Sequence[Record]) -> str:
             row = [record["label"], record["dtype"], record["map"], f"{record['output_bytes'] / 1e6:.1f} MB"]
             row += [_time(times, key) for key in names] + [_ratio(times, "ours", peer) for peer in peers]
             rows.append(row + [_ratio(times, key, "ours") for key in names[4:]])
-        lines += ["", f"{name}: {_TITLES[direction]}", *aligned(rows, left=3)]
+        lines += ["", f"{name}: {TITLES[direction]}", *aligned(rows, left=3)]
     return "\n".join(lines)
 
 

@@ -7,9 +7,6 @@ at edges and large in flat areas removes it where there is nothing to blur.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,6 +18,7 @@ from .arguments import claim, resolve_device, seed
 from .grid_sample import grid_sample_unfold
 from .smoothing import KERNEL, NOISE, Result, check, load, map_from_content, pool, psnr
 from .tables import aligned
+from .terminal import Bar, write
 from .timing import Times, busy, measure, seconds
 
 PICTURE = "dynamic_dilation_unfold_demo.png"
@@ -34,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the noise (default: %(default)s)")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="of the picture (default: %(default)s)")
 
 
 def folder(text: str) -> Path:
@@ -56,14 +55,6 @@ def require_extra() -> None:
         ) from None
 
 
-@contextmanager
-def step(text: str) -> Iterator[None]:
-    print(f"{text} ...", end=" ", flush=True)
-    start = time.perf_counter()
-    yield
-    print(f"{time.perf_counter() - start:.1f} s", flush=True)
-
-
 def run(args: argparse.Namespace) -> int:
     require_extra()
     device = resolve_device(args.device)
@@ -72,39 +63,42 @@ def run(args: argparse.Namespace) -> int:
     claim(path)
     from .figure import draw
 
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(args.seed))
-    noisy = (clean + NOISE * noise).clamp(0, 1)
-    rates = map_from_content(noisy)
-    height, width = rates.shape[2:]
-    print(f"photograph {width} x {height}, noise {NOISE}, rates {rates.min():.2f} to {rates.max():.2f}, on {device}")
+    with Bar(4) as bar:
+        with bar.step("smoothing"):
+            noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(args.seed))
+            noisy = (clean + NOISE * noise).clamp(0, 1)
+            rates = map_from_content(noisy)
+            image, on_device = noisy.to(device), rates.to(device)
+            fixed_rate = float(rates.mean())
+            adaptive = pool(image, on_device).cpu()
+            fixed = pool(image, torch.full_like(on_device, fixed_rate)).cpu()
+        result = Result(clean[0], noisy[0], rates[0, 0], fixed[0], adaptive[0], fixed_rate)
+        height, width = rates.shape[2:]
+        write(
+            f"photograph {width} x {height}, noise {NOISE}, rates {rates.min():.2f} to {rates.max():.2f}, on {device}"
+        )
+        write(
+            f"PSNR against the photograph without noise: noisy {psnr(noisy, clean):.2f} dB, fixed dilation "
+            f"{psnr(fixed, clean):.2f} dB, dilation map {psnr(adaptive, clean):.2f} dB"
+        )
 
-    image, on_device = noisy.to(device), rates.to(device)
-    fixed_rate = float(rates.mean())
-    adaptive = pool(image, on_device).cpu()
-    fixed = pool(image, torch.full_like(on_device, fixed_rate)).cpu()
-    result = Result(clean[0], noisy[0], rates[0, 0], fixed[0], adaptive[0], fixed_rate)
-    print(
-        f"PSNR against the photograph without noise: noisy {psnr(noisy, clean):.2f} dB, fixed dilation "
-        f"{psnr(fixed, clean):.2f} dB, dilation map {psnr(adaptive, clean):.2f} dB"
-    )
+        with bar.step("checking against the reference"):
+            error = check(image, on_device)
+        write(f"largest difference from the reference: {error:.1e}")
+        if not error < 1e-5:
+            write("That is more than rounding explains: this build computes wrong values.")
+            return 1
 
-    with step("checking against the reference"):
-        error = check(image, on_device)
-    print(f"largest difference from the reference: {error:.1e}")
-    if not error < 1e-5:
-        print("That is more than rounding explains: this build computes wrong values.")
-        return 1
+        with bar.step("timing"):
+            features = torch.randn(1, 64, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+            times = {
+                f"this photograph, {image.shape[1]} channels": time_calls(image, on_device),
+                "a feature map of 128 x 128, 64 channels": time_calls(features, F.interpolate(on_device, (128, 128))),
+            }
+        write("\n".join(speed(times)))
 
-    with step("timing"):
-        features = torch.randn(1, 64, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
-        times = {
-            f"this photograph, {image.shape[1]} channels": time_calls(image, on_device),
-            "a feature map of 128 x 128, 64 channels": time_calls(features, F.interpolate(on_device, (128, 128))),
-        }
-    print("\n".join(speed(times)))
-
-    with step("drawing"):
-        draw(result, path)
+        with bar.step("drawing"):
+            draw(result, path, args.language)
     print(f"picture: {path}")
     return 0
 

@@ -1,4 +1,4 @@
-"""The demo's picture."""
+"""The demo's picture: how it is laid out, and what it says in either language."""
 
 from __future__ import annotations
 
@@ -14,12 +14,36 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..viz.drawing import ACCENT, draw_map, draw_taps, mark, show
+from ..viz.labels import Language, checked, font_families
 from .smoothing import KERNEL, Result, psnr
 
-ACCENT = "#00e5ff"
 NO_BREAK = "\u00a0"
 WIDE, TALL = 2.2, 1.5  # sides' ratios from which pictures stand in a column or a row
 CLOSE_UP = 7.5  # pixels on each side of a position whose taps are drawn
+
+TEXTS: dict[Language, dict[str, str]] = {
+    "en": {
+        "photograph": "Photograph with noise added, {quality}",
+        "map": "Dilation map made from it: small at edges",
+        "fixed": "Mean of taps, dilation {rate:.2f} everywhere, {quality}",
+        "adaptive": "Mean of taps, dilation map, {quality}",
+        "before": "before the noise",
+        "noisy": "with noise",
+        "fixed, near": "fixed dilation",
+        "adaptive, near": "dilation map",
+    },
+    "zh": {
+        "photograph": "带噪声的照片，{quality}",
+        "map": "由照片生成的扩张率图：边缘处小",
+        "fixed": "采样点均值，扩张率处处为 {rate:.2f}，{quality}",
+        "adaptive": "采样点均值，按扩张率图，{quality}",
+        "before": "加噪声前",
+        "noisy": "带噪声",
+        "fixed, near": "固定扩张率",
+        "adaptive, near": "扩张率图",
+    },
+}
 
 
 @dataclass
@@ -33,53 +57,59 @@ class Layout:
     title_width: int = 100  # letters above a picture
 
 
-def draw(result: Result, path: Path) -> None:
+def draw(result: Result, path: Path, language: Language = "en") -> Layout:
+    language = checked(language)
+    texts, fonts = TEXTS[language], font_families(language)
+    letter_width = 2 if language == "zh" else 1  # of Latin letters
     layout = make_layout(*result.rates.shape)
     photograph, dilation_map, scale, fixed, adaptive = layout.pictures
-    positions = tap_positions(result.rates)
+    positions = telling_positions(result.rates)
 
-    def title(axes: Any, text: str) -> None:
-        axes.set_title("\n".join(textwrap.wrap(text, layout.title_width)))
+    def title(axes: Any, name: str, image: Tensor | None = None) -> None:
+        quality = "" if image is None else f"PSNR {psnr(image, result.clean):.1f} dB".replace(" ", NO_BREAK)
+        text = texts[name].format(quality=quality, rate=result.fixed_rate)
+        lines = textwrap.wrap(text, layout.title_width // letter_width)
+        axes.set_title("\n".join(lines), fontfamily=fonts)
 
-    def quality(image: Tensor) -> str:
-        return f"PSNR {psnr(image, result.clean):.1f} dB".replace(" ", NO_BREAK)
-
-    _image(photograph, result.noisy)
-    title(photograph, f"Photograph with noise added, {quality(result.noisy)}")
+    show(photograph, result.noisy)
+    title(photograph, "photograph", result.noisy)
     for letter, (row, column) in zip("ABCD", positions, strict=True):
-        photograph.plot(column, row, "o", markersize=5, color=ACCENT, markeredgecolor="black")
-        style = {"boxstyle": "round,pad=0.15", "facecolor": "black", "alpha": 0.65, "edgecolor": "none"}
-        photograph.annotate(
-            letter, (column, row), (7, 5), textcoords="offset points", color=ACCENT, fontweight="bold", bbox=style
+        mark(photograph, column, row, letter, dot=True)
+
+    draw_map(result.rates, axes=dilation_map, colorbar_axes=scale, language=language)
+    title(dilation_map, "map")
+
+    for axes, letter, position in zip(layout.taps, "ABCD", positions, strict=True):
+        draw_taps(
+            result.noisy,
+            result.rates[None],
+            [position],
+            KERNEL,
+            padding=KERNEL // 2,
+            names=letter,
+            close_up=CLOSE_UP,
+            axes=axes,
+            language=language,
         )
 
-    shown = _image(dilation_map, result.rates, cmap="viridis").images[0]
-    title(dilation_map, "Dilation map made from it: small at edges")
-    layout.figure.colorbar(shown, cax=scale, label="dilation (1 = neighbouring pixels)")
-
-    for axes, letter, (row, column) in zip(layout.taps, "ABCD", positions, strict=True):
-        _draw_taps(axes, result, row, column, letter)
-
     top, left, height, width = _zoom(result)
-    for axes, image, text in (
-        (fixed, result.fixed, f"Mean of taps, dilation {result.fixed_rate:.2f} everywhere"),
-        (adaptive, result.adaptive, "Mean of taps, dilation map"),
-    ):
-        title(_image(axes, image), f"{text}, {quality(image)}")
-        frame = Rectangle((left, top), width, height, fill=False, edgecolor=ACCENT, linewidth=1.8)
-        axes.add_patch(frame)
+    for axes, name, image in ((fixed, "fixed", result.fixed), (adaptive, "adaptive", result.adaptive)):
+        show(axes, image)
+        title(axes, name, image)
+        axes.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor=ACCENT, linewidth=1.8))
 
     named = {
-        "before the noise": result.clean,
-        "with noise": result.noisy,
-        "fixed dilation": result.fixed,
-        "dilation map": result.adaptive,
+        "before": result.clean,
+        "noisy": result.noisy,
+        "fixed, near": result.fixed,
+        "adaptive, near": result.adaptive,
     }
     for axes, (name, image) in zip(layout.zooms, named.items(), strict=True):
-        crop = image[:, top : top + height, left : left + width]
-        _image(axes, crop).set_title(name, fontsize=10)
+        show(axes, image[:, top : top + height, left : left + width])
+        axes.set_title(texts[name], fontsize=10, fontfamily=fonts)
 
     layout.figure.savefig(path)
+    return layout
 
 
 def make_layout(height: int, width: int) -> Layout:
@@ -128,14 +158,7 @@ def _side_by_side(aspect: float) -> Layout:
     return Layout(figure, axes, taps, zooms, title_width=int(10 * picture))
 
 
-def _image(axes: Any, image: Tensor, **options: Any) -> Any:
-    pixels = image.movedim(0, -1) if image.dim() == 3 else image
-    axes.imshow(pixels.numpy(), interpolation="nearest", **options)
-    axes.set_axis_off()
-    return axes
-
-
-def tap_positions(rates: Tensor) -> list[tuple[int, int]]:
+def telling_positions(rates: Tensor) -> list[tuple[int, int]]:
     """Four positions, well inside and as far apart as there is room, from the smallest rate to the largest."""
     height, width = rates.shape
     margin = round(CLOSE_UP) + 2
@@ -155,25 +178,6 @@ def tap_positions(rates: Tensor) -> list[tuple[int, int]]:
         best = int(distance.argmin())
         chosen.append((best // inner.shape[1], best % inner.shape[1]))
     return [(row + margin, column + margin) for row, column in chosen]
-
-
-def _draw_taps(axes: Any, result: Result, row: int, column: int, letter: str) -> None:
-    _image(axes, result.noisy)
-    rate = float(result.rates[row, column])
-    offsets = [(tap - (KERNEL - 1) / 2) * rate for tap in range(KERNEL)]
-    for dy in offsets:
-        axes.plot(
-            [column + dx for dx in offsets],
-            [row + dy] * KERNEL,
-            "o",
-            color=ACCENT,
-            markersize=4.5,
-            mec="black",
-            mew=0.6,
-        )
-    axes.set_xlim(column - CLOSE_UP, column + CLOSE_UP)
-    axes.set_ylim(row + CLOSE_UP, row - CLOSE_UP)
-    axes.set_title(f"taps at {letter}: dilation {rate:.2f}", fontsize=10)
 
 
 def _zoom(result: Result) -> tuple[int, int, int, int]:

@@ -18,6 +18,7 @@ from . import info
 from .arguments import resolve_device
 from .diagnosis import READY
 from .selftest_checks import Check, WrongResult, checks
+from .terminal import coloured, progress, write
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +34,12 @@ def run(args: argparse.Namespace) -> int:
     passes, fails = marks(sys.stdout.encoding)
     for device in asked or devices(about):
         print(f"\n{device}")
-        for name, check in checks(device, args.compile).items():
+        for name, check in progress(checks(device, args.compile).items(), f"checking {device}", unit="check"):
             began, reason = time.perf_counter(), failure(check, device)
-            print(f"  {fails if reason else passes} {name:<72}{time.perf_counter() - began:5.1f} s", flush=True)
+            mark = coloured(fails, "red", sys.stdout) if reason else coloured(passes, "green", sys.stdout)
+            write(f"  {mark} {name:<72}{time.perf_counter() - began:5.1f} s")
             if reason:
-                print(reason)
+                write(reason)
             failed, count = failed + bool(reason), count + 1
     if not asked and "cuda" not in {device.type for device in devices(about)}:
         why = "there is no CUDA device" if about["verdict"] == READY else about["verdict"]
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.compile:
         print("torch.compile was left out: --compile adds it")
     result = f"{failed} of {count} checks FAILED" if failed else f"{count} checks passed"
+    result = coloured(result, "red" if failed else "green", sys.stdout)
     print(f"\n{result} in {time.perf_counter() - start:.1f} s")
     return 1 if failed else 0
 

@@ -1,0 +1,154 @@
+"""Where taps lie, how much of them is inside the image, and which pixels an output depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._geometry import full_map
+from .._options import Pair, pair
+from .._sampling import _cells
+from ..functional import dynamic_dilation_unfold
+
+Ints = int | Sequence[int]
+
+
+class _Window(NamedTuple):
+    """The options from which _geometry.py tells how many rates a map has."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+
+    @classmethod
+    def read(cls, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> _Window:
+        return cls(*map(pair, cls._fields, (kernel_size, stride, padding, dilation)))
+
+
+def tap_positions(
+    dilation_map: Tensor,
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+    input_size: Sequence[int] | None = None,
+) -> Tensor:
+    r"""Where each tap of each position samples the image, in pixels.
+
+    .. code-block:: none
+
+        y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b, g, oy, ox]
+        x = ox*s_w - p_w + (kW-1)/2*d_w + (kx - (kW-1)/2)*d_w*D[b, g, oy, ox]
+
+    Args:
+        dilation_map: Rates ``D [B, G, Ho, Wo]``, or ``[G, Ho, Wo]`` unbatched.
+        kernel_size, stride, padding, dilation: As of the call that the map is for.
+        input_size: ``(H, W)`` of the image. Needed where the map has one row or column that stands for all.
+
+    Returns:
+        ``[B, G, kH*kW, Ho, Wo, 2]`` (without ``B`` if the map is unbatched): y and x, 0 being the middle of the first
+        pixel, of the taps in the order of columns, ``ky*kW + kx``. float64 for a float64 map, float32 for others. NaN
+        where the rate is NaN or infinite. Differentiable in the map.
+
+    Raises:
+        ValueError: The map is no batch of planes, or is not the one of an image of that size.
+    """
+    if dilation_map.dim() not in (3, 4):
+        raise ValueError(
+            f"dilation_map must be [B, groups, Ho, Wo] or [groups, Ho, Wo], got shape {list(dilation_map.shape)}"
+        )
+    window = _Window.read(kernel_size, stride, padding, dilation)
+    if input_size is not None:
+        image = pair("input_size", input_size)
+        *planes, _, _ = dilation_map.shape
+        ones, rates = (torch.empty(shape, device="meta") for shape in ((*planes, *image), dilation_map.shape))
+        dynamic_dilation_unfold(ones, kernel_size, rates, stride, padding, dilation, planes[-1])  # says what is wrong
+        dilation_map = full_map(dilation_map, image, window)
+    rate = dilation_map.to(torch.promote_types(dilation_map.dtype, torch.float32))
+    batched = rate if rate.dim() == 4 else rate.unsqueeze(0)
+    finite = batched.isfinite()
+    known = torch.where(finite, batched, 0)
+    axes = []
+    for axis in (0, 1):
+        whole, fraction = _cells(known, 2 + axis, *(sizes[axis] for sizes in window))
+        axes.append(whole.to(rate.dtype) + fraction)  # [B, G, k, Ho, Wo]
+    y, x = axes[0].unsqueeze(3), axes[1].unsqueeze(2)
+    shape = (*batched.shape[:2], *window.kernel_size, *batched.shape[2:])
+    found = torch.stack((y.expand(shape), x.expand(shape)), -1).flatten(2, 3)
+    found = torch.where(finite[:, :, None, ..., None], found, torch.nan)
+    return found if rate.dim() == 4 else found.squeeze(0)
+
+
+def coverage_share(
+    dilation_map: Tensor,
+    input_size: Sequence[int],
+    kernel_size: Ints,
+    stride: Ints = 1,
+    padding: Ints = 0,
+    dilation: Ints = 1,
+) -> Tensor:
+    """How much of each window lies on the image: the mean of its taps' coverage, in [0, 1].
+
+    A tap's coverage is the share of its bilinear weight on pixels of the image. 1 minus the mean of the result is the
+    share of taps that read the padding.
+
+    Args:
+        dilation_map: Rates ``[B, G, Ho, Wo]``, or ``[G, Ho, Wo]`` unbatched; rows and columns may be broadcast.
+        input_size: ``(H, W)`` of the image.
+        kernel_size, stride, padding, dilation: As of the call that the map is for.
+
+    Returns:
+        ``[B, G, Ho, Wo]`` (or without ``B``), of the map's dtype.
+
+    Raises:
+        ValueError: The map is not the one of an image of that size.
+    """
+    image, window = pair("input_size", input_size), _Window.read(kernel_size, stride, padding, dilation)
+    groups = dilation_map.shape[-3]
+    ones = dilation_map.new_ones((*dilation_map.shape[:-3], groups, *image))
+    columns = dynamic_dilation_unfold(ones, kernel_size, dilation_map, stride, padding, dilation, groups)
+    sizes = full_map(dilation_map, image, window).shape[-2:]
+    share: Tensor = columns.unflatten(-1, sizes).unflatten(-3, (groups, -1)).mean(-3)
+    return share
+
+
+def receptive_field(model: Callable[[Tensor], Tensor], input: Tensor, position: Sequence[int]) -> Tensor:
+    """How much each pixel matters to one position of a model's output, through all its layers, by the gradient.
+
+    The output's channels are weighted with fixed random numbers, so that channels which always add up to the same, as
+    those of a softmax do, don't cancel.
+
+    Args:
+        model: From ``[B, C, H, W]`` to ``[B, channels, Ho, Wo]``, or to columns ``[B, channels, positions]``. For a
+            module of several arguments, a function of the image: ``lambda x: conv(x, rates)``. Batch normalisation
+            that trains joins all pixels: ``model.eval()`` first.
+        input: ``[B, C, H, W]``, or unbatched, as the model takes it.
+        position: ``(row, column)``, or ``(number,)`` of columns; negative ones count from the end.
+
+    Returns:
+        ``[B, H, W]`` (or ``[H, W]``), the input's dtype: the sum over channels of the gradient's magnitude. What is 0
+        has no influence, or sits where the model's slope is 0, as behind a ReLU that is off.
+
+    Raises:
+        ValueError: There is no such position.
+    """
+    leaf = input.detach().requires_grad_()
+    with torch.enable_grad():
+        output = model(leaf)
+        sizes = output.shape[output.dim() - len(position) :]
+        if len(position) >= output.dim() or any(
+            not -size <= at < size for at, size in zip(position, sizes, strict=True)
+        ):
+            raise ValueError(f"position {tuple(position)} is not in an output of shape {list(output.shape)}")
+        index: tuple[Any, ...] = (..., *position)
+        there = output[index]
+        generator = torch.Generator().manual_seed(0)
+        weights = torch.randn(there.shape[-1:], generator=generator, dtype=torch.float64).to(there)
+        if not there.requires_grad:
+            return input.new_zeros((*input.shape[:-3], *input.shape[-2:]))
+        (gradient,) = torch.autograd.grad((there * weights).sum(), leaf)
+    return gradient.abs().sum(-3)
