@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._geometry import full_map
 from .._options import Pair, pair
-from .._sampling import _cells
+from .._sampling import window as cells
 from ..functional import dynamic_dilation_unfold
 
 Ints = int | Sequence[int]
@@ -68,19 +68,15 @@ def tap_positions(
         ones, rates = (torch.empty(shape, device="meta") for shape in ((*planes, *image), dilation_map.shape))
         dynamic_dilation_unfold(ones, kernel_size, rates, stride, padding, dilation, planes[-1])  # says what is wrong
         dilation_map = full_map(dilation_map, image, window)
-    rate = dilation_map.to(torch.promote_types(dilation_map.dtype, torch.float32))
-    batched = rate if rate.dim() == 4 else rate.unsqueeze(0)
-    finite = batched.isfinite()
-    known = torch.where(finite, batched, 0)
-    axes = []
-    for axis in (0, 1):
-        whole, fraction = _cells(known, 2 + axis, *(sizes[axis] for sizes in window))
-        axes.append(whole.to(rate.dtype) + fraction)  # [B, G, k, Ho, Wo]
-    y, x = axes[0].unsqueeze(3), axes[1].unsqueeze(2)
+    dtype = torch.promote_types(dilation_map.dtype, torch.float32)
+    batched = dilation_map if dilation_map.dim() == 4 else dilation_map.unsqueeze(0)
+    taps = cells(batched, dtype, window)
+    y = (taps.y.to(dtype) + taps.fy).unsqueeze(3)  # [B, G, kH, 1, Ho, Wo]
+    x = (taps.x.to(dtype) + taps.fx).unsqueeze(2)
     shape = (*batched.shape[:2], *window.kernel_size, *batched.shape[2:])
     found = torch.stack((y.expand(shape), x.expand(shape)), -1).flatten(2, 3)
-    found = torch.where(finite[:, :, None, ..., None], found, torch.nan)
-    return found if rate.dim() == 4 else found.squeeze(0)
+    found = found + taps.poison[:, :, None, ..., None]
+    return found if dilation_map.dim() == 4 else found.squeeze(0)
 
 
 def coverage_share(
