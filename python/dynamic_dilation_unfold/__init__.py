@@ -6,11 +6,27 @@ import torch as _torch  # first: libddu then shares torch's OpenMP library  # no
 
 from . import _C
 from ._C import version as __version__
-from .functional import dynamic_dilation_unfold
+from .functional import (
+    dynamic_dilation_aggregate,
+    dynamic_dilation_attention,
+    dynamic_dilation_correlate,
+    dynamic_dilation_coverage,
+    dynamic_dilation_unfold,
+)
 from .modules import DynamicDilationUnfold
 from .reference import dynamic_dilation_unfold_reference as reference
 
 # For CMAKE_PREFIX_PATH: libddu lies beside _C, also where an editable install has the Python files elsewhere.
 cmake_prefix_path: str = str(_Path(_C.__file__).parent)
 
-__all__ = ["DynamicDilationUnfold", "__version__", "cmake_prefix_path", "dynamic_dilation_unfold", "reference"]
+__all__ = [
+    "DynamicDilationUnfold",
+    "__version__",
+    "cmake_prefix_path",
+    "dynamic_dilation_aggregate",
+    "dynamic_dilation_attention",
+    "dynamic_dilation_correlate",
+    "dynamic_dilation_coverage",
+    "dynamic_dilation_unfold",
+    "reference",
+]

@@ -117,7 +117,7 @@ class _Forward(_Rules):
         options = self.operator.resolved(tensors, options)
         _kernels.check_tensors(self.operator, tensors)
         _kernels.check_shapes(self.operator, tensors, options)
-        return tensors[0].new_empty(self.operator.output_shape(tensors, options))
+        return _kernels.new_output(self.operator, tensors, options)
 
     def autograd(self, keyset: Any, *arguments: Any) -> Any:
         tensors, options = self.split(arguments)
@@ -156,10 +156,7 @@ class _Backward(_Rules):
         shape = self.operator.output_shape(tensors, options)
         if all(isinstance(n, int) for n in (*shape, *grad.shape)):
             _kernels.check_grad(grad, tensors[0], shape)
-        grads = tuple(
-            _kernels.new_gradient(argument, t) if want else None
-            for argument, t, want in zip(self.operator.arguments, tensors, mask, strict=True)
-        )
+        grads = tuple(_kernels.new_gradient(self.operator, tensors, i) if want else None for i, want in enumerate(mask))
         return self.returned(filled(grads, tensors[0]))
 
     def returned(self, grads: Tensors) -> Any:

@@ -63,6 +63,13 @@ def call(public: Callable[..., Any], operator: Operator, tensors: Tensors, given
     return _transforms.forward(operator, tensors, options)
 
 
+def handed_over(public: Callable[..., Any], **named: Any) -> Any:
+    """For functions composed of others: what the ``__torch_function__`` of an argument makes of the call, or None."""
+    if is_compiling() or not (others := overridden(tuple(named.values()))):
+        return None
+    return handle_torch_function(public, others, **named)
+
+
 def reference(public: Callable[..., Any], operator: Operator, tensors: Tensors, given: Sequence[Any]) -> Any:
     """The operator's definition in torch, after the same checks."""
     if not is_compiling() and (others := overridden((*tensors, *given))):

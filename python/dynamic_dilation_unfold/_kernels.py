@@ -11,7 +11,7 @@ from torch import Tensor
 from . import _C
 from . import _torch_private as private
 from ._derivatives import reference_of
-from ._operator import Argument, Gradients, Mask, Operator, Tensors
+from ._operator import Gradients, Mask, Operator, Tensors
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
@@ -77,12 +77,27 @@ def may_read(*tensors: Tensor | None) -> bool:
     return _C.is_plain(*tensors) and not any(map(private.is_wrapper, tensors))
 
 
-def new_gradient(argument: Argument, tensor: Tensor) -> Tensor:
-    """Memory for a gradient, in the format in which the kernels write it."""
-    reads = argument.channels_last and tensor.dim() == 4 and tensor.device.type in _C.reads_channels_last
-    if reads and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last):
-        return torch.empty_like(tensor, memory_format=torch.channels_last)
-    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+def new_output(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
+    """Memory for the output, in the format in which the kernels write it."""
+    is_like_image = operator.output_dims == 4
+    first, shape = tensors[0], operator.output_shape(tensors, options)
+    return torch.empty(
+        shape, dtype=first.dtype, device=first.device, memory_format=_format(operator, tensors, is_like_image)
+    )
+
+
+def new_gradient(operator: Operator, tensors: Tensors, index: int) -> Tensor:
+    """Memory for the gradient of one of the tensors, in the format in which the kernels write it."""
+    follows_image = operator.arguments[index].channels_last
+    return torch.empty_like(tensors[index], memory_format=_format(operator, tensors, follows_image))
+
+
+def _format(operator: Operator, tensors: Tensors, follows_image: bool) -> torch.memory_format:
+    image = tensors[operator.image]
+    reads = follows_image and image.dim() == 4 and image.device.type in _C.reads_channels_last
+    if reads and not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
 
 
 def _resolved(tensor: Tensor | None) -> Tensor | None:

@@ -52,16 +52,16 @@ class Operator(ABC):
     # padding and dilation, from which _geometry.py tells how many rates the map has.
     options: ClassVar[type]
     output_dims: ClassVar[int]  # of a batched call
+    image: ClassVar[int] = 0  # which tensor is the image that the window slides over; its memory format is the call's
 
     # --- What every operator says -------------------------------------------------------------------------------------
 
     @abstractmethod
-    def image_size(self, tensors: Tensors, options: Any) -> Sequence[Int]:
-        """Height and width of the image that the window slides over."""
-
-    @abstractmethod
     def output_shape(self, tensors: Tensors, options: Any) -> tuple[Int, ...]:
-        """Of a call whose shapes fit; sizes may be symbols. The output has the dtype of the first tensor."""
+        """Of a call whose shapes fit; sizes may be symbols.
+
+        The output has the dtype of the first tensor, and the image's memory format if its shape is like an image's.
+        """
 
     @abstractmethod
     def check_shapes(self, shapes: Sequence[Any], options: Any) -> None:
@@ -169,7 +169,7 @@ class Operator(ABC):
     def full_maps(self, tensors: Tensors, options: Any) -> Tensors:
         """Maps with all their rows and columns; see full_map."""
         return tuple(
-            full_map(t, self.image_size(tensors, options), options) if a.is_map else t
+            full_map(t, tensors[self.image].shape[-2:], options) if a.is_map else t
             for a, t in zip(self.arguments, tensors, strict=True)
         )
 

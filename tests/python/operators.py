@@ -5,14 +5,17 @@ An operator that is added gets all of those tests by a row here. What is particu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_aggregate, dynamic_dilation_correlate, dynamic_dilation_unfold
 from dynamic_dilation_unfold._operator import Operator
+from dynamic_dilation_unfold._operators.aggregate import AGGREGATE
+from dynamic_dilation_unfold._operators.correlate import CORRELATE
 from dynamic_dilation_unfold._operators.unfold import UNFOLD
-from helpers import CASES, Case, off_whole_positions, random_input
+from helpers import CASES, Case, both, off_whole_positions, random_input
 from torch import Tensor
 
 
@@ -59,13 +62,95 @@ _UNFOLD_SMALL = [
 ]
 _EMPTY = [Case(0, 4, 5, 6, padding=1), Case(2, 0, 5, 6, padding=1)]
 
+
+def _aggregate(input: Tensor, weights: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
+    return dynamic_dilation_aggregate(input, weights, dilation_map, *options)
+
+
+def _correlate(query: Tensor, key: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
+    return dynamic_dilation_correlate(query, key, dilation_map, *options)
+
+
+class HeadCase(NamedTuple):
+    case: Case
+    heads: int
+
+    def __str__(self) -> str:
+        return f"{self.case}-heads{self.heads}"
+
+
+def _aggregate_sample(head_case: HeadCase, name: str = "") -> Sample:
+    case, heads = head_case
+    x, rates = _unfold_sample(case).tensors
+    shape = (case.batch, heads, math.prod(both(case.kernel_size)), *case.out_size)
+    tensors = x, random_input(shape, seed=5).double(), rates
+    return Sample(name or str(head_case), tensors, AGGREGATE.read((*case.pairs, "zeros")))
+
+
+def _correlate_sample(head_case: HeadCase, name: str = "") -> Sample:
+    case, heads = head_case
+    key, rates = _unfold_sample(case).tensors
+    query = random_input((*case.shape[:2], *case.out_size), seed=5).double()
+    return Sample(name or str(head_case), (query, key, rates), CORRELATE.read((*case.pairs, heads, "zeros")))
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _aggregate_forms(head_case: HeadCase) -> Iterator[Sample]:
+    (x, weights, rates), options = _aggregate_sample(head_case)[1:]
+    yield Sample("unbatched", (x[0], weights[0], rates[0]), options)
+    yield Sample("a map and weights for all images", (x, weights[:1], rates[:1]), options)
+    yield Sample("channels_last", (_channels_last(x), weights, rates), options)
+    yield Sample("one rate", (x, weights, rates[:1, :, :1, :1]), options)
+    yield Sample("weights by position", (x, weights.movedim(2, 4).contiguous().movedim(4, 2), rates), options)
+
+
+def _correlate_forms(head_case: HeadCase) -> Iterator[Sample]:
+    (query, key, rates), options = _correlate_sample(head_case)[1:]
+    yield Sample("unbatched", (query[0], key[0], rates[0]), options)
+    yield Sample("a map for all images", (query, key, rates[:1]), options)
+    yield Sample("channels_last", (_channels_last(query), _channels_last(key), rates), options)
+    yield Sample("channels_last key", (query, _channels_last(key), rates), options)
+    yield Sample("channels_last query", (_channels_last(query), key, rates), options)
+    yield Sample("one rate", (query, key, rates[:1, :, :1, :1]), options)
+
+
+_HEADS = HeadCase(Case(2, 4, 4, 5, padding=1, groups=2), 2)
+_HEAD_CASES = [
+    _HEADS,
+    HeadCase(Case(1, 3, 6, 5, kernel_size=2), 1),
+    HeadCase(Case(2, 12, 7, 6, kernel_size=(3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=3), 2),
+    HeadCase(Case(1, 12, 6, 4, kernel_size=(1, 3), stride=(1, 2), padding=(0, 3), groups=2), 3),
+    HeadCase(Case(1, 40, 9, 10, padding=1), 1),
+    HeadCase(Case(1, 2, 1, 1, padding=1), 2),
+    HeadCase(Case(0, 4, 5, 6, padding=1), 2),
+]
+_HEAD_SMALL = [
+    HeadCase(Case(2, 2, 1, 3, kernel_size=(1, 2)), 2),
+    HeadCase(Case(1, 4, 3, 2, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), 1),
+]
+
 OPERATORS = [
     Row(
         UNFOLD,
         _unfold,
         [*map(_unfold_sample, [_UNFOLD_CASE, *CASES, *_EMPTY]), *_unfold_forms(_UNFOLD_CASE)],
         [*map(_unfold_sample, _UNFOLD_SMALL), *list(_unfold_forms(_UNFOLD_SMALL[0]))[:3]],
-    )
+    ),
+    Row(
+        AGGREGATE,
+        _aggregate,
+        [*map(_aggregate_sample, _HEAD_CASES), *_aggregate_forms(_HEADS)],
+        [*map(_aggregate_sample, _HEAD_SMALL), *list(_aggregate_forms(_HEAD_SMALL[0]))[:3]],
+    ),
+    Row(
+        CORRELATE,
+        _correlate,
+        [*map(_correlate_sample, _HEAD_CASES), *_correlate_forms(_HEADS)],
+        [*map(_correlate_sample, _HEAD_SMALL), *list(_correlate_forms(_HEAD_SMALL[0]))[:3]],
+    ),
 ]
 
 

@@ -30,9 +30,6 @@ class Unfold(Operator):
     options = Options
     output_dims = 3
 
-    def image_size(self, tensors: Tensors, options: Options) -> Sequence[Int]:
-        return tensors[0].shape[-2:]
-
     def output_shape(self, tensors: Tensors, options: Options) -> tuple[Int, ...]:
         input, dilation_map = tensors
         rows = input.shape[-3] * options.kernel_size[0] * options.kernel_size[1]
