@@ -37,7 +37,8 @@ class Aggregate(Operator):
         return (*input.shape[:-2], *dilation_map.shape[-2:])
 
     def check_shapes(self, shapes: Sequence[Any], options: Options) -> None:
-        _C.check_aggregate_geometry(*shapes, *options)
+        input, weights, dilation_map = shapes
+        _C.check_aggregate_geometry(input, weights, dilation_map, *options)
 
     def reference(self, tensors: Tensors, options: Options) -> Tensor:
         return batched(aggregate, tensors, options)

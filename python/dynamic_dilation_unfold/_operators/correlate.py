@@ -39,7 +39,8 @@ class Correlate(Operator):
         return (*batch, options.heads, options.kernel_size[0] * options.kernel_size[1], height, width)
 
     def check_shapes(self, shapes: Sequence[Any], options: Options) -> None:
-        _C.check_correlate_geometry(*shapes, *options)
+        query, key, dilation_map = shapes
+        _C.check_correlate_geometry(query, key, dilation_map, *options)
 
     def reference(self, tensors: Tensors, options: Options) -> Tensor:
         return batched(correlate, tensors, options)
