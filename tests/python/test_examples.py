@@ -19,9 +19,15 @@ def run(monkeypatch: pytest.MonkeyPatch, name: str, *arguments: str) -> Any:
 
 
 def test_all_are_tested() -> None:
+    """Here, or in test_evidence.py."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "adaptive_conv.py",
+        "denoise.py",
+        "digits.py",
+        "evidence.py",
         "learn_map.py",
+        "local_attention.py",
+        "perspective.py",
         "training_step.py",
     }
 

@@ -1,0 +1,77 @@
+"""Attention of each position to 25 taps around it, at fixed rates and at predicted ones, on perspective.py's scenes.
+
+Outside the image there is nothing to attend to: the softmax counts each tap by how much of it is inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import evidence
+import perspective
+import torch
+import torch.nn.functional as F
+from dynamic_dilation_unfold import dynamic_dilation_unfold
+from torch import Tensor, nn
+
+KERNEL = 5
+
+
+class LocalAttention(nn.Module):
+    """``[B, C, H, W]`` of the same, with rates ``[B or 1, 1, H or 1, W or 1]``."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.projection = nn.Conv2d(channels, 3 * channels, 1)
+        self.bias = nn.Parameter(torch.zeros(heads, 1, KERNEL**2, 1))
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor, rates: Tensor, gate: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+
+        def taps(image: Tensor, heads: int) -> Tensor:  # [B, heads, channels of one, taps, positions]
+            columns = dynamic_dilation_unfold(image, KERNEL, rates, padding=KERNEL // 2)
+            return columns.view(len(image), heads, -1, KERNEL**2, height * width)
+
+        query, key, value = self.projection(x).chunk(3, 1)
+        query = query.view(batch, self.heads, -1, 1, height * width)
+        scores = (query * taps(key, self.heads)).sum(2, keepdim=True) / query.shape[2] ** 0.5 + self.bias
+        weights = scores.softmax(3)
+        inside = taps(torch.ones_like(x[:, :1]), 1)
+        found = (weights * taps(value, self.heads)).sum(3) / (weights * inside).sum(3).clamp_min(1e-6)
+        return self.out(found.view(batch, channels, height, width)) * gate
+
+
+class Network(nn.Module):
+    """Logits ``[B, 2, H, W]`` of images with their nearness ``[B, 2, H, W]``."""
+
+    def __init__(self, variant: str, width: int = 8) -> None:
+        super().__init__()
+        self.rates = evidence.make_rates(variant, 2)
+        self.first = nn.Conv2d(2, width, 1)
+        self.attention = nn.ModuleList([LocalAttention(width, 2) for _ in range(2)])
+        self.mixing = nn.ModuleList([nn.Conv2d(width, width, 1) for _ in range(2)])
+        self.head = nn.Conv2d(width, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rates, gate = self.rates(x)
+        x = self.first(x)
+        for attention, mixing in zip(self.attention, self.mixing, strict=True):
+            x = x + attention(x, rates, gate)
+            x = x + mixing(F.relu(x))
+        return self.head(F.relu(x))
+
+
+def run(variant: str, seed: int, steps: int) -> tuple[nn.Module, dict[str, float]]:
+    model = Network(variant)
+    evidence.train(model, perspective.loss, steps, seed, variant)
+    return model, perspective.accuracy(model)
+
+
+def main(arguments: Any = None) -> dict[str, Any]:
+    return evidence.main(__doc__, ("fixed 1", "fixed 2", "learnt", "predicted"), 200, run, arguments)
+
+
+if __name__ == "__main__":
+    main()
