@@ -42,6 +42,7 @@ struct Plan {
   Params<Acc> p;
   bool block_clears;        // blocks clear the planes of grad_input that they add to
   std::int64_t map_arrays;  // sums for the map that are kept apart; 0 where all are added to one
+  bool leaves_tiles;        // tiles whose window does not fit may be marked
 
   Plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic)
       : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
@@ -51,6 +52,7 @@ struct Plan {
     block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
     map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
     if (map_arrays > 1 && !deterministic) map_arrays = 0;
+    leaves_tiles = stores_windows() || !every_window_fits(g, p.capacity, 0);  // those that are stored have more conditions
   }
 
   /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
@@ -92,11 +94,11 @@ template <class T>
 struct Scratch {
   using Acc = accumulator_t<T>;
 
-  unsigned char* without_window = nullptr;  // marks of tiles
-  float* input_sums = nullptr;              // of a half type's grad_input
-  Acc* map_sums = nullptr;                  // arrays of sums for grad_map, first those of backward_kernel
-  std::int64_t map_arrays = 0;              // all of them
-  unsigned char* rest = nullptr;            // of the channels-last kernels
+  unsigned char* marks = nullptr;  // of tiles; as what follows, null if not needed
+  float* input_sums = nullptr;     // of a half type's grad_input
+  Acc* map_sums = nullptr;         // arrays of sums for grad_map, first those of backward_kernel
+  std::int64_t map_arrays = 0;     // all of them
+  unsigned char* rest = nullptr;   // of the channels-last kernels
   // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were, and `rest` after them.
   float* window_sums = nullptr;
   unsigned long long* high = nullptr;
@@ -108,17 +110,19 @@ struct Scratch {
 
   Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const Plan<T>& plan, Workspace& workspace) {
     const std::int64_t groups = g.batch * g.groups, tiles = plan.p.by_tiles.divisor;
-    without_window = workspace.take<unsigned char>(groups * tiles);
+    if (plan.leaves_tiles) marks = workspace.take<unsigned char>(groups * tiles);
     if (plan.grad_input && sizeof(T) == 2) input_sums = workspace.take<float>(g.input_numel());
     if (plan.grad_map) {
       map_arrays = plan.map_arrays;
-      if (plan.deterministic) map_arrays += channels_last::rest_map_arrays(g, types, given);
+      if (plan.deterministic && plan.leaves_tiles) map_arrays += channels_last::rest_map_arrays(g, types, given);
       if (map_arrays > 1 || plan.half_map)
         map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
     Workspace after = workspace;
-    const std::size_t rest_bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
-    rest = after.take<unsigned char>(static_cast<std::int64_t>(rest_bytes));
+    if (plan.leaves_tiles) {
+      const auto bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
+      rest = after.take<unsigned char>(static_cast<std::int64_t>(bytes));
+    }
     if (plan.grad_input && plan.deterministic) {
       Workspace windows = workspace, sums = workspace;
       window_sums = windows.take<float>(g.batch * g.channels * tiles * plan.p.capacity);
@@ -158,7 +162,7 @@ class Call {
     tensors_.grad_map = scratch_.map_sums ? scratch_.map_sums : static_cast<Acc*>(given.grad_map);
     tensors_.block_clears = plan_.block_clears;
     tensors_.map_stride = plan_.map_arrays ? g.map_numel() : 0;
-    tensors_.without_window = scratch_.without_window;
+    tensors_.marks = scratch_.marks;
     tensors_.window_sums = scratch_.window_sums;
     tensors_.window_rects = scratch_.window_rects;
     tensors_.fallback = scratch_.fallback;
@@ -178,7 +182,7 @@ class Call {
       add_windows();
       add_fallback();
     }
-    add_rest();
+    if (plan_.leaves_tiles) add_rest();
     if constexpr (sizeof(T) == 2) {
       if (given_.grad_input) convert_input();
     }
@@ -260,8 +264,7 @@ class Call {
     UnfoldBackward given = given_;
     given.workspace = scratch_.rest;
     channels_last::Rest rest{};
-    rest.tiles = {scratch_.without_window, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor,
-                  plan_.p.by_tile_width};
+    rest.tiles = {scratch_.marks, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor, plan_.p.by_tile_width};
     rest.grad_input = tensors_.grad_input;
     rest.grad_map_is_whole = !plan_.deterministic;
     rest.grad_map = tensors_.grad_map;

@@ -20,7 +20,20 @@ std::int64_t tiles_of(const Params<float>& p, const Geometry& g) {
   return std::int64_t{p.by_tiles.divisor} * g.groups * g.batch;
 }
 
-/// The planar kernel, and after it the channels-last one for the tiles that it marked because their window does not fit.
+/// Whether the planar kernel may mark tiles, because their window does not fit.
+bool leaves_tiles(const Geometry& g, const Params<float>& p) { return !every_window_fits(g, p.capacity, kWindowPadding); }
+
+/// What a planar call needs of the workspace before that of the channels-last kernels.
+TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& workspace) {
+  return {workspace.take<unsigned char>(tiles_of(p, g)),
+          p.tile_height,
+          p.tile_columns,
+          p.by_tiles.divisor,
+          p.by_tile_width,
+          workspace.take<unsigned>(2)};
+}
+
+/// The planar kernel, and after it the channels-last one for the tiles that it marked.
 template <class T, int K, bool kSingleChannel>
 void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stream) {
   constexpr TileConfig kConfig = forward_config<T, K, kSingleChannel>();
@@ -36,16 +49,15 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
     p.prefetch_distance = static_cast<unsigned>(kOneStep ? 2 * resident : resident / 2);
   }
   Workspace workspace(given.workspace);
-  const std::int64_t tiles = tiles_of(p, g);
-  const TileMarks marks{
-      workspace.take<unsigned char>(tiles), p.tile_height, p.tile_columns, p.by_tiles.divisor, p.by_tile_width,
-      workspace.take<unsigned>(2)};
-  Unfold rest = given;
-  rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
+  const bool leaves = leaves_tiles(g, p);
+  const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
                                    marks.marks, marks.counters};
   launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p,
          tensors, input_bytes);
+  if (!leaves) return;
+  Unfold rest = given;
+  rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
   channels_last::unfold(g, types, rest, marks, stream);
 }
 
@@ -104,14 +116,15 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   Unfold given = tensors;
   given.input_format = format_to_read(g, types, tensors.input_format);
   Workspace workspace;
+  bool channels_last = true;
   if (!goes_channels_last(g, types, given)) {
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
-      workspace.take<unsigned char>(
-          tiles_of(planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types), g));
-      workspace.take<unsigned>(2);
+      const auto p = planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types);
+      channels_last = leaves_tiles(g, p);
+      if (channels_last) take_marks(g, p, workspace);
     });
   }
-  return workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given);
+  return channels_last ? workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given) : 0;
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& tensors, Stream stream) {

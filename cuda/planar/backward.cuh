@@ -142,7 +142,7 @@ template <bool kMap, bool kStore, class T>
 __device__ __forceinline__ void leave_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
                                            const Position<float>& position, const Window& window) {
   if (kStore) note_rect(p, tensors, work, window, 0);
-  if (work.channel_block == 0 && threadIdx.x == 0) tensors.without_window[tile_index(p, work)] = 1;
+  if (work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = 1;
   if (kMap && tensors.map_stride != 0) add_map(p, work, position, 0.f, tensors.grad_map, tensors.map_stride);
 }
 
@@ -223,11 +223,12 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
   const T* columns = tensors.grad_output + work.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + work.plane(p) * p.pixels();
   float* target = tensors.grad_input + work.plane(p) * p.pixels();
-  if (!window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work))) {
+  if (tensors.marks &&
+      (!window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work)))) {
     wait_for_previous();
     return leave_tile<kMap, kStore>(p, tensors, work, position, window);
   }
-  if (work.channel_block == 0 && threadIdx.x == 0) tensors.without_window[tile_index(p, work)] = 0;
+  if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = 0;
   if constexpr (kStore) {
     note_rect(p, tensors, work, window, window.rows);
     target = stored_window(p, tensors, work);

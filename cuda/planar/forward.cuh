@@ -22,6 +22,9 @@
 
 namespace ddu::cuda {
 
+/// Elements behind each row of a window: so that threads of several rows write to other banks.
+constexpr int kWindowPadding = 1;
+
 /// The settings of forward_kernel<T, K, kSingleChannel>.
 template <class T, int K, bool kSingleChannel>
 __host__ __device__ constexpr TileConfig forward_config() {
@@ -155,9 +158,9 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   if (p.prefetch_bytes != 0 && threadIdx.x == 0) prefetch_ahead(p, tensors.input, input_bytes);
   const WorkTile work = WorkTile::of_block(p);
   const Position<float> position(p, work, tensors.map);
-  const Window window = Window::of_tile<kThreads, 1>(p, work, position, slots);
+  const Window window = Window::of_tile<kThreads, kWindowPadding>(p, work, position, slots);
   const bool fits = window.fits(p.capacity);
-  if (work.channel_block == 0 && threadIdx.x == 0) {
+  if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) {
     tensors.marks[tile_index(p, work)] = !fits;
     if (blockIdx.x == 0) tensors.counters[0] = tensors.counters[1] = 0;
   }

@@ -12,7 +12,7 @@ struct ForwardPointers {
   const T* input;
   const void* map;
   T* output;
-  unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks
+  unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks; null if all do
   unsigned* counters;    // of TileMarks
 };
 
@@ -29,11 +29,11 @@ struct BackwardPointers {
   const T* grad_output;
   const T* input;
   const void* map;
-  accumulator_t<T>* grad_input;   // sums, added to; null if not wanted
-  accumulator_t<T>* grad_map;     // sums, written or added to; null if not wanted
-  bool block_clears;              // each block clears the planes of grad_input that it adds to: nobody else does
-  std::int64_t map_stride;        // elements between the sums for the map that different blocks write; 0 where they add
-  unsigned char* without_window;  // written: whether a tile is left to the channels-last kernels: [image, group, tile]
+  accumulator_t<T>* grad_input;  // sums, added to; null if not wanted
+  accumulator_t<T>* grad_map;    // sums, written or added to; null if not wanted
+  bool block_clears;             // each block clears the planes of grad_input that it adds to: nobody else does
+  std::int64_t map_stride;       // elements between the sums for the map that different blocks write; 0 where they add
+  unsigned char* marks;          // of tiles that are left to the channels-last kernels, as in ForwardPointers
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* window_sums;        // sums of a plane's tiles: [image, channel, tile, capacity]
   int4* window_rects;        // first row and column, rows and columns of each tile's window, or no rows: [image, group, tile]

@@ -13,7 +13,9 @@
 //          | 0 |         o   o   o |
 //          +-----------------------+
 //
-// A tile whose window has more than Params::capacity elements has none: its taps are read from global memory.
+// A tile whose window has more than Params::capacity elements has none: it is marked, and left to the channels-last kernels.
+// Cells lie in [-2, size] whatever the rate is (Cell), so that no window is larger than the image with two rows and columns of
+// zeros around it: where that one fits, nothing is ever left, and the host launches nothing for it.
 
 #include <cfloat>
 
@@ -24,6 +26,15 @@ namespace ddu::cuda {
 
 /// a / b for 0 <= a < 2^16 and 0 < b < 2^9 without an integer division.
 __device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
+
+/// Columns of a window are less: small_quotient divides by them.
+constexpr int kMostColumns = 512;
+
+/// Whether a window fits whatever the rates are; `padding` elements follow each row.
+inline bool every_window_fits(const Geometry& g, int capacity, int padding) {
+  const std::int64_t rows = g.h.size + 4, columns = (g.w.size + 2 + 4 + 3) / 4 * 4;  // from a multiple of four on, at least -4
+  return rows * (columns + padding) <= capacity && columns < kMostColumns;
+}
 
 struct Window {
   int first_y, first_x, rows, columns;
@@ -46,7 +57,7 @@ struct Window {
     window.reach = float(reach);
     return window;
   }
-  __device__ bool fits(int capacity) const { return std::int64_t{rows} * pitch <= capacity && columns < 512; }
+  __device__ bool fits(int capacity) const { return std::int64_t{rows} * pitch <= capacity && columns < kMostColumns; }
   __device__ int elements() const { return rows * pitch; }
 
   /// Whether such rates would fit anywhere in a large image. At its edges windows are smaller; but a few tiles with windows,

@@ -16,8 +16,8 @@ using namespace cuda_call;
 using oracle::Case;
 
 // Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; more taps
-// than integer sums take; a part of the output; images of one tile, of many, narrow ones; maps for each image and for all of
-// them.
+// than integer sums take; a part of the output; images of one tile, of many, narrow ones, and such as no window holds as a
+// whole; maps for each image and for all of them.
 const Case kCases[] = {
     {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
     {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
@@ -31,6 +31,9 @@ const Case kCases[] = {
     {1, 4, 30, 40, {{3, 3}, {1, 1}, {8, 8}, {8, 8}, 2}},
     {1, 3, 29, 31, {{3, 2}, {3, 5}, {0, 0}, {1, 1}, 1}},
     {2, 136, 5, 9, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 2}},
+    {1, 3, 88, 90, {{3, 3}, {5, 4}, {1, 1}, {2, 3}, 1}},
+    {1, 10, 44, 43, {{3, 3}, {2, 2}, {1, 1}, {2, 2}, 1}},
+    {1, 2, 70, 90, {{5, 5}, {5, 4}, {1, 1}, {2, 2}, 2}},
     {1, 6, 40, 45, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {21, 3}}, false, {17, 41}},
 };
 
@@ -176,6 +179,36 @@ TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
 }
 
 using CudaFloat = Cuda<Types<float, float>>;
+
+// Where a window holds the whole image, no rate sends a tile to other kernels, and there is no memory for them.
+TEST_F(CudaFloat, SmallImagesNeedNoScratchMemoryAtAnyRates) {
+  const auto extreme_rates = [](std::mt19937& random) {
+    const double rates[] = {3e38, -3e38, 1e9, -1e5, 40, 7.25, 1, 0, INFINITY, -INFINITY, NAN};
+    return rates[random() % 11];
+  };
+  const Case cases[] = {{2, 16, 16, 16, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},
+                        {1, 3, 31, 30, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
+                        {1, 6, 33, 28, {{5, 5}, {1, 1}, {2, 2}, {2, 1}, 2}},
+                        {2, 4, 9, 40, {{4, 2}, {2, 1}, {1, 0}, {3, 7}, 1}}};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(testing::Message() << "case " << &c - cases);
+    const Problem<float, float> problem(c, extreme_rates);
+    const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
+    EXPECT_EQ(ddu::cuda::unfold_workspace_bytes(problem.geometry, problem.types(), {}), 0u);
+    EXPECT_LE(error(forward(problem, {}), expected.output), 1);
+    float some;  // its address is not used
+    const ddu::UnfoldBackward wanted{nullptr, nullptr, nullptr, &some, &some, nullptr};
+    EXPECT_EQ(ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), wanted, false), 0u);
+    for (const bool deterministic : {false, true}) {
+      const auto both = backward(problem, {deterministic});
+      EXPECT_LE(error(both.input, expected.grad_input), 1);
+      EXPECT_LE(error(both.map, expected.grad_map), 1);
+    }
+  }
+  const Problem<float, float> large(kCases[12], near_rates);
+  EXPECT_GT(ddu::cuda::unfold_workspace_bytes(large.geometry, large.types(), {}), 0u);
+}
+
 using CudaDouble = Cuda<Types<double, double>>;
 
 template <class T>
