@@ -44,7 +44,7 @@ def register(operator: Operator) -> None:
     """Defines the two operators and everything about them."""
     operators.append(operator)
     library = _library()
-    for schema, rules in zip(operator.schemas, (_Forward(operator), _Backward(operator)), strict=True):
+    for schema, rules in zip(operator.schemas, (_ForwardRules(operator), _BackwardRules(operator)), strict=True):
         _define(library, schema, rules)
 
 
@@ -100,7 +100,7 @@ class _Rules:
         raise NotImplementedError
 
 
-class _Forward(_Rules):
+class _ForwardRules(_Rules):
     """Arguments: the tensors, then the options."""
 
     def split(self, arguments: tuple[Any, ...]) -> tuple[Tensors, Any]:
@@ -136,7 +136,7 @@ class _Forward(_Rules):
         return self.operator.flops(*self.split(arguments))
 
 
-class _Backward(_Rules):
+class _BackwardRules(_Rules):
     """Arguments: the gradient, the tensors, the options, then which gradients are wanted."""
 
     def split(self, arguments: tuple[Any, ...]) -> tuple[Tensor, Tensors, Any, Mask]:
@@ -146,7 +146,8 @@ class _Backward(_Rules):
     def kernel(self, *arguments: Any) -> Any:
         grad, tensors, options, mask = self.split(arguments)
         _kernels.check_tensors(self.operator, tensors)
-        return self.returned(filled(_kernels.backward(self.operator, grad, tensors, options, mask), tensors[0]))
+        grads = _kernels.backward(self.operator, grad, tensors, options, mask)
+        return self.operator.as_returned(filled(grads, tensors[0]))
 
     def fake(self, *arguments: Any) -> Any:
         grad, tensors, options, mask = self.split(arguments)
@@ -157,17 +158,14 @@ class _Backward(_Rules):
         if all(isinstance(n, int) for n in (*shape, *grad.shape)):
             _kernels.check_grad(grad, tensors[0], shape)
         grads = tuple(_kernels.new_gradient(self.operator, tensors, i) if want else None for i, want in enumerate(mask))
-        return self.returned(filled(grads, tensors[0]))
-
-    def returned(self, grads: Tensors) -> Any:
-        return grads if self.operator.count > 1 else grads[0]
+        return self.operator.as_returned(filled(grads, tensors[0]))
 
     def autograd(self, keyset: Any, *arguments: Any) -> Any:
         grad, tensors, options, mask = self.split(arguments)
         if is_sharded(grad, *tensors):
             options = self.operator.for_shards(tensors, options)
         if _in_torch((grad, *tensors)):
-            return self.returned(backward_of(self.operator, options, mask)(grad, *tensors))
+            return self.operator.as_returned(backward_of(self.operator, options, mask)(grad, *tensors))
         return apply(_RecordedBackward, self, keyset, options, mask, grad, *tensors)
 
     def vmap(self, info: Any, dims: tuple[Any, ...], *arguments: Any) -> Any:
@@ -184,6 +182,7 @@ class _Backward(_Rules):
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
+    """``function.apply``, which has no types in torch: called in this one place, for the type checker."""
     return function.apply(*arguments)
 
 
@@ -191,7 +190,7 @@ class _RecordedForward(Function):
     """A registered operator, recorded for plain autograd; torch.library.register_autograd refuses torch.func."""
 
     @staticmethod
-    def forward(ctx: Any, rules: _Forward, keyset: Any, options: Any, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, rules: _ForwardRules, keyset: Any, options: Any, *tensors: Tensor) -> Any:
         ctx.save_for_backward(*tensors)
         ctx.operator, ctx.options = rules.operator, options
         return rules.below_autograd(keyset, *tensors, *options)
@@ -199,14 +198,13 @@ class _RecordedForward(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mask = list(ctx.needs_input_grad[3:])
-        grads = ctx.operator.backward_op(_kernels.dense(grad), *ctx.saved_tensors, *ctx.options, mask)
-        grads = grads if len(mask) > 1 else (grads,)
+        grads = ctx.operator.call_backward_op(_kernels.dense(grad), ctx.saved_tensors, ctx.options, mask)
         return None, None, None, *(g if want else None for g, want in zip(grads, mask, strict=True))
 
 
 class _RecordedBackward(Function):
     @staticmethod
-    def forward(ctx: Any, rules: _Backward, keyset: Any, options: Any, mask: Mask, *tensors: Tensor) -> Any:
+    def forward(ctx: Any, rules: _BackwardRules, keyset: Any, options: Any, mask: Mask, *tensors: Tensor) -> Any:
         ctx.save_for_backward(*tensors)
         ctx.operator, ctx.options, ctx.mask = rules.operator, options, mask
         return rules.below_autograd(keyset, *tensors, *options, mask)

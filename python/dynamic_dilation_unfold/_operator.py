@@ -117,6 +117,15 @@ class Operator(ABC):
     def backward_op(self) -> Any:
         return getattr(torch.ops.dynamic_dilation_unfold, f"{self.name}_backward").default
 
+    def call_backward_op(self, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Tensors:
+        """The gradients from the registered backward; an empty tensor for one that is not wanted."""
+        returned = self.backward_op(grad, *tensors, *options, list(mask))
+        return tuple(returned) if self.count > 1 else (returned,)
+
+    def as_returned(self, grads: Tensors) -> Any:
+        """Gradients as the registered backward returns them: a schema has no tuple of one."""
+        return grads if self.count > 1 else grads[0]
+
     @property
     def schemas(self) -> tuple[str, str]:
         """Of forward and backward."""

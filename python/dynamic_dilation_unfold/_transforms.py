@@ -22,7 +22,7 @@ from ._operator import Gradients, Mask, Operator, Tensors
 def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
     if _forward_mode_is_nested(tensors):
         return reference_of(operator, options)(*tensors)
-    output: Tensor = apply(_Forward, operator, options, *tensors)
+    output: Tensor = apply(_TransformedForward, operator, options, *tensors)
     return output
 
 
@@ -30,17 +30,16 @@ def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, m
     """Gradients that can be differentiated again; an empty tensor for one that is not wanted."""
     if _forward_mode_is_nested((grad, *tensors)):
         return backward_of(operator, options, mask)(*map(private.alive, (grad, *tensors)))  # as Function.apply does
-    grads: Tensors = apply(_Backward, operator, options, mask, grad, *tensors)
+    grads: Tensors = apply(_TransformedBackward, operator, options, mask, grad, *tensors)
     return grads
 
 
 def gradients(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
     """Gradients of a recorded call by the route that the backward's surroundings want, None for one not wanted."""
     grad = _kernels.dense(grad)
-    grads: Any
+    grads: Tensors
     if torch.compiler.is_compiling():
-        grads = operator.backward_op(grad, *tensors, *options, list(mask))
-        grads = grads if operator.count > 1 else (grads,)
+        grads = operator.call_backward_op(grad, tensors, options, mask)
     elif not torch.is_grad_enabled() and _kernels.may_read(grad, *tensors):
         return _kernels.backward(operator, grad, tensors, options, mask)
     else:
@@ -54,7 +53,7 @@ def _forward_mode_is_nested(tensors: Tensors) -> bool:
     return private.has_tangent(tensors) if transforms is None else transforms.count("Jvp") > 1
 
 
-class _Forward(Function):
+class _TransformedForward(Function):
     @staticmethod
     def forward(operator: Operator, options: Any, *tensors: Tensor) -> Tensor:
         if _kernels.may_read(*tensors):
@@ -79,11 +78,11 @@ class _Forward(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, *tensors: Tensor) -> Any:
-        run = lambda *t: apply(_Forward, operator, options, *t)  # noqa: E731
+        run = lambda *t: apply(_TransformedForward, operator, options, *t)  # noqa: E731
         return _batching.forward(operator, run, info.batch_size, dims[2:], tensors)
 
 
-class _Backward(Function):
+class _TransformedBackward(Function):
     """Its own derivatives come from the reference."""
 
     @staticmethod
@@ -91,8 +90,7 @@ class _Backward(Function):
         grad, *others = tensors
         if _kernels.may_read(*tensors):
             return filled(_kernels.backward(operator, grad, tuple(others), options, mask), others[0])
-        grads: Any = operator.backward_op(*tensors, *options, list(mask))
-        return tuple(grads) if operator.count > 1 else (grads,)
+        return operator.call_backward_op(grad, tuple(others), options, mask)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
@@ -111,5 +109,5 @@ class _Backward(Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, mask: Mask, *tensors: Tensor) -> Any:
-        run = lambda *t: apply(_Backward, operator, options, mask, *t)  # noqa: E731
+        run = lambda *t: apply(_TransformedBackward, operator, options, mask, *t)  # noqa: E731
         return _batching.backward(operator, run, info.batch_size, dims[3:], tensors, mask)
