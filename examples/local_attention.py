@@ -11,7 +11,7 @@ import evidence
 import perspective
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_attention
 from torch import Tensor, nn
 
 KERNEL = 5
@@ -24,23 +24,13 @@ class LocalAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.projection = nn.Conv2d(channels, 3 * channels, 1)
-        self.bias = nn.Parameter(torch.zeros(heads, 1, KERNEL**2, 1))
+        self.bias = nn.Parameter(torch.zeros(heads, KERNEL**2, 1, 1))
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, rates: Tensor, gate: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-
-        def taps(image: Tensor, heads: int) -> Tensor:  # [B, heads, channels of one, taps, positions]
-            columns = dynamic_dilation_unfold(image, KERNEL, rates, padding=KERNEL // 2)
-            return columns.view(len(image), heads, -1, KERNEL**2, height * width)
-
         query, key, value = self.projection(x).chunk(3, 1)
-        query = query.view(batch, self.heads, -1, 1, height * width)
-        scores = (query * taps(key, self.heads)).sum(2, keepdim=True) / query.shape[2] ** 0.5 + self.bias
-        weights = scores.softmax(3)
-        inside = taps(torch.ones_like(x[:, :1]), 1)
-        found = (weights * taps(value, self.heads)).sum(3) / (weights * inside).sum(3).clamp_min(1e-6)
-        return self.out(found.view(batch, channels, height, width)) * gate
+        options = {"padding": KERNEL // 2, "heads": self.heads, "bias": self.bias}
+        return self.out(dynamic_dilation_attention(query, key, value, rates, KERNEL, **options)) * gate
 
 
 class Network(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .._geometry import full_map
 from .._options import Pair, pair
 from .._sampling import window as cells
-from ..functional import dynamic_dilation_unfold
+from ..functional import dynamic_dilation_coverage, dynamic_dilation_unfold
 
 Ints = int | Sequence[int]
 
@@ -87,10 +87,10 @@ def coverage_share(
     padding: Ints = 0,
     dilation: Ints = 1,
 ) -> Tensor:
-    """How much of each window lies on the image: the mean of its taps' coverage, in [0, 1].
+    """How much of each window lies on the image: the mean over its taps of
+    :func:`~dynamic_dilation_unfold.dynamic_dilation_coverage`, in [0, 1].
 
-    A tap's coverage is the share of its bilinear weight on pixels of the image. 1 minus the mean of the result is the
-    share of taps that read the padding.
+    1 minus the mean of the result is the share of taps that read the padding.
 
     Args:
         dilation_map: Rates ``[B, G, Ho, Wo]``, or ``[G, Ho, Wo]`` unbatched; rows and columns may be broadcast.
@@ -103,13 +103,7 @@ def coverage_share(
     Raises:
         ValueError: The map is not the one of an image of that size.
     """
-    image, window = pair("input_size", input_size), _Window.read(kernel_size, stride, padding, dilation)
-    groups = dilation_map.shape[-3]
-    ones = dilation_map.new_ones((*dilation_map.shape[:-3], groups, *image))
-    columns = dynamic_dilation_unfold(ones, kernel_size, dilation_map, stride, padding, dilation, groups)
-    sizes = full_map(dilation_map, image, window).shape[-2:]
-    share: Tensor = columns.unflatten(-1, sizes).unflatten(-3, (groups, -1)).mean(-3)
-    return share
+    return dynamic_dilation_coverage(dilation_map, input_size, kernel_size, stride, padding, dilation).mean(-3)
 
 
 def receptive_field(model: Callable[[Tensor], Tensor], input: Tensor, position: Sequence[int]) -> Tensor:
