@@ -1,4 +1,4 @@
-"""The operator as a module."""
+"""The operators as modules."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from ._modules.attention import DynamicDilationAttention2d
+from ._modules.pool import DynamicDilationPool2d
+from ._modules.rates import DilationPredictor
 from ._operators.unfold import UNFOLD
 from .functional import dynamic_dilation_unfold
+
+__all__ = ["DilationPredictor", "DynamicDilationAttention2d", "DynamicDilationPool2d", "DynamicDilationUnfold"]
 
 
 class DynamicDilationUnfold(nn.Module):

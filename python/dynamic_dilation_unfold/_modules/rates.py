@@ -1,0 +1,54 @@
+"""Where a layer has its dilation map from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class DilationPredictor(nn.Module):
+    """A dilation map from an image, by one convolution: ``[B, C, H, W]`` -> ``[B, groups, Ho, Wo]``.
+
+    ``rate = 1 + (max_rate - 1) * tanh(z)`` where the convolution's result ``z`` is positive, ``1 + (1 - min_rate) *
+    tanh(z)`` elsewhere. Weights and bias start at 0, so every rate starts at exactly 1 and all of them get gradients
+    from the first step. The default window gives one rate for each pixel, or each ``stride``-th.
+
+    Args:
+        channels: C.
+        groups: Planes of the map.
+        stride: Pixels between positions, of the layer that takes the map.
+        min_rate, max_rate: The map's bounds, with ``min_rate < 1 < max_rate``.
+        device, dtype: Of the parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        groups: int = 1,
+        stride: int | Sequence[int] = 1,
+        min_rate: float = 0.0,
+        max_rate: float = 4.0,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not min_rate < 1 < max_rate:
+            raise ValueError(f"min_rate and max_rate must be below and above 1, got {min_rate} and {max_rate}")
+        self.min_rate, self.max_rate = min_rate, max_rate
+        strides: Any = stride
+        self.conv = nn.Conv2d(channels, groups, 3, stride=strides, padding=1, device=device, dtype=dtype)
+        nn.init.zeros_(self.conv.weight)
+        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
+
+    def forward(self, input: Tensor) -> Tensor:
+        z = self.conv(input)
+        if z.dtype in (torch.float16, torch.bfloat16):
+            z = z.float()  # rates near 1 are all 1 in a half type
+        rates: Tensor = 1 + z.tanh() * torch.where(z > 0, self.max_rate - 1, 1 - self.min_rate)
+        return rates
+
+    def extra_repr(self) -> str:
+        return f"min_rate={self.min_rate}, max_rate={self.max_rate}"
