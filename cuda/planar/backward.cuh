@@ -137,6 +137,14 @@ __device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const 
   }
 }
 
+/// Whether a tile is left to the channels-last kernels. kStore: its window would be stored.
+template <bool kStore, class T>
+__device__ __forceinline__ bool leaves_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
+                                            const Window& window) {
+  if (!tensors.marks) return false;
+  return !window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work));
+}
+
 /// A tile whose window does not fit, or reaches too far to be stored, is left to the channels-last kernels.
 template <bool kMap, bool kStore, class T>
 __device__ __forceinline__ void leave_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
@@ -223,8 +231,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
   const T* columns = tensors.grad_output + work.plane(p) * p.taps() * p.positions();
   const T* planes = tensors.input + work.plane(p) * p.pixels();
   float* target = tensors.grad_input + work.plane(p) * p.pixels();
-  if (tensors.marks &&
-      (!window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work)))) {
+  if (leaves_tile<kStore>(p, tensors, work, window)) {
     wait_for_previous();
     return leave_tile<kMap, kStore>(p, tensors, work, position, window);
   }
