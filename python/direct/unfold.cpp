@@ -13,9 +13,12 @@
 namespace direct {
 namespace {
 
+/// Of a part of the output's positions, for operators that work on a few columns at a time, or of all.
+template <bool is_part>
 struct UnfoldCall {
   static constexpr Py_ssize_t tensors = 2;  // input, dilation_map
-  static constexpr Py_ssize_t options = 5;  // kernel_size, stride, padding, dilation, groups
+  // kernel_size, stride, padding, dilation, groups; of a part, also padding_mode and origin
+  static constexpr Py_ssize_t options = is_part ? 7 : 5;
 
   Tensor input, map;
   ddu::Types types;
@@ -27,13 +30,17 @@ struct UnfoldCall {
     PyObject* const* const option = arguments + tensors;
     if (!input.read(arguments[0], true) || !map.read(arguments[1])) return false;
     if (!read_window(option, given) || !read_integer(option[4], given.groups)) return false;
+    if constexpr (is_part) {
+      given.part = true;
+      if (!read_padding_mode(option[5], given.padding_mode) || !read_pair(option[6], given.origin)) return false;
+    }
     if (!on_current_device(input, map)) return false;
     types = {static_cast<ddu::DType>(input.type), static_cast<ddu::DType>(map.type)};
     ddu::check_types(types);
     try {
       geometry = ddu::make_geometry(input.shape(), map.shape(), given);
     } catch (const ddu::invalid_argument&) {
-      if (may_be_broadcast(map)) return false;
+      if (!is_part && may_be_broadcast(map)) return false;
       throw;
     }
     return input.find_data() && map.find_data();
@@ -75,6 +82,14 @@ struct UnfoldCall {
 
 }  // namespace
 
-void add_unfold(py::module_& module) { add_operator<UnfoldCall>(module, "unfold"); }
+void add_unfold(py::module_& module) {
+  add_operator<UnfoldCall<false>>(module, "unfold");
+  using Part = UnfoldCall<true>;
+  constexpr Py_ssize_t count = Part::tensors + Part::options;
+  static PyMethodDef methods[] = {method("unfold_part", &with_arguments<forward<Part>, count>),
+                                  method("unfold_part_backward", &with_arguments<backward_function<Part>, count + 2>),
+                                  {nullptr, nullptr, 0, nullptr}};
+  add_methods(module, methods);
+}
 
 }  // namespace direct

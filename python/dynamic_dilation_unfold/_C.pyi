@@ -80,6 +80,34 @@ def unfold_backward(
 ) -> tuple[Tensor | None, Tensor | None] | None:
     """Also None where grad is not like the output."""
 
+def unfold_part(
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    padding_mode: str,
+    origin: Pair,
+    /,
+) -> Tensor | None:
+    """The columns of as many rows and columns of the output's positions as the map has, from ``origin`` on."""
+
+def unfold_part_backward(
+    grad: Tensor,
+    input: Tensor,
+    dilation_map: Tensor,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    padding_mode: str,
+    origin: Pair,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, Tensor | None] | None: ...
 def unfold_plain(
     input: Tensor,
     dilation_map: Tensor,

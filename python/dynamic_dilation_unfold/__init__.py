@@ -9,6 +9,7 @@ from ._C import version as __version__
 from .functional import (
     dynamic_dilation_aggregate,
     dynamic_dilation_attention,
+    dynamic_dilation_conv2d,
     dynamic_dilation_correlate,
     dynamic_dilation_coverage,
     dynamic_dilation_unfold,
@@ -28,6 +29,7 @@ __all__ = [
     "cmake_prefix_path",
     "dynamic_dilation_aggregate",
     "dynamic_dilation_attention",
+    "dynamic_dilation_conv2d",
     "dynamic_dilation_correlate",
     "dynamic_dilation_coverage",
     "dynamic_dilation_unfold",

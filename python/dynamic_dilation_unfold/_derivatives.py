@@ -49,9 +49,8 @@ def backward_of(operator: Operator, options: Any, mask: Mask) -> Callable[..., T
 
 
 def filled(grads: Gradients, like: Tensor) -> Tensors:
-    """An operator cannot return None: a gradient that is not wanted is an empty tensor."""
-    empty = like.new_zeros(0)
-    return tuple(empty if grad is None else grad for grad in grads)
+    """An operator cannot return None: a gradient that is not wanted is an empty tensor, of its own."""
+    return tuple(like.new_zeros(0) if grad is None else grad for grad in grads)
 
 
 def _restrict(function: Callable[..., Any], values: Tensors, chosen: list[int]) -> tuple[Callable[..., Any], Tensors]:

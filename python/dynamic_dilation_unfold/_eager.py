@@ -134,7 +134,7 @@ def _plain(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
 def install(operator: Operator) -> None:
     """Makes every route of an operator."""
     _dispatch.register(operator)
-    direct = getattr(_C, f"{operator.name}_plain_backward")
+    direct = getattr(_C, f"{operator.name}_plain_backward", lambda ctx, grad: None)
 
     def by_python(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         options = operator.read(ctx.options)
@@ -153,7 +153,7 @@ def install(operator: Operator) -> None:
     methods = {"forward": staticmethod(_C.record), "backward": staticmethod(as_recorded)}
     function = type(f"DynamicDilation{operator.name.title()}", (Function,), methods)
     operator.record = private.recorder(function, backward)
-    getattr(_C, f"attach_{operator.name}")(operator.record)
+    getattr(_C, f"attach_{operator.name}", lambda record: None)(operator.record)
 
 
 def _explain(message: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,10 @@ from ._operator import Gradients, Mask, Operator, Tensors
 
 DTYPES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 DEVICES = {"cpu", "cuda"}  # with kernels; the others run the reference
+
+
+def has_kernels(operator: Operator, device: torch.device) -> bool:
+    return device.type in DEVICES and hasattr(_C, operator.name)
 
 
 def check_tensors(operator: Operator, tensors: Tensors) -> None:
@@ -109,10 +114,17 @@ def _resolved(tensor: Tensor | None) -> Tensor | None:
     return tensor.resolve_neg()
 
 
+def _all_resolved(tensors: Tensors) -> Tensors:
+    return tuple(map(_resolved, tensors))  # type: ignore[arg-type]  # None stands for itself
+
+
 def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
     options = operator.resolved(tensors, options)
     check_shapes(operator, tensors, options)
-    if tensors[0].device.type not in DEVICES:
+    if operator.in_torch:
+        with _alone(tensors[0].device):
+            return operator.compute(_all_resolved(tensors), options)
+    if not has_kernels(operator, tensors[0].device):
         return reference_of(operator, options)(*tensors)
     with _current(tensors[0].device):
         output: Tensor | None = getattr(_C, operator.name)(*map(_resolved, tensors), *options)
@@ -127,7 +139,10 @@ def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, m
     check_shapes(operator, tensors, options)
     grad = dense(grad)
     check_grad(grad, tensors[0], operator.output_shape(tensors, options))
-    if tensors[0].device.type not in DEVICES:
+    if operator.in_torch:
+        with _alone(tensors[0].device):
+            return operator.compute_backward(_all_resolved((grad,))[0], _all_resolved(tensors), options, mask)
+    if not has_kernels(operator, tensors[0].device):
         return operator.vjp(grad, tensors, options, mask)
     with _current(tensors[0].device):
         call = getattr(_C, f"{operator.name}_backward")
@@ -144,6 +159,19 @@ def _without_memory(operator: Operator, tensors: Tensors, grad: Tensor | None = 
     freed = (name for name, t in present.items() if t.numel() > 0 and t.untyped_storage().nbytes() == 0)
     name = next(freed, " or ".join(present))
     return RuntimeError(f"{name} has no memory that the kernels could read: was its storage freed?")
+
+
+@contextlib.contextmanager
+def _alone(device: torch.device) -> Iterator[None]:
+    """For work in torch: no autograd and no autocast, on the current device."""
+    kind = device.type
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if kind in private.AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        if kind == "cuda":
+            stack.enter_context(torch.cuda.device(device))
+        yield
 
 
 def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:

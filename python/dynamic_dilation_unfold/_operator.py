@@ -52,6 +52,8 @@ class Operator(ABC):
     # padding and dilation, from which _geometry.py tells how many rates the map has.
     options: ClassVar[type]
     output_dims: ClassVar[int]  # of a batched call
+    # Whether compute() and compute_backward() stand for kernels in _C: they are made of other operators, on any device.
+    in_torch: ClassVar[bool] = False
     image: ClassVar[int] = 0  # which tensor is the image that the window slides over; its memory format is the call's
 
     # --- What every operator says -------------------------------------------------------------------------------------
@@ -91,6 +93,13 @@ class Operator(ABC):
     def jvp(self, tensors: Tensors, tangents: Sequence[Tensor | None], options: Any) -> Tensor:
         tangent: Tensor = pushforward(lambda *t: self.reference(t, options), tensors, tangents)
         return tangent
+
+    def compute(self, tensors: Tensors, options: Any) -> Tensor:
+        """The output of a call that was checked, in torch; nothing is recorded."""
+        raise NotImplementedError
+
+    def compute_backward(self, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
+        raise NotImplementedError
 
     def for_shards(self, tensors: Tensors, options: Any) -> Any:
         """Options as the shards of a call on DTensors are to be called."""

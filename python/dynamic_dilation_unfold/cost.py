@@ -198,6 +198,66 @@ def _scores(query: Sequence[int], kernel_size: int | Sequence[int], heads: int) 
     return prod(query[:-3]) * heads * _taps(kernel_size) * prod(query[-2:])
 
 
+def conv2d(
+    input: Sequence[int],
+    weight: Sequence[int],
+    dilation_map: Sequence[int],
+    bias: bool = False,
+    mask: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    map_dtype: torch.dtype | None = None,
+) -> Cost:
+    """Reads input, weight, map, bias and mask, writes the output.
+
+    Args:
+        input, weight, dilation_map, mask: Their shapes, as :func:`dynamic_dilation_unfold.dynamic_dilation_conv2d`
+            takes them. The others are :func:`unfold`'s.
+        bias: Whether there is one.
+    """
+    columns, products, outputs = _convolution(input, weight, dilation_map)
+    flops = _FORWARD * columns + 2 * products + columns * (mask is not None)
+    elements = prod(input) + prod(weight) + weight[0] * bias + prod(mask or (0,)) + outputs
+    return Cost(flops, elements * dtype.itemsize + _map_bytes(dilation_map, dtype, map_dtype))
+
+
+def conv2d_backward(
+    input: Sequence[int],
+    weight: Sequence[int],
+    dilation_map: Sequence[int],
+    bias: bool = False,
+    mask: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float32,
+    map_dtype: torch.dtype | None = None,
+    output_mask: Sequence[bool] = (True, True, True, True, True),
+) -> Cost:
+    """Reads the gradient of the output and what it takes of the tensors; writes what is asked for.
+
+    Args:
+        output_mask: Whether the gradients of input, weight, map, bias and mask are computed. The others are
+            :func:`conv2d`'s.
+    """
+    of_input, of_weight, of_map, of_bias, of_mask = map(bool, output_mask)
+    of_bias, of_mask = of_bias and bias, of_mask and mask is not None
+    columns, products, outputs = _convolution(input, weight, dilation_map)
+    of_columns, samples = of_input or of_map or of_mask, of_weight or of_mask
+    flops = 2 * products * (of_columns + of_weight) + outputs * of_bias + _FORWARD * columns * samples
+    flops += columns * (_GRAD_INPUT * of_input + _GRAD_MAP * of_map + 2 * of_mask)
+    flops += columns * (mask is not None) * ((of_input or of_map) + of_weight)
+    image, factors = prod(input), prod(mask or (0,))
+    elements = outputs + image * (of_map or samples) + prod(weight) * of_columns + factors
+    elements += image * of_input + prod(weight) * of_weight + weight[0] * of_bias + factors * of_mask
+    if not flops:
+        return Cost(0, 0)
+    rates = _map_bytes(dilation_map, dtype, map_dtype)
+    return Cost(flops, elements * dtype.itemsize + (1 + of_map) * rates)
+
+
+def _convolution(input: Sequence[int], weight: Sequence[int], dilation_map: Sequence[int]) -> tuple[int, int, int]:
+    """Elements of the columns, multiplications of the product, elements of the output."""
+    positions = prod(input[:-3]) * prod(dilation_map[-2:])
+    return positions * input[-3] * prod(weight[2:]), positions * prod(weight), positions * weight[0]
+
+
 def _columns(input: Sequence[int], dilation_map: Sequence[int], kernel_size: int | Sequence[int]) -> int:
     return _values(input, dilation_map) * _taps(kernel_size)
 

@@ -10,9 +10,15 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_aggregate, dynamic_dilation_correlate, dynamic_dilation_unfold
+from dynamic_dilation_unfold import (
+    dynamic_dilation_aggregate,
+    dynamic_dilation_conv2d,
+    dynamic_dilation_correlate,
+    dynamic_dilation_unfold,
+)
 from dynamic_dilation_unfold._operator import Operator
 from dynamic_dilation_unfold._operators.aggregate import AGGREGATE
+from dynamic_dilation_unfold._operators.conv2d import CONV2D
 from dynamic_dilation_unfold._operators.correlate import CORRELATE
 from dynamic_dilation_unfold._operators.unfold import UNFOLD
 from helpers import CASES, Case, both, off_whole_positions, random_input
@@ -132,6 +138,58 @@ _HEAD_SMALL = [
     HeadCase(Case(1, 4, 3, 2, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), 1),
 ]
 
+
+def _conv2d(
+    input: Tensor, weight: Tensor, dilation_map: Tensor, bias: Any, mask: Any, stride: Any, *options: Any
+) -> Tensor:
+    padding, dilation, padding_mode = options
+    return dynamic_dilation_conv2d(
+        input, weight, dilation_map, bias, stride, padding, dilation, mask=mask, padding_mode=padding_mode
+    )
+
+
+def _conv2d_sample(
+    case: Case, outputs: int = 4, conv_groups: int = 1, bias: bool = True, heads: int = 0, name: str = ""
+) -> Sample:
+    taps = both(case.kernel_size)
+    weight = random_input((outputs, case.channels // conv_groups, *taps), 5).double()
+    mask = random_input((case.batch, heads, taps[0] * taps[1], *case.out_size), 6).double() if heads else None
+    tensors = (
+        random_input(case.shape).double(),
+        weight,
+        off_whole_positions(case),
+        random_input((outputs,), 7).double() if bias else None,
+        mask,
+    )
+    return Sample(name or f"{case}-{conv_groups}-{heads}", tensors, CONV2D.read((*case.pairs[1:], "zeros")))
+
+
+def _conv2d_forms(case: Case) -> Iterator[Sample]:
+    (x, weight, rates, bias, mask), options = _conv2d_sample(case, 4, 2, heads=2)[1:]
+    assert bias is not None
+    assert mask is not None
+    yield Sample("unbatched", (x[0], weight, rates[0], bias, mask[0]), options)
+    yield Sample("shared", (x, weight, rates[:1], bias, mask[:1]), options)
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    yield Sample("channels_last", (channels_last, weight, rates, None, mask), options)
+    strided = x.repeat_interleave(2, 1)[:, ::2], weight.mT.contiguous().mT, rates.mT.contiguous().mT
+    yield Sample("strided", (*strided, bias.repeat_interleave(2)[::2], None), options)
+
+
+_CONV2D_CASE = Case(2, 4, 4, 5, padding=1, groups=2)
+_CONV2D_CASES = [
+    _conv2d_sample(_CONV2D_CASE, 6, 2, heads=4),
+    _conv2d_sample(Case(2, 6, 10, 9, (3, 5), (2, 1), (1, 2), (1, 2), 3), 6, 3, bias=False),
+    _conv2d_sample(Case(1, 4, 7, 6, kernel_size=(4, 1), padding=(3, 0)), 8, 4, heads=1),  # two outputs a channel
+    _conv2d_sample(Case(0, 4, 5, 6, padding=1), name="no images"),
+    _conv2d_sample(Case(2, 4, 5, 6, padding=1), 0, name="no outputs"),
+    *_conv2d_forms(_CONV2D_CASE),
+]
+_CONV2D_SMALL = [
+    next(_conv2d_forms(Case(1, 2, 1, 2, kernel_size=(1, 2), padding=(0, 1)))),
+    _conv2d_sample(Case(2, 2, 2, 1, kernel_size=2, padding=(0, 1), groups=2), 2, 2, bias=False),
+]
+
 OPERATORS = [
     Row(
         UNFOLD,
@@ -151,6 +209,7 @@ OPERATORS = [
         [*map(_correlate_sample, _HEAD_CASES), *_correlate_forms(_HEADS)],
         [*map(_correlate_sample, _HEAD_SMALL), *list(_correlate_forms(_HEAD_SMALL[0]))[:3]],
     ),
+    Row(CONV2D, _conv2d, _CONV2D_CASES, _CONV2D_SMALL),
 ]
 
 

@@ -1,0 +1,353 @@
+"""The convolution in chunks: columns of a few rows or channels, which stay in cache, and torch's products of them.
+
+.. code-block:: none
+
+    forward    a chunk is some rows of the output, of one image or of several small ones
+                   columns [C*kH*kW, positions]  ->  weight @ columns is the output there
+    backward   a chunk is some channels of the input, so that each gradient is complete when its chunk is
+                   weight^T @ grad  ->  gradient of the columns  ->  gradients of input, map and mask
+                   columns, made anew  ->  grad @ columns^T is the weight's gradient
+
+The kernels of unfold make the columns and take their gradient; where there are none, the reference does. Nothing as
+large as all columns is ever allocated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _C
+from ._derivatives import pullback
+from ._options import Pair
+from ._sampling import columns as reference_columns
+
+# Bytes of columns in a chunk. On a CPU they stay in the cache from their making to the product; elsewhere they bound
+# memory, and are enough work for a whole device.
+CHUNK_BYTES = {"cpu": 2 << 20}
+OTHER_CHUNK_BYTES = 64 << 20
+# A chunk in backward is larger where its channels are too few for a good product, up to so many times as much.
+GROWTH = 64
+
+
+class Window(NamedTuple):
+    """The options of unfold, of a chunk whose channels are in ``groups`` groups of the map."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    padding_mode: str
+
+
+class Part(NamedTuple):
+    """Some channels, as they lie in groups that divide all channels evenly: whole groups, or a part of one."""
+
+    groups: slice
+    groups_count: int
+    within: slice  # the channels of such a group
+    width: int  # their number
+
+
+def _slices(size: int, step: int) -> Iterator[slice]:
+    return (slice(i, min(i + step, size)) for i in range(0, size, step))
+
+
+def _even(size: int, step: int) -> int:
+    """A step of at most ``step`` that cuts ``size`` into nearly equal pieces."""
+    step = max(1, min(step, size))
+    pieces = -(-size // step)
+    return -(-size // pieces) if pieces else 1
+
+
+class _Call:
+    """Sizes of one batched call, and what its chunks have in common."""
+
+    def __init__(
+        self, input: Tensor, weight: Tensor, dilation_map: Tensor, mask: Tensor | None, window: Window, kernels: bool
+    ) -> None:
+        self.input, self.map, self.mask = input, dilation_map, mask
+        self.window, self.kernels = window, kernels
+        self.batch, self.channels = input.shape[:2]
+        self.outputs, group_channels = weight.shape[:2]
+        self.conv_groups = self.channels // group_channels if group_channels else 1
+        self.taps = weight.shape[2] * weight.shape[3]
+        self.rows, self.row = dilation_map.shape[2:]  # positions down, and of a row
+        # Sums are float32, or float64 for float64. A CPU has no good product of half types.
+        self.sum_dtype = torch.promote_types(input.dtype, torch.float32)
+        self.dtype = self.sum_dtype if input.device.type == "cpu" else input.dtype
+        self.weight = weight.to(self.dtype).reshape(
+            self.conv_groups, self.outputs // self.conv_groups, group_channels * self.taps
+        )
+        self.budget = CHUNK_BYTES.get(input.device.type, OTHER_CHUNK_BYTES)
+        self.bytes = self.taps * self.row * self.dtype.itemsize  # of the columns of a channel's row
+
+    # --- How it is cut ------------------------------------------------------------------------------------------------
+
+    def whole_images(self) -> int:
+        return _even(self.batch, self.budget // max(1, self.channels * self.rows * self.bytes))
+
+    def row_chunks(self) -> Iterator[tuple[slice, slice]]:
+        """Images and rows, of all channels."""
+        rows = _even(self.rows, self.budget // max(1, self.channels * self.bytes))
+        images = self.whole_images() if rows == self.rows else 1
+        return ((i, r) for i in _slices(self.batch, images) for r in _slices(self.rows, rows))
+
+    def channel_step(self) -> int:
+        """Channels in a chunk: whole groups or parts of one, of each kind of groups."""
+        heads = 1 if self.mask is None else self.mask.shape[1]
+        sizes = [self.channels // n for n in (self.map.shape[1], self.conv_groups, heads)]
+        # The output's gradient is read once for each chunk: not for less than half as many rows of columns.
+        least = -(-self.outputs // (2 * self.taps * self.conv_groups))
+        most = max(self.budget // (self.rows * self.bytes), least)
+        fitting = (
+            n
+            for n in range(min(most, self.channels), 1, -1)
+            if self.channels % n == 0 and all(n % size == 0 or size % n == 0 for size in sizes)
+        )
+        return next(fitting, 1)
+
+    # --- The parts of a chunk -----------------------------------------------------------------------------------------
+
+    def rates(self, images: slice, groups: slice, rows: slice) -> Tensor:
+        """In the dtype of positions: a gradient that is summed over chunks is not rounded for each."""
+        return self.map[images if self.map.shape[0] > 1 else slice(None), groups, rows].to(self.sum_dtype)
+
+    def part(self, channels: slice, groups: int) -> Part:
+        size, given = self.channels // groups, channels.stop - channels.start
+        width = min(size, given)
+        first, offset = divmod(channels.start, size)
+        return Part(slice(first, first + given // width), given // width, slice(offset, offset + width), width)
+
+    def of_mask(self, mask: Tensor, images: slice, heads: slice, rows: slice) -> Tensor:
+        """A view ``[n or 1, heads, 1, taps, positions]``, like the columns of the heads' channels."""
+        return mask[images if mask.shape[0] > 1 else slice(None), heads, :, rows].flatten(3).unsqueeze(2)
+
+    def of_heads(self, columns: Tensor, heads: Part) -> Tensor:
+        return columns.view(columns.shape[0], heads.groups_count, heads.width, self.taps, -1)
+
+    def columns(self, input: Tensor, rates: Tensor, row: int) -> Tensor:
+        """``[n, C*kH*kW, positions]`` of images for the rows of positions from ``row`` on that the rates are of."""
+        window = self.window._replace(groups=rates.shape[1])
+        if self.kernels:
+            columns: Tensor = _present(_C.unfold_part(input, rates, *window, (row, 0)))
+            return columns
+        return reference_columns(input, rates, _from_row(window, row))
+
+    def columns_backward(
+        self, grad: Tensor, input: Tensor, rates: Tensor, row: int, wanted: tuple[bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None]:
+        window = self.window._replace(groups=rates.shape[1])
+        if self.kernels:
+            grads: Any = _present(_C.unfold_part_backward(grad, input, rates, *window, (row, 0), wanted))
+        else:
+            moved = _from_row(window, row)
+            grads = pullback(lambda x, r: reference_columns(x, r, moved), (input, rates), wanted, grad)
+        return grads[0], grads[1]
+
+
+def _present(result: Any) -> Any:
+    if result is None:
+        raise RuntimeError("a tensor has no memory that the kernels could read: was its storage freed?")
+    return result
+
+
+def _from_row(window: Window, row: int) -> Window:
+    """The window whose first row of positions is another: it lies as with less padding."""
+    return window._replace(padding=(window.padding[0] - row * window.stride[0], window.padding[1]))
+
+
+def _multiply(out: Tensor, a: Tensor, b: Tensor, beta: int = 0) -> None:
+    """``out [n, g, m, p] = beta * out + a [g, m, k] @ b [n, g, k, p]``."""
+    if a.shape[0] > 1:
+        for each, of_image in zip(out, b, strict=True):
+            torch.baddbmm(each, a, of_image, beta=beta, out=each)
+    elif out.shape[0] == 1:
+        torch.addmm(out[0, 0], a[0], b[0, 0], beta=beta, out=out[0, 0])
+    else:
+        torch.baddbmm(out[:, 0], a.expand(out.shape[0], -1, -1), b[:, 0], beta=beta, out=out[:, 0])
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total [g, m, k] += the sum over n of a [n, g, m, p] @ b [n, g, k, p]^T``, in the total's dtype."""
+    if a.dtype != total.dtype:  # on a device with products of half types
+        products = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, **_wide(total.dtype))
+        total += products.unflatten(0, (len(a), -1)).sum(0, dtype=total.dtype)
+    elif total.shape[0] > 1:
+        for each, of_image in zip(a, b, strict=True):
+            total += torch.bmm(each, of_image.mT)
+    else:
+        for each, of_image in zip(a, b, strict=True):
+            torch.addmm(total[0], each[0], of_image[0].mT, out=total[0])
+
+
+def _wide(dtype: torch.dtype) -> dict[str, Any]:
+    """Has a product of half types keep its float32 sums, in a torch that can."""
+    return {"out_dtype": dtype} if hasattr(torch.ops.aten.bmm, "dtype") else {}
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    window: Window,
+    output: Tensor,
+    kernels: bool,
+) -> None:
+    """Fills ``output [B, O, Ho, Wo]``."""
+    call = _Call(input, weight, dilation_map, mask, window, kernels)
+    if call.channels == 0:
+        output.zero_() if bias is None else output.copy_(bias.view(-1, 1, 1))
+        return
+    everything = slice(0, call.channels)
+    for images, rows in call.row_chunks():
+        rates = call.rates(images, slice(None), rows)
+        columns = call.columns(input[images].to(call.dtype), rates, rows.start)
+        if mask is not None:
+            heads = call.part(everything, mask.shape[1])
+            call.of_heads(columns, heads).mul_(call.of_mask(mask, images, heads.groups, rows))
+        target = output[images, :, rows].flatten(2)  # a view: in both memory formats a row follows the one before
+        product = target if call.dtype == output.dtype else torch.empty_like(target, dtype=call.dtype)
+        if bias is not None:
+            product.copy_(bias.view(-1, 1))
+        columns = columns.unflatten(1, (call.conv_groups, -1))
+        _multiply(product.unflatten(1, call.weight.shape[:2]), call.weight, columns, beta=int(bias is not None))
+        if product is not target:
+            target.copy_(product)
+
+
+class Wanted(NamedTuple):
+    """Which gradients."""
+
+    input: bool
+    weight: bool
+    map: bool
+    bias: bool
+    mask: bool
+
+
+class Sums(NamedTuple):
+    """Gradients that chunks add to; None for one that is not wanted."""
+
+    weight: Tensor | None  # [conv_groups, O/conv_groups, C/conv_groups*taps]
+    map: Tensor | None
+    mask: Tensor | None
+
+
+def backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    mask: Tensor | None,
+    window: Window,
+    grad_input: Tensor | None,
+    wanted: Wanted,
+    kernels: bool,
+) -> tuple[Tensor | None, ...]:
+    """Fills ``grad_input``, and returns the other gradients: of weight, map, bias and mask."""
+    call = _Call(input, weight, dilation_map, mask, window, kernels)
+
+    def zeros(shape: torch.Size, want: bool) -> Tensor | None:
+        return torch.zeros(shape, dtype=call.sum_dtype, device=input.device) if want else None
+
+    sums = Sums(
+        zeros(call.weight.shape, wanted.weight),
+        zeros(dilation_map.shape, wanted.map),
+        None if mask is None else zeros(mask.shape, wanted.mask),
+    )
+    if call.channels > 0 and (grad_input is not None or any(total is not None for total in sums)):
+        _add_chunks(call, grad, grad_input, sums)
+    bias = grad.sum((0, 2, 3), dtype=call.sum_dtype) if wanted.bias else None
+    totals = (sums.weight, weight), (sums.map, dilation_map), (bias, weight), (sums.mask, mask)
+    grads = [None if total is None or like is None else total.to(like.dtype) for total, like in totals]
+    return (None if grads[0] is None else grads[0].view(weight.shape), *grads[1:])
+
+
+def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums) -> None:
+    step = call.channel_step()
+    rows_step = _even(call.rows, GROWTH * call.budget // (step * call.bytes))
+    in_parts = rows_step < call.rows and grad_input is not None
+    for images in _slices(call.batch, call.whole_images() if step == call.channels else 1):
+        matrices = grad[images].flatten(2).to(call.dtype)
+        for channels in _slices(call.channels, step):
+            pixels = call.input[images, channels].to(call.dtype)
+            pixels = pixels if step == call.channels else pixels.contiguous()
+            total = torch.zeros_like(pixels, dtype=call.sum_dtype) if in_parts else None
+            for rows in _slices(call.rows, rows_step):
+                positions = slice(rows.start * call.row, rows.stop * call.row)
+                chunk = _Chunk(call, images, channels, rows, pixels, matrices[:, :, positions])
+                grad_pixels = chunk.backward(grad_input is not None, in_parts, sums)
+                if total is not None and grad_pixels is not None:
+                    total.add_(grad_pixels)
+            complete = grad_pixels if total is None else total
+            if grad_input is not None and complete is not None:
+                grad_input[images, channels] = complete
+
+
+class _Chunk:
+    """Some rows of some channels of some images, in backward."""
+
+    def __init__(
+        self, call: _Call, images: slice, channels: slice, rows: slice, pixels: Tensor, matrices: Tensor
+    ) -> None:
+        self.call, self.images, self.rows, self.pixels = call, images, rows, pixels
+        self.conv = call.part(channels, call.conv_groups)
+        self.groups = call.part(channels, call.map.shape[1]).groups
+        self.heads = None if call.mask is None else call.part(channels, call.mask.shape[1])
+        self.rates = call.rates(images, self.groups, rows)
+        # [n, g, O/g, positions]: of the outputs that the chunk's channels have a part in.
+        self.grad = matrices.unflatten(1, call.weight.shape[:2])[:, self.conv.groups]
+
+    def of_weight(self, weight: Tensor) -> Tensor:
+        """A view of what belongs to the chunk's channels."""
+        within, taps = self.conv.within, self.call.taps
+        return weight[self.conv.groups, :, within.start * taps : within.stop * taps]
+
+    def of_map(self, tensor: Tensor) -> Tensor:
+        return tensor[self.images if tensor.shape[0] > 1 else slice(None), self.groups, self.rows]
+
+    def scaled_(self, columns: Tensor) -> Tensor:
+        if self.heads is not None and self.call.mask is not None:
+            mask = self.call.of_mask(self.call.mask, self.images, self.heads.groups, self.rows)
+            self.call.of_heads(columns, self.heads).mul_(mask)
+        return columns
+
+    def backward(self, wants_input: bool, is_part: bool, sums: Sums) -> Tensor | None:
+        """Adds to the sums and returns the input's gradient, which of a part of the rows is not rounded."""
+        call, columns, grad_pixels = self.call, None, None
+        if sums.weight is not None or sums.mask is not None:
+            columns = call.columns(self.pixels, self.rates, self.rows.start)
+        if wants_input or sums.map is not None or sums.mask is not None:
+            weight = self.of_weight(call.weight)
+            grad = self.grad.new_empty(len(self.pixels), self.conv.groups_count, weight.shape[2], self.grad.shape[3])
+            _multiply(grad, weight.mT, self.grad)
+            grad = grad.flatten(1, 2)
+            if self.heads is not None and sums.mask is not None and columns is not None:
+                products = call.of_heads(grad.to(call.sum_dtype) * columns, self.heads).sum(2, keepdim=True)
+                total = call.of_mask(sums.mask, self.images, self.heads.groups, self.rows)
+                total += products.sum_to_size(total.shape)
+            if wants_input or sums.map is not None:
+                grad_pixels = self._backward_to_pixels(self.scaled_(grad), wants_input, is_part, sums.map)
+        if sums.weight is not None and columns is not None:
+            columns = self.scaled_(columns).unflatten(1, (self.conv.groups_count, -1))
+            _add_product(self.of_weight(sums.weight), self.grad, columns)
+        return grad_pixels
+
+    def _backward_to_pixels(
+        self, grad: Tensor, wants_input: bool, is_part: bool, sum_map: Tensor | None
+    ) -> Tensor | None:
+        pixels = self.pixels
+        if is_part:
+            grad, pixels = grad.to(self.call.sum_dtype), pixels.to(self.call.sum_dtype)
+        wanted = (wants_input, sum_map is not None)
+        grad_pixels, grad_map = self.call.columns_backward(grad, pixels, self.rates, self.rows.start, wanted)
+        if sum_map is not None and grad_map is not None:
+            self.of_map(sum_map).add_(grad_map)
+        return grad_pixels
