@@ -3,7 +3,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID
 endif()
 
 # The kernels of each operator.
-set(DDU_CPU_KERNELS cpp/src/cpu/unfold_kernels.cpp)
+set(DDU_CPU_KERNELS cpp/src/cpu/sums_kernels.cpp cpp/src/cpu/unfold_kernels.cpp)
 
 # Compiles the kernels once per instruction set, each time into a namespace of its own. Which one runs is
 # decided when the library is used (cpp/src/cpu/core/targets.cpp), so one build serves every processor.

@@ -24,9 +24,7 @@ struct UnfoldKernels {
   /// grad_map, a value of the accumulation type for each position; null if not wanted.
   void (*backward)(const Geometry&, DType map_type, const UnfoldBackward&, const Slice&, const Band&, const Scratch&,
                    void* map_sums);
-  /// map[0, count) = the sum over `slices` of map_sums, which lie `stride` values apart.
-  void (*sum_map)(DType map_type, const void* map_sums, std::int64_t slices, std::int64_t stride, std::int64_t count,
-                  void* map);
+  SumMap sum_map;
 };
 
 namespace baseline {

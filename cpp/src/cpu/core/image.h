@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "ddu/unfold.h"
+#include "ddu/memory_format.h"
 #include "tiling.h"
 
 namespace ddu::cpu {
@@ -23,6 +23,14 @@ struct Image {
   }
   Image(T* first, std::int64_t channel_stride, std::int64_t pixel_stride)
       : first(first), channel_stride(channel_stride), pixel_stride(pixel_stride) {}
+
+  /// The same channels of a tensor that has a value for each position, not for each pixel.
+  static Image of_positions(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice) {
+    const bool channels_last = format == MemoryFormat::channels_last;
+    const std::int64_t channel_stride = channels_last ? 1 : g.positions();
+    return {tensor + (slice.image * g.channels * g.positions() + slice.channel(g) * channel_stride), channel_stride,
+            channels_last ? g.channels : 1};
+  }
 
   bool is_channels_last() const { return channel_stride == 1; }
   T* at(std::int64_t channel, std::int64_t pixel) const { return first + (channel * channel_stride + pixel * pixel_stride); }

@@ -67,37 +67,50 @@ inline std::size_t window_bytes(const Geometry& g, std::size_t pixel) {
   return std::min(kWindowBytes, round_up((reach(g.h) * reach(g.w) + Tiling::kBlock) * pixel, kLine));
 }
 
+/// What a kernel needs of Scratch.
+struct ScratchSizes {
+  std::size_t value = sizeof(float);  // bytes of a sum
+  int lanes = 1;                      // of a Vec
+  bool backward = false;
+  bool heads = false;     // of an operator with heads
+  std::int64_t sums = 0;  // numbers
+};
+
 struct Scratch {
   void* tile;         // TileArrays
   void* rows;         // a Stage for the columns of a tile
   void* transfer;     // a Stage for pieces of a window
   void* window;       // values of the input
-  void* grad_window;  // sums of gradients of the input; only backward has it, and what follows
+  void* grad_window;  // sums of gradients of the input; only a backward has it, and the next two
   void* vec_sums;     // gradients of the rates, a Vec for each position
   void* rate_sums;    // the same, a number for each
-  float* sums;        // rows of the band for each channel of the slice, for half inputs
+  void* values;       // a Vec for each position, of the tensor that has channels and positions; only with heads, and the next
+  void* factors;      // a number for each position
+  void* sums;         // in a backward of half inputs the band's rows for each channel of the slice, else scores of a tile
   void* end;
 
-  /// `lanes` channels of `value` bytes each make a Vec.
-  Scratch(void* memory, const Geometry& g, std::size_t value, int lanes, bool backward, std::int64_t band_sums) {
+  Scratch(void* memory, const Geometry& g, const ScratchSizes& sizes) {
     const Tiling tiling(g);
-    const std::size_t vec = static_cast<std::size_t>(lanes) * value;
+    const std::size_t vec = static_cast<std::size_t>(sizes.lanes) * sizes.value;
     const auto stage = static_cast<std::int64_t>(Tiling::kPositions * vec);
     const auto pixels = static_cast<std::int64_t>(window_bytes(g, vec));
+    const auto vecs = static_cast<std::int64_t>(vec) * tiling.most, numbers = static_cast<std::int64_t>(sizes.value);
     tile = memory;
-    Carver carver(value == sizeof(double) ? TileArrays<double>(memory, g, tiling.most).end
-                                          : TileArrays<float>(memory, g, tiling.most).end);
+    Carver carver(sizes.value == sizeof(double) ? TileArrays<double>(memory, g, tiling.most).end
+                                                : TileArrays<float>(memory, g, tiling.most).end);
     rows = carver.take<char>(stage);
     transfer = carver.take<char>(stage);
     window = carver.take<char>(pixels);
-    grad_window = carver.take<char>(backward ? pixels : 0);
-    vec_sums = carver.take<char>(backward ? static_cast<std::int64_t>(vec) * tiling.most : 0);
-    rate_sums = carver.take<char>(backward ? static_cast<std::int64_t>(value) * tiling.most : 0);
-    sums = carver.take<float>(band_sums);
+    grad_window = carver.take<char>(sizes.backward ? pixels : 0);
+    vec_sums = carver.take<char>(sizes.backward ? vecs : 0);
+    rate_sums = carver.take<char>(sizes.backward ? numbers * tiling.most : 0);
+    values = carver.take<char>(sizes.heads ? vecs : 0);
+    factors = carver.take<char>(sizes.heads ? numbers * tiling.most : 0);
+    sums = carver.take<char>(numbers * sizes.sums);
     end = carver.end();
   }
-  static std::size_t bytes(const Geometry& g, std::size_t value, int lanes, bool backward, std::int64_t band_sums) {
-    return reinterpret_cast<std::uintptr_t>(Scratch(nullptr, g, value, lanes, backward, band_sums).end);
+  static std::size_t bytes(const Geometry& g, const ScratchSizes& sizes) {
+    return reinterpret_cast<std::uintptr_t>(Scratch(nullptr, g, sizes).end);
   }
 };
 

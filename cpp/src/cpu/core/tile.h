@@ -104,10 +104,7 @@ class Tile {
   /// Runs of positions that are contiguous in the output: body(first of the tile, first of the output, length).
   template <class Body>
   void for_each_run(Body body) const {
-    const std::int64_t width = geometry.w.out_size;
-    const bool all = region.columns == width;
-    const int runs = all ? 1 : static_cast<int>(region.rows), length = count / runs;
-    for (int r = 0; r < runs; ++r) body(r * length, (region.first_row + r) * width + region.first_column, length);
+    region.for_each_run(geometry.w.out_size, body);
   }
 
  private:

@@ -25,7 +25,8 @@
 #include <cstdint>
 
 #include "../../integer.h"
-#include "ddu/geometry.h"
+#include "ddu/dtype.h"
+#include "ddu/head_geometry.h"
 
 namespace ddu::cpu {
 
@@ -33,6 +34,16 @@ namespace ddu::cpu {
 struct Region {
   std::int64_t first_row, first_column;
   std::int64_t rows, columns;
+
+  /// Runs of positions that are contiguous in an output `width` wide: body(first of the region, first of the output, length).
+  template <class Body>
+  void for_each_run(std::int64_t width, Body body) const {
+    const bool all = columns == width;
+    const std::int64_t runs = all ? 1 : rows, length = rows * columns / runs;
+    for (std::int64_t r = 0; r < runs; ++r) {
+      body(static_cast<int>(r * length), (first_row + r) * width + first_column, static_cast<int>(length));
+    }
+  }
 };
 
 /// Tiles are compact, so that neighbours share the input they read, and have rows that fill vectors.
@@ -78,10 +89,18 @@ struct Slice {
   std::int64_t plane(const Geometry& g) const { return image * g.channels + channel(g); }
 };
 
+/// Whether Vecs of `lanes` channels are cut where heads end, so that they have one factor: unless that leaves more than half of
+/// their lanes idle.
+inline bool has_own_vecs(const HeadGeometry& heads, int lanes) { return 2 * heads.head_channels() >= lanes; }
+
 /// A share of a slice's backward: some rows of grad_input and some tiles of grad_map.
 struct Band {
   std::int64_t first_row, last_row;
   std::int64_t first_tile, last_tile;
 };
+
+/// Adds up a part of the map's gradient: map[0, count) = the sum over `slices` of map_sums, which lie `stride` values apart.
+using SumMap = void (*)(DType map_type, const void* map_sums, std::int64_t slices, std::int64_t stride, std::int64_t count,
+                        void* map);
 
 }  // namespace ddu::cpu

@@ -105,16 +105,30 @@ struct Stage {
   }
 };
 
+/// Sums the lanes of each of a block's Vecs: lane i of the first is in the end the sum of Vec i. Half the exchanges of a
+/// transpose, since what is exchanged is added at once.
+template <int Step = 1, class V, int N>
+void sum_lanes(V (&block)[N]) {
+  if constexpr (Step < N) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i += 2 * Step) {
+      exchange<Step>(block[i], block[i + Step], std::make_integer_sequence<int, N>{});
+      block[i] += block[i + Step];
+    }
+    sum_lanes<2 * Step>(block);
+  }
+}
+
 /// Adds a block's Vecs, each summed over its lanes, to kBlock numbers. The block is used up.
 template <class Acc, int N>
 void add_lanes(typename Stage<Acc, N>::Block& block, Acc* sums) {
   if constexpr (N == 1) {
     for (int i = 0; i < kBlock<N>; ++i) sums[i] += block[i];
   } else {
-    transpose(block);
+    sum_lanes(block);
     Vec<Acc, N> sum;
     std::memcpy(&sum, sums, sizeof sum);
-    for (int c = 0; c < N; ++c) sum += block[c];
+    sum += block[0];
     std::memcpy(sums, &sum, sizeof sum);
   }
 }

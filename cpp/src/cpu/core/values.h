@@ -1,0 +1,142 @@
+#pragma once
+
+// What operators with heads read and write beside the image: values, which have channels and positions, and factors, which have
+// heads, taps and positions. Internal linkage: compiled once per instruction set.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "image.h"
+#include "nontemporal.h"
+#include "tile.h"
+#include "vec.h"
+
+namespace ddu::cpu {
+namespace {
+
+/// Reads a Vec of `used` channels for each position of a tile; 0 in idle lanes and beyond the tile.
+template <int N, class T, class Acc>
+void load_values(const Tile<Acc>& tile, const Image<const T>& values, int used, void* transfer, Vec<Acc, N>* vecs) {
+  using V = Vec<Acc, N>;
+  if (values.is_channels_last() && N > 1) {
+    tile.for_each_run([&](int n, std::int64_t position, int length) {
+      const T* source = values.at(0, position);
+      for (int i = 0; i < length; ++i, source += values.pixel_stride) {
+        Acc lanes[std::max(N, 8)] = {};  // conversions take eight at once
+        used == N ? widen(source, lanes, N) : widen(source, lanes, used);
+        std::memcpy(&vecs[n + i], lanes, sizeof(V));
+      }
+    });
+    std::fill(vecs + tile.count, vecs + tile.padded, V{});
+    return;
+  }
+  auto& stage = Stage<Acc, N>::in(transfer);
+  for (int c = 0; c < N; ++c) {
+    Acc* row = stage.row[c];
+    if (c < used) {
+      tile.for_each_run([&](int n, std::int64_t position, int length) {
+        const T* source = values.at(c, position);
+        if (values.pixel_stride == 1) return widen(source, row + n, length);
+        for (int i = 0; i < length; ++i) row[n + i] = widen(source[i * values.pixel_stride]);
+      });
+    }
+    std::fill(row + (c < used ? tile.count : 0), row + tile.padded, Acc(0));
+  }
+  for (int n = 0; n < tile.padded; n += kBlock<N>) {
+    typename Stage<Acc, N>::Block block;
+    stage.load(n, block);
+    std::copy_n(block, kBlock<N>, vecs + n);
+  }
+}
+
+/// Rounds and writes them.
+template <int N, class T, class Acc>
+void store_values(const Tile<Acc>& tile, const Vec<Acc, N>* vecs, const Image<T>& values, int used, void* transfer) {
+  if (values.is_channels_last() && N > 1) {
+    tile.for_each_run([&](int n, std::int64_t position, int length) {
+      T* target = values.at(0, position);
+      for (int i = 0; i < length; ++i, target += values.pixel_stride) {
+        Acc lanes[N];
+        std::memcpy(lanes, &vecs[n + i], sizeof lanes);
+        used == N ? narrow(lanes, target, N) : narrow(lanes, target, used);
+      }
+    });
+    return;
+  }
+  auto& stage = Stage<Acc, N>::in(transfer);
+  for (int n = 0; n < tile.padded; n += kBlock<N>) {
+    typename Stage<Acc, N>::Block block;
+    std::copy_n(vecs + n, kBlock<N>, block);
+    stage.store(n, block);
+  }
+  for (int c = 0; c < used; ++c) {
+    const Acc* row = stage.row[c];
+    tile.for_each_run([&](int n, std::int64_t position, int length) {
+      T* target = values.at(c, position);
+      if (values.pixel_stride == 1) return narrow(row + n, target, length);
+      for (int i = 0; i < length; ++i) target[i * values.pixel_stride] = narrow<T>(row[n + i]);
+    });
+  }
+}
+
+/// The factors of a tile for the channels of a Vec, tap by tap: one row for all of them if they have one head, else a row for
+/// each lane. 0 where the rate is not finite, and beyond the tile.
+template <int N, class T, class Acc>
+class Factors {
+ public:
+  using Block = typename Stage<Acc, N>::Block;
+
+  /// `row` has a number for each position, `rows` a Stage; only one of them is used. `channel` is the first of the `used`.
+  Factors(const HeadGeometry& heads, const Tile<Acc>& tile, const void* factors, std::int64_t image, std::int64_t channel,
+          int used, void* row, void* rows)
+      : row(static_cast<Acc*>(row)),
+        tile_(tile),
+        stride_(heads.geometry.taps() * heads.geometry.positions()),
+        heads_(heads.head_channels()),
+        channel_(channel),
+        used_(used),
+        rows_(Stage<Acc, N>::in(rows)) {
+    const std::int64_t first = channel / heads_;
+    source_ = static_cast<const T*>(factors) + heads.factors_offset(image, first);
+    shared = N == 1 || first == (channel + used - 1) / heads_;
+    for (int c = used; !shared && c < N; ++c) std::fill_n(rows_.row[c], tile.padded, Acc(0));
+  }
+
+  bool shared;     // whether all lanes have the factors of `row`
+  Acc* const row;  // of the tap that has begun
+
+  void begin(std::int64_t tap) {
+    if (shared) return read(source_, tap, row);
+    for (int c = 0; c < used_; ++c) {
+      const std::int64_t head = (channel_ + c) / heads_ - channel_ / heads_;
+      const bool again = c > 0 && (channel_ + c) % heads_ != 0;
+      again ? void(std::copy_n(rows_.row[c - 1], tile_.padded, rows_.row[c]))
+            : read(source_ + head * stride_, tap, rows_.row[c]);
+    }
+  }
+  /// Of a block of positions, where they are not shared.
+  void load(int n, Block& block) const { rows_.load(n, block); }
+
+ private:
+  void read(const T* factors, std::int64_t tap, Acc* target) const {
+    const std::int64_t positions = tile_.geometry.positions();
+    tile_.for_each_run([&](int n, std::int64_t position, int length) {
+      const T* source = factors + tap * positions + position;
+      widen(source, target + n, length);
+      if (tap + 1 < tile_.geometry.taps()) prefetch(source + positions, length * static_cast<std::int64_t>(sizeof(T)));
+    });
+    std::fill(target + tile_.count, target + tile_.padded, Acc(0));
+    if (tile_.all_finite) return;
+    for (int n = 0; n < tile_.count; ++n) target[n] = is_finite(tile_.nan[n]) ? target[n] : Acc(0);
+  }
+
+  const Tile<Acc>& tile_;
+  const std::int64_t stride_, heads_, channel_;
+  const int used_;
+  const T* source_;
+  Stage<Acc, N>& rows_;
+};
+
+}  // namespace
+}  // namespace ddu::cpu
