@@ -9,16 +9,13 @@
 #include <cstring>
 #include <string>
 
-#if defined(__linux__)
-#include <limits.h>
-#include <pthread.h>
-#endif
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
 
 #include "ddu/error.h"
 #include "oracle.h"
+#include "small_stack.h"
 
 namespace {
 
@@ -103,23 +100,7 @@ TEST(CpuEdges, RatesThatAreNotFiniteSendNothingBack) {
   for (std::size_t i = 0; i < grads.map.size(); ++i) EXPECT_TRUE(std::isnan(grads.map[static_cast<std::int64_t>(i)]));
 }
 
-#if defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
-/// Runs body in a thread whose stack has 64 KiB, as F.unfold can.
-template <class Body>
-void on_small_stack(Body body) {
-  pthread_attr_t attributes;
-  ASSERT_EQ(pthread_attr_init(&attributes), 0);
-  ASSERT_EQ(pthread_attr_setstacksize(&attributes, std::max<std::size_t>(64 * 1024, PTHREAD_STACK_MIN)), 0);
-  pthread_t thread;
-  const auto run = [](void* given) -> void* {
-    (*static_cast<Body*>(given))();
-    return nullptr;
-  };
-  ASSERT_EQ(pthread_create(&thread, &attributes, run, &body), 0);
-  EXPECT_EQ(pthread_join(thread, nullptr), 0);
-  pthread_attr_destroy(&attributes);
-}
-
+#if defined(DDU_SMALL_STACKS)
 template <class T, class M>
 void check_small_stack() {
   for (std::int64_t channels : {1, 2, 3, 32}) {

@@ -1,7 +1,8 @@
 #ifndef DDU_DDU_C_H
 #define DDU_DDU_C_H
 
-/* libddu for C (C99), and for every language that can call C. What the operator computes is in ddu/unfold.h.
+/* libddu for C (C99), and for every language that can call C. What the operators compute is in ddu/unfold.h, ddu/aggregate.h
+ * and ddu/correlate.h.
  *
  * Functions return a status; on any but DDU_OK, ddu_last_error() has the text, and outputs are as they were or in part
  * written. Nothing is thrown. Any thread may call; a call is safe beside any other that writes elsewhere.
@@ -107,6 +108,67 @@ typedef struct ddu_unfold_backward {
   ddu_memory_format input_format;
 } ddu_unfold_backward;
 
+/* Of aggregate and correlate. Made by ddu_make_aggregate_geometry or ddu_make_correlate_geometry. */
+typedef struct ddu_head_geometry {
+  ddu_geometry geometry;
+  int64_t heads;
+  int64_t factors_batch; /* of the weights: batch, or 1 and broadcast */
+} ddu_head_geometry;
+
+/* Aggregate:
+ *   input, grad_input           [batch, channels, h.size, w.size]
+ *   weights, grad_weights       [factors_batch, heads, taps, h.out_size, w.out_size], contiguous
+ *   output, grad_output         [batch, channels, h.out_size, w.out_size]
+ * input_format holds for input and output and their gradients. */
+typedef struct ddu_aggregate {
+  const void* input;
+  const void* weights;
+  const void* dilation_map;
+  void* output;    /* overwritten */
+  void* workspace; /* of ddu_*_aggregate_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_aggregate;
+
+/* A null gradient is not computed; the others are overwritten. */
+typedef struct ddu_aggregate_backward {
+  const void* grad_output;
+  const void* input;
+  const void* weights;
+  const void* dilation_map;
+  void* grad_input;
+  void* grad_weights;
+  void* grad_map;
+  void* workspace; /* of ddu_*_aggregate_backward_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_aggregate_backward;
+
+/* Correlate:
+ *   query, grad_query           [batch, channels, h.out_size, w.out_size]
+ *   key, grad_key               [batch, channels, h.size, w.size]
+ *   scores, grad_scores         [batch, heads, taps, h.out_size, w.out_size], contiguous
+ * input_format holds for query and key and their gradients. */
+typedef struct ddu_correlate {
+  const void* query;
+  const void* key;
+  const void* dilation_map;
+  void* scores;    /* overwritten */
+  void* workspace; /* of ddu_*_correlate_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_correlate;
+
+/* A null gradient is not computed; the others are overwritten. */
+typedef struct ddu_correlate_backward {
+  const void* grad_scores;
+  const void* query;
+  const void* key;
+  const void* dilation_map;
+  void* grad_query;
+  void* grad_key;
+  void* grad_map;
+  void* workspace; /* of ddu_*_correlate_backward_workspace_bytes, aligned to 64; may be null where that is 0 */
+  ddu_memory_format input_format;
+} ddu_correlate_backward;
+
 /* Text of this thread's latest failure; valid until its next one. "" before the first. */
 DDU_API const char* ddu_last_error(void) DDU_NOEXCEPT;
 
@@ -147,6 +209,61 @@ DDU_API ddu_status ddu_cuda_unfold_backward(const ddu_geometry* geometry, ddu_ty
 DDU_API ddu_status ddu_cuda_unfold_backward_workspace_bytes(const ddu_geometry* geometry, ddu_types types,
                                                             const ddu_unfold_backward* tensors, int deterministic,
                                                             size_t* bytes) DDU_NOEXCEPT;
+
+/* --- Operators without columns --- */
+
+/* Validate a call and work out its sizes. input or key, and the map, are as for ddu_make_geometry. weights is
+ * [B or 1, heads, kH * kW, Ho, Wo], query [B, C, Ho, Wo]; each has no batch where the input has none. The groups are the map's:
+ * options->groups is not read. */
+DDU_API ddu_status ddu_make_aggregate_geometry(const int64_t* input_sizes, int input_dims, const int64_t* weights_sizes,
+                                               int weights_dims, const int64_t* map_sizes, int map_dims,
+                                               const ddu_options* options, ddu_head_geometry* geometry) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_make_correlate_geometry(const int64_t* query_sizes, int query_dims, const int64_t* key_sizes,
+                                               int key_dims, const int64_t* map_sizes, int map_dims, const ddu_options* options,
+                                               int64_t heads, ddu_head_geometry* geometry) DDU_NOEXCEPT;
+
+/* As the functions of unfold above: what they say of threads, streams, scratch bytes and `deterministic` holds. */
+DDU_API ddu_status ddu_cpu_aggregate(const ddu_head_geometry* geometry, ddu_types types, const ddu_aggregate* tensors,
+                                     int threads) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_aggregate_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                     const ddu_aggregate* tensors, int threads, size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_aggregate(const ddu_head_geometry* geometry, ddu_types types, const ddu_aggregate* tensors,
+                                      void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_aggregate_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                      const ddu_aggregate* tensors, size_t* bytes) DDU_NOEXCEPT;
+
+DDU_API ddu_status ddu_cpu_aggregate_backward(const ddu_head_geometry* geometry, ddu_types types,
+                                              const ddu_aggregate_backward* tensors, int threads) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_aggregate_backward_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                              const ddu_aggregate_backward* tensors, int threads,
+                                                              size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_aggregate_backward(const ddu_head_geometry* geometry, ddu_types types,
+                                               const ddu_aggregate_backward* tensors, int deterministic,
+                                               void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_aggregate_backward_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                               const ddu_aggregate_backward* tensors, int deterministic,
+                                                               size_t* bytes) DDU_NOEXCEPT;
+
+DDU_API ddu_status ddu_cpu_correlate(const ddu_head_geometry* geometry, ddu_types types, const ddu_correlate* tensors,
+                                     int threads) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_correlate_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                     const ddu_correlate* tensors, int threads, size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_correlate(const ddu_head_geometry* geometry, ddu_types types, const ddu_correlate* tensors,
+                                      void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_correlate_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                      const ddu_correlate* tensors, size_t* bytes) DDU_NOEXCEPT;
+
+DDU_API ddu_status ddu_cpu_correlate_backward(const ddu_head_geometry* geometry, ddu_types types,
+                                              const ddu_correlate_backward* tensors, int threads) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cpu_correlate_backward_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                              const ddu_correlate_backward* tensors, int threads,
+                                                              size_t* bytes) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_correlate_backward(const ddu_head_geometry* geometry, ddu_types types,
+                                               const ddu_correlate_backward* tensors, int deterministic,
+                                               void* stream) DDU_NOEXCEPT;
+DDU_API ddu_status ddu_cuda_correlate_backward_workspace_bytes(const ddu_head_geometry* geometry, ddu_types types,
+                                                               const ddu_correlate_backward* tensors, int deterministic,
+                                                               size_t* bytes) DDU_NOEXCEPT;
 
 #ifdef __cplusplus
 }
