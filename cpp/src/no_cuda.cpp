@@ -1,5 +1,7 @@
 // The CUDA entry points of a build without CUDA: they say so.
 
+#include "ddu/aggregate.h"
+#include "ddu/correlate.h"
 #include "ddu/error.h"
 #include "ddu/unfold.h"
 
@@ -14,6 +16,14 @@ void unfold(const Geometry&, Types, const Unfold&, Stream) { unavailable(); }
 std::size_t unfold_workspace_bytes(const Geometry&, Types, const Unfold&) { unavailable(); }
 void unfold_backward(const Geometry&, Types, const UnfoldBackward&, bool, Stream) { unavailable(); }
 std::size_t unfold_backward_workspace_bytes(const Geometry&, Types, const UnfoldBackward&, bool) { unavailable(); }
+void aggregate(const HeadGeometry&, Types, const Aggregate&, Stream) { unavailable(); }
+std::size_t aggregate_workspace_bytes(const HeadGeometry&, Types, const Aggregate&) { unavailable(); }
+void aggregate_backward(const HeadGeometry&, Types, const AggregateBackward&, bool, Stream) { unavailable(); }
+std::size_t aggregate_backward_workspace_bytes(const HeadGeometry&, Types, const AggregateBackward&, bool) { unavailable(); }
+void correlate(const HeadGeometry&, Types, const Correlate&, Stream) { unavailable(); }
+std::size_t correlate_workspace_bytes(const HeadGeometry&, Types, const Correlate&) { unavailable(); }
+void correlate_backward(const HeadGeometry&, Types, const CorrelateBackward&, bool, Stream) { unavailable(); }
+std::size_t correlate_backward_workspace_bytes(const HeadGeometry&, Types, const CorrelateBackward&, bool) { unavailable(); }
 int toolkit_version() { return 0; }
 const char* architectures() { return ""; }
 

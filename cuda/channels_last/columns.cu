@@ -10,7 +10,7 @@ template <class T>
 struct Forward {
   RowLayout rows;
   T* copy = nullptr;                 // of the input, in rows
-  unsigned char* strange = nullptr;  // of the copy, as in ColumnsPointers
+  unsigned char* strange = nullptr;  // of the copy, as in StrangePixels
   int strange_count = 0;
   std::size_t bytes;
 
@@ -35,8 +35,7 @@ struct Forward {
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input),
                                      given.dilation_map,
                                      static_cast<T*>(given.output),
-                                     strange,
-                                     strange_count,
+                                     {strange, strange_count},
                                      whole_columns(g, given.output, kVec<T>)};
     const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0,
                       table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);

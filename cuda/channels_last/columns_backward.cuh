@@ -114,11 +114,11 @@ struct ColumnSquares {
 };
 
 /// Adds one lane's gradients onto the corners of taps.
-template <class T, class Sums, bool kBulk>
+template <class T, class Sums, bool kBulk, int kChannels = kBackwardChannels<T>>
 struct RowScatter {
   using Acc = accumulator_t<T>;
   using Word = typename Sums::Word;
-  static constexpr int kN = kBackwardChannels<T>;
+  static constexpr int kN = kChannels;
   // Positions that are staged at once: 8 KiB of a warp.
   static constexpr int kStep = kVec<T> < (sizeof(Word) == 4 ? 4 : 2) ? kVec<T> : (sizeof(Word) == 4 ? 4 : 2);
   using Stage = ScatterStage<Sums, kN, kStep>;
@@ -131,8 +131,8 @@ struct RowScatter {
   int channels, vector;
   int row_words;  // of a staged row: up to the end of the group's last vector
 
-  template <class Params>
-  __device__ __forceinline__ RowScatter(const Sums& sums, char* shared, const Params& p, const WarpWork<T, kN>& work)
+  template <class Params, class Work>
+  __device__ __forceinline__ RowScatter(const Sums& sums, char* shared, const Params& p, const Work& work)
       : sums(sums),
         stage(shared, work.quad),
         lane(sums, work.plane(p), work.channels),
@@ -229,11 +229,9 @@ __device__ __forceinline__ bool any_strange(const Bits16<T> (&square)[kChannels]
 }
 
 /// Adds, or writes, the map's gradient of this lane's positions; `marked` has a bit for each that is ours.
-template <class T, int kPositions, class Params, class Table, class Pointers>
-__device__ __forceinline__ void store_slopes(const Params& p, const Pointers& tensors,
-                                             const WarpWork<T, kBackwardChannels<T>>& work, const Table& table,
-                                             accumulator_t<T> (&slopes)[kPositions], unsigned marked) {
-  using Acc = accumulator_t<T>;
+template <class Acc, int kPositions, class Params, class Work, class Table, class Pointers>
+__device__ __forceinline__ void store_slopes(const Params& p, const Pointers& tensors, const Work& work, const Table& table,
+                                             Acc (&slopes)[kPositions], unsigned marked) {
   const int first = work.quad * kPositions;
 #pragma unroll
   for (int i = 0; i < kPositions; ++i) {
@@ -248,16 +246,6 @@ __device__ __forceinline__ void store_slopes(const Params& p, const Pointers& te
       target[((p.shared_map ? work.image : 0) * std::int64_t{parts} + work.part) * tensors.map_part] = sum;
     }
   }
-}
-
-/// Moves values `kBy` places down, and the first ones to the end.
-template <int kBy, class V, int kN>
-__device__ __forceinline__ void rotate(V (&values)[kN]) {
-  V first[kBy];
-#pragma unroll
-  for (int i = 0; i < kBy; ++i) first[i] = values[i];
-#pragma unroll
-  for (int i = 0; i < kN; ++i) values[i] = i + kBy < kN ? values[i + kBy] : first[i + kBy - kN];
 }
 
 /// One block of `columns_backward_kernel`.
@@ -340,7 +328,7 @@ __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T
     }
   }
   if constexpr (kBulk) wait_for_bulk_reads();
-  if (with_map) store_slopes<T, kPositions>(p, tensors, work, table, slopes, marked);
+  if (with_map) store_slopes(p, tensors, work, table, slopes, marked);
 }
 
 /// Does `blocks` blocks' work: one each, or, where only marked tiles are wanted, as many as there are.

@@ -16,8 +16,7 @@ struct ColumnsPointers {
   const T* input;  // channels-last
   const void* map;
   T* output;
-  const unsigned char* strange;  // for each image, `strange_count` bytes: zero where what a block read is finite; null: unknown
-  int strange_count;
+  StrangePixels strange;
   bool whole_columns;  // whether columns start at multiples of 16 bytes
 };
 
@@ -29,18 +28,6 @@ constexpr int kColumnsBlocks = sizeof(T) == 8 ? 3 : 2;
 /// 64 bytes of positions by 64 channels in registers are faster.
 template <class T>
 constexpr bool kTurnsInMemory = sizeof(T) > 2;
-
-/// Which of a tap's corners an image's kernels read: shifts TapTable::Where to their mask.
-template <class T>
-__device__ __forceinline__ int corner_shift(const ColumnsPointers<T>& tensors, int image) {
-  constexpr int kInside = 0, kNeeded = 4;
-  if (!tensors.strange) return kInside;
-  const unsigned char* strange = tensors.strange + std::int64_t{image} * tensors.strange_count;
-  unsigned found = 0;
-#pragma unroll 4
-  for (int i = int(threadIdx.x) % 32; i < tensors.strange_count; i += 32) found |= strange[i];
-  return __any_sync(~0u, found != 0) ? kInside : kNeeded;
-}
 
 /// Stores a tap's values, a whole line or more of each channel. kAligned: its units are where 16 bytes are.
 template <bool kAligned, class T>
@@ -90,7 +77,7 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   if (!kTurnsInMemory<T>) out += work.vector * kN * from_channel + work.quad * kN;
   const int there = positions - work.quad * kN;
   const unsigned mine = work.channels > 0 ? 15 : 0;
-  const int shift = corner_shift(tensors, work.image);
+  const int shift = tensors.strange.corner_shift(work.image);
   const int at_once = Table::entries(work.run) / work.run;
   constexpr bool kAny = kKind == ForwardKind::any, kRows = !kAny;
   const bool columns = kAny ? tensors.whole_columns : kKind == ForwardKind::whole;

@@ -23,6 +23,33 @@ struct RowsToClear {
   int bytes = 0;
 };
 
+/// Which images have pixels that are not finite, as the conversion found.
+struct StrangePixels {
+  const unsigned char* blocks = nullptr;  // of each image, `count` bytes: zero where what a block read is finite; null: unknown
+  int count = 0;
+
+  // Which of a tap's corners kernels read of an image: what shifts TapTable::Where to their mask.
+  static constexpr int kInside = 0, kNeeded = 4;
+
+  /// For a whole block, and the same in all its threads: one load each, most often.
+  __device__ __forceinline__ int corner_shift_of_block(int image) const {
+    if (!blocks) return kInside;
+    unsigned found = 0;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < count; i += int(blockDim.x)) found |= blocks[std::int64_t{image} * count + i];
+    return __syncthreads_or(int(found)) ? kInside : kNeeded;
+  }
+  /// For a warp.
+  __device__ __forceinline__ int corner_shift(int image) const {
+    if (!blocks) return kInside;
+    const unsigned char* of_image = blocks + std::int64_t{image} * count;
+    unsigned found = 0;
+#pragma unroll 4
+    for (int i = int(threadIdx.x) % 32; i < count; i += 32) found |= of_image[i];
+    return __any_sync(~0u, found != 0) ? kInside : kNeeded;
+  }
+};
+
 /// Planes to rows, whose padding becomes zero; and, unless null, clears sums of the same layout. A warp takes whole lines of
 /// both. `strange`, unless null, gets a byte for each block: whether anything it read is not finite.
 template <class T>

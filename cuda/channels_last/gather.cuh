@@ -65,6 +65,16 @@ union Bits16 {
   }
 };
 
+/// Moves values `kBy` places down, and the first ones to the end.
+template <int kBy, class V, int kN>
+__device__ __forceinline__ void rotate(V (&values)[kN]) {
+  V first[kBy];
+#pragma unroll
+  for (int i = 0; i < kBy; ++i) first[i] = values[i];
+#pragma unroll
+  for (int i = 0; i < kN; ++i) values[i] = i + kBy < kN ? values[i + kBy] : first[i + kBy - kN];
+}
+
 /// Loads 16 bytes that another block of this kernel may have written, before a barrier of both: not by __ldg. As free to move
 /// as that, since it is not volatile; its address must depend on something after the barrier.
 __device__ __forceinline__ uint4 load_shared_work(const void* from) {

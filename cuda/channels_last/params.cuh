@@ -10,6 +10,8 @@
 // So every lane has a square of kVec positions by kVec channels: it loads 16 bytes of channels for one position, and stores 16
 // bytes of positions for one channel. The square is turned in registers: no shared memory, no barrier of the block.
 
+#include <climits>
+
 #include "../core/numeric.cuh"
 #include "../core/params.cuh"
 #include "marks.cuh"
@@ -90,10 +92,30 @@ struct WarpWork {
     const int run_y = int(runs_y) * (kRowWarps / p.block_columns) + warp / p.block_columns;
     first_position = (std::int64_t{run_y} * p.run_columns + run_x) * run;
     any = run_x < p.run_columns && first_position < p.positions;
-    row = int(first_position / p.out_width);
-    column = int(first_position - std::int64_t{row} * p.out_width);
+    divide_position(p);
     channel = (slice * lanes + vector) * kChannels;
     channels = min(p.group_channels - channel, kChannels);
+  }
+
+  /// Row and column of the first position. A division of 64 bits would be a tenth of a kernel's code.
+  template <class Acc>
+  __device__ __forceinline__ void divide_position(const RowParams<Acc>& p) {
+    if (p.positions <= INT_MAX) {
+      auto rest = unsigned(first_position);
+      row = int(p.by_out_width.take(rest));
+      column = int(rest);
+      return;
+    }
+    std::int64_t rest = first_position;
+    row = 0;
+#pragma unroll 1
+    for (int bit = 29; bit >= 0; --bit) {
+      if (const std::int64_t part = std::int64_t{p.out_width} << bit; rest >= part) {
+        rest -= part;
+        row |= 1 << bit;
+      }
+    }
+    column = int(rest);
   }
 
   /// The output position `index` of the run: its row, and its column.

@@ -31,16 +31,15 @@ inline bool whole_vectors(const Geometry& g, const void* tensor, int vec) {
   return g.group_channels() % vec == 0 && is_aligned(tensor, 16);
 }
 
-/// A lane takes `channels` channels, and 2^most_log_lanes lanes share a position if there are so many.
-template <class T>
-RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false,
-                                        int channels = kVec<T>, int most_log_lanes = 3) {
+/// What the sizes of a call say, whatever it is cut into.
+template <class Acc>
+RowParams<Acc> sizes_of(const Geometry& g, Types types, const RowLayout& rows) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64 || g.batch > INT_MAX) {
     throw invalid_argument("the tensors are too large for one launch: split them");
   }
-  RowParams<accumulator_t<T>> p{};
-  p.y = Sampler<accumulator_t<T>>(g.h, g.padding_mode);
-  p.x = Sampler<accumulator_t<T>>(g.w, g.padding_mode);
+  RowParams<Acc> p{};
+  p.y = Sampler<Acc>(g.h, g.padding_mode);
+  p.x = Sampler<Acc>(g.w, g.padding_mode);
   p.width = static_cast<int>(g.w.size);
   p.out_width = static_cast<int>(g.w.out_size);
   p.kernel_w = static_cast<int>(g.w.kernel_size);
@@ -52,11 +51,14 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   p.map_type = types.map;
   p.positions = g.positions();
   p.rows = rows;
+  p.by_out_width = Divider(static_cast<unsigned>(p.out_width));
+  p.by_kernel_w = Divider(static_cast<unsigned>(p.kernel_w));
+  return p;
+}
 
-  const std::int64_t vectors = ceil_div(g.group_channels(), std::int64_t{channels});
-  p.log_lanes = log2_at_least(vectors, most_log_lanes);
-  p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
-  const int run = (lines ? 1 << TurnTile<T>::log_units_of(p.log_lanes) : 32 >> p.log_lanes) * kVec<T>;
+/// Cuts the positions into runs, one for each warp, and runs into blocks.
+template <class Acc>
+void cut_positions(const Geometry& g, int run, RowParams<Acc>& p) {
   p.run = run;
   const std::int64_t runs = ceil_div(g.positions(), run);
   p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
@@ -64,6 +66,20 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   while (p.block_columns * 2 <= std::min(p.run_columns, 32 / run)) p.block_columns *= 2;
   p.column_blocks = static_cast<int>(ceil_div(p.run_columns, p.block_columns));
   p.row_blocks = static_cast<int>(ceil_div(ceil_div(runs, p.run_columns), kRowWarps / p.block_columns));
+  p.by_column_blocks = Divider(static_cast<unsigned>(p.column_blocks));
+  p.by_row_blocks = Divider(static_cast<unsigned>(p.row_blocks));
+}
+
+/// A lane takes `channels` channels, and 2^most_log_lanes lanes share a position if there are so many.
+template <class T>
+RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const RowLayout& rows, bool lines = false,
+                                        int channels = kVec<T>, int most_log_lanes = 3) {
+  auto p = sizes_of<accumulator_t<T>>(g, types, rows);
+  const std::int64_t vectors = ceil_div(g.group_channels(), std::int64_t{channels});
+  p.log_lanes = log2_at_least(vectors, most_log_lanes);
+  p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
+  const int run = (lines ? 1 << TurnTile<T>::log_units_of(p.log_lanes) : 32 >> p.log_lanes) * kVec<T>;
+  cut_positions(g, run, p);
 
   // Few positions and many taps: blocks share the taps out, so that the device is full.
   const std::int64_t blocks = std::int64_t{p.column_blocks} * p.row_blocks * p.slices * g.groups * g.batch;
@@ -74,10 +90,6 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   p.tap_chunk = static_cast<int>(ceil_div(steps, chunks) * at_once);
   p.tap_chunks = static_cast<int>(ceil_div(g.taps(), p.tap_chunk));
 
-  p.by_out_width = Divider(static_cast<unsigned>(p.out_width));
-  p.by_kernel_w = Divider(static_cast<unsigned>(p.kernel_w));
-  p.by_column_blocks = Divider(static_cast<unsigned>(p.column_blocks));
-  p.by_row_blocks = Divider(static_cast<unsigned>(p.row_blocks));
   p.by_tap_chunks = Divider(static_cast<unsigned>(p.tap_chunks));
   p.by_slices = Divider(static_cast<unsigned>(p.slices));
   p.by_groups = Divider(static_cast<unsigned>(p.groups));

@@ -43,6 +43,7 @@ struct TapTable {
 
   template <class Work>
   __device__ void load_rates(const RowParams<Acc>& p, const Work& work, const void* map) const {
+#pragma unroll 1
     for (int i = int(threadIdx.x) % 32; i < work.run; i += 32) {
       const bool there = work.first_position + i < p.positions;
       rates[i] = there ? load_rate<Acc>(map, p.map_type, work.map_plane(p) * p.positions + work.first_position + i) : Acc(0);
@@ -54,6 +55,7 @@ struct TapTable {
   __device__ void fill(const RowParams<Acc>& p, const Work& work, int tap) const {
     __syncwarp();  // the entries before have been read, and the rates are there
     const int shift = 31 - __clz(work.run);
+#pragma unroll 1  // most often an entry a lane
     for (int e = int(threadIdx.x) % 32; e < entries(work.run); e += 32) {
       const int i = e & (work.run - 1);
       unsigned kx = unsigned(tap + (e >> shift));

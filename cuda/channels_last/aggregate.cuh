@@ -1,0 +1,73 @@
+#pragma once
+
+// The weighted sum over taps, from channels-last pixels, for any rates:
+//
+//   TapTable: where each tap of the run lies --16 bytes of channels for each corner--> value --times its head's weight--> sums,
+//   a square of positions by channels in registers --after the last tap--> output, by rows or by planes
+//
+// What bounds it is how many bytes of pixels L1 and L2 give: four corners of all channels for each tap and position.
+
+#include "conversion.cuh"
+#include "heads.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+struct AggregatePointers {
+  const T* input;  // channels-last
+  const T* weights;
+  const void* map;
+  T* output;
+  StrangePixels strange;
+};
+
+/// kN: channels of a lane, 16 bytes of them or one.
+template <class T, int kN>
+__global__ void __launch_bounds__(kRowThreads, 2)
+    aggregate_kernel(const HeadParams<accumulator_t<T>> p, const AggregatePointers<T> tensors) {
+  using Acc = accumulator_t<T>;
+  using Table = TapTable<Acc, false>;
+  constexpr int kSome = kPositionsAtOnce<kN>;
+  extern __shared__ char shared[];
+  const HeadWork<T, kN> work(p);
+  wait_for_previous();
+  const int shift = tensors.strange.corner_shift_of_block(work.image);
+  if (!work.any) return;
+  const Table table(shared, work.run);
+  table.load_rates(p, work, tensors.map);
+  const T* weights = tensors.weights + work.factors(p, p.shared_factors);
+  const T* input = tensors.input + work.pixels(p);
+  const int positions = work.any_unit ? work.there : 0;
+  const unsigned mine = work.channels > 0 ? 15 : 0;
+  ValueSquare<T, kN> sum;
+  sum.clear();
+  const int at_once = Table::entries(work.run) / work.run;
+#pragma unroll 1
+  for (int tap = 0; tap < p.taps; ++tap, weights += p.positions) {
+    const int t = tap & (at_once - 1);
+    if (t == 0) table.fill(p, work, tap);
+    Acc weight[kHeadPositions];
+    load_factors(weights, p.factor_vectors, positions, weight);
+#pragma unroll 1
+    for (int i0 = 0; i0 < kHeadPositions; i0 += kSome) {
+#pragma unroll
+      for (int i = 0; i < kSome; ++i) {
+        const int entry = t * work.run + work.first + i0 + i;
+        const typename Table::Where where = table.where[entry];
+        const auto corners = Corners<T, kN>::template load<(kN > 1)>(input + (where >> 8), p.rows.pixel, p.row,
+                                                                     (unsigned(where) >> shift) & mine, work.channels);
+        Acc value[kN];
+        blend(corners, table.weights[entry], value);
+#pragma unroll
+        for (int c = 0; c < kN; ++c) sum.at[i][c] += weight[i] * value[c];
+      }
+      if constexpr (kSome < kHeadPositions) {
+        sum.template rotate_positions<kSome>();
+        rotate<kSome>(weight);
+      }
+    }
+  }
+  sum.store(tensors.output + work.values(p), p.values, positions, work.channels);
+}
+
+}  // namespace ddu::cuda

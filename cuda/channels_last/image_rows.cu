@@ -1,0 +1,97 @@
+#include "image_rows.h"
+
+#include <limits>
+
+#include "../core/elementwise.cuh"
+#include "rows_to_planes.cuh"
+
+namespace ddu::cuda::channels_last {
+namespace {
+
+/// Calls body with a null pointer of T, and one of the kind of sums.
+template <class Body>
+void visit_sums(DType type, bool ordered, Body body) {
+  visit(type, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    if (ordered) return body(element, static_cast<OrderedSums<T>*>(nullptr));
+    body(element, static_cast<FloatingSums<T>*>(nullptr));
+  });
+}
+
+/// largest[image, channel] from the largest values of images and factors of heads, as bits of doubles.
+__global__ void __launch_bounds__(256)
+    largest_products_kernel(const unsigned long long* values, const unsigned long long* factors, unsigned long long* largest,
+                            std::int64_t count, int channels, int head_channels, int heads, bool shared_factors, double most) {
+  const std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (i >= count) return;
+  const std::int64_t image = i / channels;
+  const int head = int(i % channels) / head_channels;
+  const auto number = [](unsigned long long bits) { return __longlong_as_double(static_cast<long long>(bits)); };
+  const double product = number(values[image]) * number(factors[(shared_factors ? 0 : image) * heads + head]);
+  largest[i] = static_cast<unsigned long long>(__double_as_longlong(product < most ? product : most));
+}
+
+template <class T>
+void find_largest_of(const void* tensor, std::int64_t planes, std::int64_t count, unsigned long long* largest, Stream stream) {
+  const std::int64_t enough = ceil_div(std::int64_t{16} * current_device().multiprocessors, planes);
+  const auto blocks = static_cast<unsigned>(std::min(enough, ceil_div(count, 256 * kVec<T>)));
+  launch(largest_kernel<T>, {grid_size(blocks * planes), 256}, stream, TileMarks{}, 1, static_cast<const T*>(tensor), count,
+         Divider(blocks), count % kVec<T> == 0 && is_aligned(tensor, 16), largest);
+}
+
+}  // namespace
+
+int strange_bytes(const ImageRows& image, DType type) {
+  int bytes = 0;
+  visit(type, [&](auto* element) {
+    bytes = Conversion<std::remove_pointer_t<decltype(element)>>(image.units, image.rows).image_blocks;
+  });
+  return bytes;
+}
+
+void image_to_rows(const ImageRows& image, DType type, const void* planes, void* copy, const RowsToClear& sums,
+                   unsigned char* strange, Stream stream) {
+  visit(type, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    planes_to_rows<T>(image.units, image.rows, {}, planes, static_cast<T*>(copy), sums, strange, stream);
+  });
+}
+
+void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors, unsigned long long* parts,
+                  const ImageSums& sums, Stream stream) {
+  const Geometry& g = h.geometry;
+  unsigned long long* of_factors = parts + g.batch;
+  double most = 0;  // a term that is finite is no larger
+  visit(type, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    most = std::is_same_v<T, double> ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
+    find_largest_of<T>(values, g.batch, g.channels * g.positions(), parts, stream);
+    find_largest_of<T>(factors, h.factors_batch * h.heads, g.taps() * g.positions(), of_factors, stream);
+  });
+  const std::int64_t count = g.batch * g.channels;
+  launch(largest_products_kernel, {grid_size(ceil_div(count, 256)), 256}, stream, static_cast<const unsigned long long*>(parts),
+         static_cast<const unsigned long long*>(of_factors), sums.largest, count, static_cast<int>(g.channels),
+         static_cast<int>(h.head_channels()), static_cast<int>(h.heads), h.factors_batch == 1, most);
+}
+
+void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream) {
+  visit_sums(type, sums.ordered, [&](auto* element, auto* kind) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    using Sums = std::remove_pointer_t<decltype(kind)>;
+    T* to = static_cast<T*>(gradient);
+    if (!image.own) {
+      const Conversion<T> conversion(image.units, image.rows);
+      launch(rows_to_planes_kernel<T, Sums, T, false>, {conversion.square_blocks, kRowThreads, 0, true}, stream,
+             conversion.params, TileMarks{}, sums.as<Sums>(), to, conversion.whole(to));
+    } else if constexpr (Sums::kOrdered) {
+      const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(image.numel(), 256), 16384));
+      launch(ordered_to_rows_kernel<T>, {blocks, 256}, stream, sums.as<Sums>(), image.numel(), image.rows.image,
+             static_cast<int>(image.units.channels), to);
+    } else if constexpr (sizeof(T) == 2) {
+      launch(convert_kernel<T>, {grid_size(ElementRuns::blocks(image.numel())), ElementRuns::kThreads, 0, true}, stream,
+             static_cast<const float*>(sums.words), to, image.numel(), is_aligned(to, 4 * sizeof(T)));
+    }
+  });
+}
+
+}  // namespace ddu::cuda::channels_last

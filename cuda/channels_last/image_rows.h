@@ -1,0 +1,76 @@
+#pragma once
+
+// An image to rows of channels, and sums in such rows to its gradient: what operators without columns share. Compiled once.
+
+#include "head_plan.h"
+#include "ordered_sums.cuh"
+
+namespace ddu::cuda::channels_last {
+
+/// How many bytes the conversion writes for each image that tell whether it has pixels that are not finite.
+int strange_bytes(const ImageRows& image, DType type);
+
+/// Turns planes to rows, and clears sums beside them; either may be null, and so may `strange`.
+void image_to_rows(const ImageRows& image, DType type, const void* planes, void* copy, const RowsToClear& sums,
+                   unsigned char* strange, Stream stream);
+
+/// The rows that a forward call reads: the caller's, or a copy in its scratch memory.
+struct ImageToRead {
+  ImageRows image;
+  void* copy = nullptr;
+  unsigned char* strange = nullptr;  // of the copy, as StrangePixels has them
+  int strange_count = 0;
+  std::size_t bytes;  // of scratch memory
+
+  ImageToRead(const HeadGeometry& h, DType type, MemoryFormat format, const void* given, void* memory)
+      : image(h, format_of(h, format), static_cast<int>(16 / size_of(type)), is_aligned(given, 16)) {
+    Workspace workspace(memory);
+    if (!image.own) {
+      copy = workspace.take<unsigned char>(image.numel() * static_cast<std::int64_t>(size_of(type)));
+      strange_count = strange_bytes(image, type);
+      strange = workspace.take<unsigned char>(std::int64_t{strange_count} * h.geometry.batch);
+    }
+    bytes = workspace.bytes();
+  }
+  /// Makes the copy, if there is one, and returns the rows.
+  const void* read(DType type, const void* given, Stream stream) const {
+    if (image.own) return given;
+    image_to_rows(image, type, given, copy, {}, strange, stream);
+    return copy;
+  }
+};
+
+/// Sums of an image's gradient in rows, as FloatingSums or OrderedSums has them.
+struct ImageSums {
+  bool ordered = false;
+  void* words = nullptr;
+  unsigned* strange = nullptr;
+  unsigned long long* largest = nullptr;
+  int bits = 0;
+  std::int64_t array = 0;
+
+  template <class Sums>
+  Sums as() const {
+    Sums sums{};
+    sums.words = static_cast<typename Sums::Word*>(words);
+    if constexpr (Sums::kOrdered) {
+      sums.array = array;
+      sums.strange = strange;
+      sums.largest = largest;
+      sums.bits = bits;
+    }
+    return sums;
+  }
+};
+
+/// Finds the largest gradient of a column that each channel of each image can have, |value| times |factor|: the largest value
+/// of the image times the largest factor of the head. `parts` is scratch memory, zero, as is sums.largest.
+void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors, unsigned long long* parts,
+                  const ImageSums& sums, Stream stream);
+/// Elements of `parts`.
+inline std::int64_t largest_parts(const HeadGeometry& h) { return h.geometry.batch + h.factors_batch * h.heads; }
+
+/// The gradient from its sums, unless they are the gradient itself.
+void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream);
+
+}  // namespace ddu::cuda::channels_last

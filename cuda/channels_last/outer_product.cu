@@ -1,0 +1,236 @@
+// The host side of the backward of operators without columns:
+//
+//     (planes_to_rows_kernel  the image, channels-last; zeros in the sums beside it)
+//     (largest_kernel twice, largest_products_kernel   deterministic: units of the sums)
+//     outer_product_kernel    every gradient that is wanted, those of the image, the map and the factors in sums
+//     (rows_to_planes_kernel, convert_kernel or ordered_to_rows_kernel   sums to the image's gradient)
+//     (add_arrays_kernel      sums to the gradients of map and factors, where they are kept apart or their type is a half one)
+
+#include "outer_product.h"
+
+#include "../core/elementwise.cuh"
+#include "image_rows.h"
+#include "outer_product.cuh"
+
+namespace ddu::cuda::channels_last {
+namespace {
+
+/// A gradient that several warps may add to, and its sums.
+template <class Acc>
+struct SharedGradient {
+  void* gradient = nullptr;
+  DType type{};
+  std::int64_t count = 0;   // elements
+  std::int64_t arrays = 1;  // of sums that are kept apart; 0 where all are added to one
+  Acc* sums = nullptr;      // null: the gradient's elements are written as they are
+
+  /// `meeting`: warps that have a part of one element.
+  void lay_out(Workspace& workspace, void* wanted, DType of_type, std::int64_t elements, std::int64_t meeting,
+               bool deterministic) {
+    gradient = wanted;
+    type = of_type;
+    count = elements;
+    if (!gradient) return;
+    arrays = meeting == 1 || deterministic ? meeting : 0;
+    if (arrays > 1 || (is_half(type) && arrays != 1)) {
+      scratch_ = true;
+      sums = workspace.template take<Acc>(std::max<std::int64_t>(arrays, 1) * count);
+    }
+  }
+  /// Where kernels that know sums alone write, even one part of a half gradient.
+  void always_sums(Workspace& workspace) {
+    if (!gradient || scratch_) return;
+    if (!is_half(type)) {
+      sums = static_cast<Acc*>(gradient);
+    } else {
+      scratch_ = true;
+      sums = workspace.template take<Acc>(count);
+    }
+  }
+  std::int64_t part() const { return arrays == 0 ? 0 : count; }
+  void clear(Stream stream) const {
+    if (!gradient || arrays != 0) return;
+    DDU_CUDA_CHECK(cudaMemsetAsync(sums, 0, sizeof(Acc) * static_cast<std::size_t>(count), stream));
+  }
+  void finish(Stream stream) const {
+    if (!gradient || !scratch_) return;
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(count, 256), 16384));
+    visit(type, [&](auto* to) {
+      using M = std::remove_pointer_t<decltype(to)>;
+      if constexpr (std::is_same_v<accumulator_t<M>, Acc>) {
+        launch(add_arrays_kernel<M, Acc>, {blocks, 256}, stream, static_cast<const Acc*>(sums), static_cast<M*>(gradient),
+               count, std::max<std::int64_t>(arrays, 1));
+      }
+    });
+  }
+
+ private:
+  bool scratch_ = false;
+};
+
+/// Lanes that take one channel or kBackwardChannels.
+template <class T, class Sums, int kN>
+class Backward {
+ public:
+  using Acc = accumulator_t<T>;
+  using Word = typename Sums::Word;
+
+  Backward(const HeadGeometry& h, Types types, const OuterProduct& given, const ImageRows& image, bool deterministic)
+      : h_(h), types_(types), given_(given), image_(image) {
+    const void* values_gradient = given.grad_values;  // moved as the values are
+    params_ = head_params<T>(h, types, image, kN, false,
+                             is_aligned(given.values, value_bytes()) && is_aligned(values_gradient, value_bytes()),
+                             is_aligned(given.factors, kVectorBytes<T>));
+    Workspace workspace(given.workspace);
+    samples_ = given.grad_map || given.grad_values || given.grad_factors;
+    if (samples_ && !image.own) copy_ = workspace.template take<T>(image.numel());
+    if (given.grad_image) {
+      sums_.ordered = Sums::kOrdered;
+      sums_.array = image.numel();
+      sums_.words = given.grad_image;
+      if (!in_place()) sums_.words = workspace.template take<Word>(image.numel() * Sums::kWords);
+      if constexpr (Sums::kOrdered) lay_out_units(workspace);
+    }
+    const Geometry& g = h.geometry;
+    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.slices * (g.map_batch == 1 ? g.batch : 1),
+                 deterministic);
+    map_.always_sums(workspace);
+    factors_.lay_out(workspace, given.grad_factors, types.input, h.factors_numel(),
+                     std::int64_t{params_.head_units} * params_.unit_slices * (h.factors_batch == 1 ? g.batch : 1),
+                     deterministic);
+    if (factors_.gradient && factors_.arrays != 1) factors_.always_sums(workspace);
+    bytes_ = workspace.bytes();
+  }
+  std::size_t bytes() const { return bytes_; }
+
+  void run(Stream stream) const {
+    prepare(stream);
+    OuterProductPointers<T, Sums> tensors{};
+    tensors.values = static_cast<const T*>(given_.values);
+    tensors.factors = static_cast<const T*>(given_.factors);
+    tensors.image = copy_ ? copy_ : static_cast<const T*>(given_.image);
+    tensors.map = given_.map;
+    tensors.sums = sums_.as<Sums>();
+    tensors.grad_values = static_cast<T*>(given_.grad_values);
+    tensors.grad_factors = static_cast<T*>(given_.grad_factors);
+    tensors.factor_sums = factors_.sums;
+    tensors.factors_part = factors_.part();
+    tensors.grad_map = map_.sums;
+    tensors.map_part = map_.part();
+    const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<Acc, true>::bytes(params_.run));
+    const Grid grid{blocks_of(params_), kRowThreads, shared, true};
+    if (given_.of_factors) {
+      launch(outer_product_kernel<T, Sums, kN, true>, grid, stream, params_, tensors);
+    } else {
+      launch(outer_product_kernel<T, Sums, kN, false>, grid, stream, params_, tensors);
+    }
+    if (given_.grad_image && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_image, stream);
+    map_.finish(stream);
+    factors_.finish(stream);
+  }
+
+ private:
+  /// Bytes of what moves at once of the values.
+  std::size_t value_bytes() const { return image_.own ? kN * sizeof(T) : kVectorBytes<T>; }
+  /// Whether the gradient holds its sums itself.
+  bool in_place() const { return image_.own && std::is_same_v<T, Word>; }
+
+  void lay_out_units(Workspace& workspace) {
+    const Geometry& g = h_.geometry;
+    const std::size_t before = workspace.bytes();
+    sums_.strange = workspace.template take<unsigned>(ceil_div(image_.numel(), 16));
+    parts_ = workspace.template take<unsigned long long>(largest_parts(h_));
+    zeroed_ = workspace.bytes() - before;
+    sums_.largest = workspace.template take<unsigned long long>(g.batch * g.channels);
+    int bits_of_count = 0;
+    std::frexp(static_cast<double>(g.taps() * g.positions()), &bits_of_count);
+    sums_.bits = 62 - bits_of_count;
+  }
+  void prepare(Stream stream) const {
+    map_.clear(stream);
+    factors_.clear(stream);
+    // Sums that have the layout of a copy are cleared beside it.
+    const bool beside = given_.grad_image && !image_.own && Sums::kWords == 1;
+    if (given_.grad_image && !beside) {
+      DDU_CUDA_CHECK(
+          cudaMemsetAsync(sums_.words, 0, sizeof(Word) * static_cast<std::size_t>(image_.numel() * Sums::kWords), stream));
+    }
+    if (sums_.ordered) {
+      DDU_CUDA_CHECK(cudaMemsetAsync(sums_.strange, 0, zeroed_, stream));
+      find_largest(h_, types_.input, given_.values, given_.factors, parts_, sums_, stream);
+    }
+    if (!copy_ && !beside) return;
+    RowsToClear cleared;
+    if (beside) cleared = {static_cast<unsigned char*>(sums_.words), int(sizeof(Word))};
+    image_to_rows(image_, types_.input, given_.image, copy_, cleared, nullptr, stream);
+  }
+
+  const HeadGeometry& h_;
+  Types types_;
+  const OuterProduct& given_;
+  const ImageRows& image_;
+  HeadParams<Acc> params_;
+  bool samples_;       // whether pixels are read
+  T* copy_ = nullptr;  // of the image, in rows
+  ImageSums sums_;
+  unsigned long long* parts_ = nullptr;
+  std::size_t zeroed_ = 0;  // bytes of sums_.strange and parts_
+  SharedGradient<Acc> map_, factors_;
+  std::size_t bytes_;
+};
+
+/// Calls body(Backward) for the kind of sums and the channels of a lane.
+template <class T, class Body>
+void visit_kernels(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic, const ImageRows& image,
+                   Body body) {
+  if (deterministic && given.grad_image)  // integers are added one by one
+    return body(Backward<T, OrderedSums<T>, 1>(h, types, given, image, deterministic));
+  if (image.vectors) return body(Backward<T, FloatingSums<T>, kBackwardChannels<T>>(h, types, given, image, deterministic));
+  body(Backward<T, FloatingSums<T>, 1>(h, types, given, image, deterministic));
+}
+
+/// The same for any type. `aligned` as ImageRows takes it.
+template <class Body>
+void visit_backward(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic, bool aligned,
+                    Body body) {
+  const ImageRows image(h, format_of(h, given.format), static_cast<int>(16 / size_of(types.input)), aligned);
+  visit(types.input,
+        [&](auto* type) { visit_kernels<std::remove_pointer_t<decltype(type)>>(h, types, given, deterministic, image, body); });
+}
+
+bool any_wanted(const OuterProduct& given) {
+  return given.grad_image || given.grad_values || given.grad_factors || given.grad_map;
+}
+
+}  // namespace
+
+std::size_t outer_product_workspace_bytes(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic) {
+  check_types(types);
+  if (!any_wanted(given) || h.geometry.columns_numel() == 0) return 0;
+  std::size_t bytes = 0;
+  for (const bool aligned : {true, false}) {  // which of the two the call will be is not known
+    visit_backward(h, types, given, deterministic, aligned,
+                   [&](const auto& backward) { bytes = std::max(bytes, backward.bytes()); });
+  }
+  return bytes;
+}
+
+void outer_product(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic, Stream stream) {
+  if (h.geometry.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
+  check_types(types);
+  if (!any_wanted(given)) return;
+  if (h.geometry.columns_numel() == 0) {  // no column carries a gradient
+    const auto clear = [&](void* gradient, DType type, std::int64_t count) {
+      const std::size_t bytes = size_of(type) * static_cast<std::size_t>(count);
+      if (gradient && bytes > 0) DDU_CUDA_CHECK(cudaMemsetAsync(gradient, 0, bytes, stream));
+    };
+    clear(given.grad_image, types.input, h.geometry.input_numel());
+    clear(given.grad_values, types.input, h.values_numel());
+    clear(given.grad_factors, types.input, h.factors_numel());
+    return clear(given.grad_map, types.map, h.geometry.map_numel());
+  }
+  const bool aligned = is_aligned(given.image, 16) && is_aligned(given.grad_image, 16);
+  visit_backward(h, types, given, deterministic, aligned, [&](const auto& backward) { backward.run(stream); });
+}
+
+}  // namespace ddu::cuda::channels_last

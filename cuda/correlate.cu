@@ -1,0 +1,81 @@
+// The host side of correlate and its backward:
+//
+//     (planes_to_rows_kernel  the key, channels-last, unless it lies so)
+//     correlate_kernel        the scores
+//
+// The kernels of the backward stand in channels_last/outer_product.cu.
+
+#include "ddu/correlate.h"
+
+#include "channels_last/correlate.cuh"
+#include "channels_last/image_rows.h"
+#include "channels_last/outer_product.h"
+
+namespace ddu::cuda {
+namespace {
+
+using namespace channels_last;
+
+template <class T, int kN>
+void run(const HeadGeometry& h, Types types, const Correlate& given, const ImageToRead& key, Stream stream) {
+  const std::size_t bytes_at_once = key.image.own ? kN * sizeof(T) : kVectorBytes<T>;
+  const auto p = head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, bytes_at_once), false);
+  const CorrelatePointers<T> tensors{static_cast<const T*>(given.query),
+                                     static_cast<const T*>(key.read(types.input, given.key, stream)),
+                                     given.dilation_map,
+                                     static_cast<T*>(given.scores),
+                                     {key.strange, key.strange_count}};
+  const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run));
+  launch(correlate_kernel<T, kN>, {blocks_of(p), kRowThreads, shared, true}, stream, p, tensors);
+}
+
+OuterProduct as_outer_product(const CorrelateBackward& given) {
+  OuterProduct product{};
+  product.values = given.query;
+  product.factors = given.grad_scores;
+  product.image = given.key;
+  product.map = given.dilation_map;
+  product.grad_values = given.grad_query;
+  product.grad_image = given.grad_key;
+  product.grad_map = given.grad_map;
+  product.workspace = given.workspace;
+  product.format = given.input_format;
+  product.of_factors = false;
+  return product;
+}
+
+}  // namespace
+
+std::size_t correlate_workspace_bytes(const HeadGeometry& h, Types types, const Correlate& tensors) {
+  check_types(types);
+  if (h.geometry.columns_numel() == 0) return 0;
+  return ImageToRead(h, types.input, tensors.input_format, nullptr, nullptr).bytes;
+}
+
+void correlate(const HeadGeometry& h, Types types, const Correlate& tensors, Stream stream) {
+  if (h.geometry.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
+  check_types(types);
+  if (h.geometry.columns_numel() == 0) {  // no channel has anything to add
+    const std::size_t bytes = size_of(types.input) * static_cast<std::size_t>(h.factors_numel());
+    if (bytes > 0) DDU_CUDA_CHECK(cudaMemsetAsync(tensors.scores, 0, bytes, stream));
+    return;
+  }
+  const ImageToRead key(h, types.input, tensors.input_format, tensors.key, tensors.workspace);
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (key.image.vectors) return run<T, kVec<T>>(h, types, tensors, key, stream);
+    run<T, 1>(h, types, tensors, key, stream);
+  });
+}
+
+std::size_t correlate_backward_workspace_bytes(const HeadGeometry& h, Types types, const CorrelateBackward& tensors,
+                                               bool deterministic) {
+  return outer_product_workspace_bytes(h, types, as_outer_product(tensors), deterministic);
+}
+
+void correlate_backward(const HeadGeometry& h, Types types, const CorrelateBackward& tensors, bool deterministic,
+                        Stream stream) {
+  outer_product(h, types, as_outer_product(tensors), deterministic, stream);
+}
+
+}  // namespace ddu::cuda
