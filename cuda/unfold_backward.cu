@@ -103,10 +103,10 @@ struct Scratch {
   float* window_sums = nullptr;
   unsigned long long* high = nullptr;
   unsigned* low = nullptr;
-  int4* window_rects = nullptr;
+  WindowRect* window_rects = nullptr;
   unsigned long long* largest = nullptr;
-  unsigned char* fallback = nullptr;
-  std::size_t zeroed_bytes = 0;  // of largest and fallback, which have to be zero before the first kernel
+  unsigned char* fallback_marks = nullptr;
+  std::size_t zeroed_bytes = 0;  // of largest and fallback_marks, which have to be zero before the first kernel
 
   Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const Plan<T>& plan, Workspace& workspace) {
     const std::int64_t groups = g.batch * g.groups, tiles = plan.p.by_tiles.divisor;
@@ -129,11 +129,11 @@ struct Scratch {
       high = sums.take<unsigned long long>(g.input_numel());
       low = sums.take<unsigned>(g.input_numel());
       workspace = Workspace::overlay(Workspace::overlay(windows, sums), after);
-      window_rects = workspace.take<int4>(groups * tiles);
+      window_rects = workspace.take<WindowRect>(groups * tiles);
       const std::size_t before = workspace.bytes();
       const std::int64_t vecs = groups * ceil_div(g.group_channels(), kBackwardVec);
       largest = workspace.take<unsigned long long>(vecs);
-      fallback = workspace.take<unsigned char>(vecs * (1 + tiles));
+      fallback_marks = workspace.take<unsigned char>(vecs * (1 + tiles));
       zeroed_bytes = workspace.bytes() - before;
     } else {
       workspace = after;
@@ -165,7 +165,7 @@ class Call {
     tensors_.marks = scratch_.marks;
     tensors_.window_sums = scratch_.window_sums;
     tensors_.window_rects = scratch_.window_rects;
-    tensors_.fallback = scratch_.fallback;
+    tensors_.fallback_marks = scratch_.fallback_marks;
     tensors_.high = scratch_.high;
     tensors_.low = scratch_.low;
     tensors_.largest = scratch_.largest;
@@ -177,7 +177,7 @@ class Call {
 
   void run() {
     clear();
-    scatter();
+    sum_tiles();
     if (given_.grad_input && plan_.deterministic) {
       add_windows();
       add_fallback();
@@ -203,7 +203,8 @@ class Call {
     if (bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_));
   }
 
-  void scatter() {
+  /// Both gradients, tile by tile.
+  void sum_tiles() {
     BackwardPointers<T> tensors = tensors_;
     if (!tensors.grad_input && !tensors.grad_map) return;
     launch(plan_.kernel,

@@ -2,10 +2,12 @@
 
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace ddu {
 
 /// a / b, rounded up. Neither is negative.
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+DDU_HD constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
 /// The least multiple of `step` that is not below `value`.
 template <class Integer>

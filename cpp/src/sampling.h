@@ -17,12 +17,7 @@
 #include <cstdint>
 
 #include "ddu/geometry.h"
-
-#if defined(__CUDACC__)
-#define DDU_HD __host__ __device__ __forceinline__
-#else
-#define DDU_HD inline
-#endif
+#include "host_device.h"
 
 namespace ddu {
 

@@ -17,7 +17,7 @@ class Workspace {
   template <class T>
   T* take(std::int64_t count) {
     const std::size_t offset = bytes_;
-    bytes_ += round_up(sizeof(T) * static_cast<std::size_t>(count), 256);
+    bytes_ += round_up(sizeof(T) * static_cast<std::size_t>(count), std::size_t{256});
     return memory_ && count > 0 ? reinterpret_cast<T*>(memory_ + offset) : nullptr;
   }
   /// Of what was taken so far.

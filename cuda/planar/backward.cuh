@@ -119,7 +119,7 @@ __device__ __forceinline__ void mark_fallback(const Params<float>& p, const Back
                                               int first, int channels) {
   const int channel = work.channel - work.group * p.group_channels + first;
   for (int vec = channel / kBackwardVec + int(threadIdx.x); vec * kBackwardVec < channel + channels; vec += kThreads) {
-    unsigned char* marks = tensors.fallback + fallback_index(p, work.image, work.group, vec);
+    unsigned char* marks = tensors.fallback_marks + fallback_index(p, work.image, work.group, vec);
     marks[0] = marks[1 + work.tile_y * p.tile_columns + work.tile_x] = 1;
   }
 }

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(AddWindows::kThreads, 4)
   // The tile that is nearer comes first: the others hardly ever reach the pixel.
   const int near_y = 2 * ((iy - p.y.base(0)) % tile_pixels_y) < tile_pixels_y ? -1 : 1;
   const int near_x = 2 * ((ix - p.x.base(0)) % tile_pixels_x) < tile_pixels_x ? -1 : 1;
-  const int4* rects = tensors.window_rects + (std::int64_t{image} * p.groups + group) * tiles;
+  const WindowRect* rects = tensors.window_rects + (std::int64_t{image} * p.groups + group) * tiles;
   int offsets[9], any = kNoWindow;  // within the windows of a plane, from that of the pixel's own tile
 #pragma unroll
   for (int n = 0; n < 9; ++n) {
@@ -72,10 +72,10 @@ __global__ void __launch_bounds__(AddWindows::kThreads, 4)
     const int ty = tile_y + dy, tx = tile_x + dx;
     offsets[n] = kNoWindow;
     if (ty < 0 || ty >= p.tile_rows || tx < 0 || tx >= p.tile_columns) continue;
-    const int4 rect = rects[ty * p.tile_columns + tx];
-    const int r = iy - rect.x, c = ix - rect.y;
-    if (r < 0 || r >= rect.z || c < 0 || c >= rect.w) continue;
-    offsets[n] = any = (dy * p.tile_columns + dx) * p.capacity + r * rect.w + c;
+    const WindowRect rect = rects[ty * p.tile_columns + tx];
+    const int r = iy - rect.first_y, c = ix - rect.first_x;
+    if (r < 0 || r >= rect.rows || c < 0 || c >= rect.columns) continue;
+    offsets[n] = any = (dy * p.tile_columns + dx) * p.capacity + r * rect.columns + c;
   }
 
   const std::int64_t plane = std::int64_t{image} * p.channels + group * p.group_channels;

@@ -18,7 +18,7 @@ struct FallbackBlock {
   const Params<Acc>& p;
   const BackwardPointers<T>& tensors;
   unsigned blocks, block, rest;
-  WorkTile vec;  // with the first tile
+  WorkTile first;  // the vector of channels, in the first tile
   const unsigned char* marks;
   unsigned long long* largest;  // gradient, as the bits of a double
 
@@ -28,12 +28,13 @@ struct FallbackBlock {
         blocks(blocks),
         block(blockIdx.x % blocks),
         rest(blockIdx.x / blocks),
-        vec(p, 0, rest),
-        marks(tensors.fallback ? tensors.fallback + fallback_index(p, vec.image, vec.group, vec.channel_block) : nullptr),
+        first(p, 0, rest),
+        marks(tensors.fallback_marks ? tensors.fallback_marks + fallback_index(p, first.image, first.group, first.channel_block)
+                                     : nullptr),
         largest(tensors.largest + rest) {}
 
   __device__ bool nothing() const { return marks && !marks[0]; }
-  __device__ std::int64_t plane() const { return vec.plane(p) * p.pixels(); }
+  __device__ std::int64_t plane() const { return first.plane(p) * p.pixels(); }
   __device__ FixedPointSums sums() const {
     return {tensors.high + plane(), tensors.low + plane(), __longlong_as_double(static_cast<long long>(*largest)),
             p.taps() * p.positions()};
@@ -50,7 +51,7 @@ struct FallbackBlock {
   /// Calls body(index in the planes of the vector) for this thread's pixels.
   template <class Body>
   __device__ void for_each_pixel(Body body) const {
-    const std::int64_t count = vec.channels * p.pixels(), step = std::int64_t{blocks} * kThreads;
+    const std::int64_t count = first.channels * p.pixels(), step = std::int64_t{blocks} * kThreads;
     for (std::int64_t i = std::int64_t{block} * kThreads + threadIdx.x; i < count; i += step) body(i);
   }
 };
@@ -69,7 +70,7 @@ struct PrepareSums {
     Acc largest = 0;
     block.for_each_position([&](const Position<Acc>& position, const T* columns) {
       if (!position.sampled()) return;
-      for (int column = 0; column < block.vec.channels * block.p.taps(); ++column) {
+      for (int column = 0; column < block.first.channels * block.p.taps(); ++column) {
         const Acc grad = widen(columns[column * block.p.positions() + position.index]), size = grad < 0 ? -grad : grad;
         if (is_finite(size) && size > largest) largest = size;
       }
@@ -90,7 +91,7 @@ struct ScatterIntoSums {
     const FixedPointSums sums = block.sums();
     Acc* grad_input = block.tensors.grad_input + block.plane();
     block.for_each_position([&](const Position<Acc>& position, const T* columns) {
-      scatter_direct(block.p, position, columns, block.vec.channels, [&](std::int64_t pixel, Acc term) {
+      scatter_direct(block.p, position, columns, block.first.channels, [&](std::int64_t pixel, Acc term) {
         if (is_finite(term)) {
           sums.add(pixel, term);
         } else {

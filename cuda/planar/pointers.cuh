@@ -24,6 +24,11 @@ __device__ __forceinline__ std::int64_t tile_index(const Params<Acc>& p, const W
 
 constexpr int kBackwardVec = 2;  // channels of a step of the backward kernels
 
+/// Where a tile's stored window lies in the image. No rows: the tile stores none.
+struct alignas(16) WindowRect {
+  int first_y, first_x, rows, columns;
+};
+
 template <class T>
 struct BackwardPointers {
   const T* grad_output;
@@ -35,16 +40,16 @@ struct BackwardPointers {
   std::int64_t map_stride;       // elements between the sums for the map that different blocks write; 0 where they add
   unsigned char* marks;          // of tiles that are left to the channels-last kernels, as in ForwardPointers
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
-  float* window_sums;        // sums of a plane's tiles: [image, channel, tile, capacity]
-  int4* window_rects;        // first row and column, rows and columns of each tile's window, or no rows: [image, group, tile]
-  unsigned char* fallback;   // marks of what tiles leave to the fallback: [image, group, vec, 1 + tile], the first of each says
-                             // whether any tile does; null where all do
-  unsigned long long* high;  // FixedPointSums like the input, in the memory of the windows
+  float* window_sums;             // sums of a plane's tiles: [image, channel, tile, capacity]
+  WindowRect* window_rects;       // of each tile: [image, group, tile]
+  unsigned char* fallback_marks;  // of what tiles leave to the fallback: [image, group, vec, 1 + tile], the first of each says
+                                  // whether any tile does; null where all do
+  unsigned long long* high;       // FixedPointSums like the input, in the memory of the windows
   unsigned* low;
   unsigned long long* largest;  // gradient that the fallback adds, as the bits of a double: [image, group, vec]
 };
 
-/// Index of a vector of channels in BackwardPointers::fallback.
+/// Index of a vector of channels in BackwardPointers::fallback_marks.
 template <class Acc>
 __device__ __forceinline__ std::int64_t fallback_index(const Params<Acc>& p, int image, int group, int vec) {
   const std::int64_t vecs = (p.group_channels + kBackwardVec - 1) / kBackwardVec;

@@ -90,10 +90,19 @@ def _checked(operator: Operator, tensors: Tensors, options: Any) -> Tensors:
     _kernels.check_tensors(operator, full)
     try:
         _kernels.check_shapes(operator, full, options)
-    except ValueError:
-        _kernels.check_shapes(operator, tensors, options)  # an error that names the shape as given
-        raise
+    except ValueError as error:
+        raise _of_given_shapes(operator, tensors, options, error) from None
     return full
+
+
+def _of_given_shapes(operator: Operator, tensors: Tensors, options: Any, error: ValueError) -> ValueError:
+    """The error about full maps, with the shape of a map as it was given and the advice about the full one."""
+    try:
+        _kernels.check_shapes(operator, tensors, options)
+    except ValueError as given:
+        advice = str(error).partition("; ")[2]
+        return ValueError(f"{given}; {advice}") if advice and "; " not in str(given) else given
+    return error
 
 
 def _handed_over(

@@ -86,6 +86,11 @@ VALUES = [
         "this map fits groups=2",
     ),
     (
+        {"map": (2, 2, 1, 1)},
+        "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+        "got [2, 2, 1, 1]; this map fits groups=2",
+    ),
+    (
         {"groups": 2},
         "dilation_map must have shape [2, 2, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=2, "
         "got [2, 1, 6, 7]; "
