@@ -187,8 +187,8 @@ TEST_F(CudaFloat, SmallImagesNeedNoScratchMemoryAtAnyRates) {
     return rates[random() % 11];
   };
   const Case cases[] = {{2, 16, 16, 16, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},
-                        {1, 3, 31, 30, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
-                        {1, 6, 33, 28, {{5, 5}, {1, 1}, {2, 2}, {2, 1}, 2}},
+                        {1, 3, 24, 22, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
+                        {1, 6, 12, 20, {{5, 5}, {1, 1}, {2, 2}, {2, 1}, 2}},
                         {2, 4, 9, 40, {{4, 2}, {2, 1}, {1, 0}, {3, 7}, 1}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - cases);
