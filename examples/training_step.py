@@ -16,7 +16,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import (
+    dynamic_dilation_attention,
+    dynamic_dilation_coverage,
+    dynamic_dilation_unfold,
+)
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -50,16 +54,29 @@ def heads(x: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
     return x.view(batch, HEADS, channels // HEADS, height * width), taps
 
 
+def weights_of(scores: Tensor, x: Tensor, rates: Tensor) -> Tensor:
+    """The softmax over taps ``[B, heads, 9, L]``, in which what lies outside the image takes no part."""
+    weights = scores.softmax(2)
+    inside = dynamic_dilation_coverage(rates, x.shape[2:], 3, padding=1).flatten(3)
+    return weights / (weights * inside).sum(2, keepdim=True)
+
+
 def attention_einsum(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
     query, taps = heads(x, rates)
     scores = torch.einsum("bhcl,bhctl->bhtl", query, taps)
-    return torch.einsum("bhtl,bhctl->bhcl", scores.softmax(2), taps)
+    attended = torch.einsum("bhtl,bhctl->bhcl", weights_of(scores, x, rates), taps)
+    return attended.reshape(x.shape)
 
 
 def attention_sum(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
     query, taps = heads(x, rates)
     scores = (query.unsqueeze(3) * taps).sum(2)
-    return (scores.softmax(2).unsqueeze(2) * taps).sum(3)
+    attended = (weights_of(scores, x, rates).unsqueeze(2) * taps).sum(3)
+    return attended.reshape(x.shape)
+
+
+def attention_without_columns(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
+    return dynamic_dilation_attention(x, x, x, rates, 3, padding=1, heads=HEADS, scale=1)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -69,6 +86,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "convolution: torch.bmm(weight, columns)": conv_bmm,
     "attention: einsum": attention_einsum,
     "attention: (q * k).sum": attention_sum,
+    "attention: dynamic_dilation_attention": attention_without_columns,
 }
 
 

@@ -1,6 +1,8 @@
 """Attention, coverage and the layers made of them, against columns that are there and against torch's own layers."""
 
 import math
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+ROOT = Path(__file__).parents[2]
 CASE = Case(2, 8, 5, 6, padding=1, groups=2)
 CASES = [
     CASE,
@@ -268,6 +271,34 @@ def test_errors(device):
     ]:
         with pytest.raises(error, match=message):
             dynamic_dilation_attention(**{**good, **wrong})
+
+
+# --- Memory -----------------------------------------------------------------------------------------------------------
+
+
+def test_memory_of_a_training_step():
+    """At most 8 inputs beside the tensors given, where columns alone are 9; see docs/torch.md for what counts."""
+    peak_memory = runpy.run_path(str(ROOT / "examples" / "training_step.py"))["peak_memory"]
+    x, weights = torch.randn(1, 64, 64, 64), torch.randn(1, 4, 9, 64, 64)
+    rates = (0.5 + 2.5 * torch.rand(1, 1, 64, 64)).requires_grad_()
+    x.requires_grad_()
+    weights.requires_grad_()
+    calls = {
+        "aggregate": (lambda: functional.aggregate(x, weights, rates, 3, padding=1), 5),
+        "correlate": (lambda: functional.correlate(x, x, rates, 3, padding=1, heads=4), 5),
+        "attention": (lambda: functional.attention(x, x, x, rates, 3, padding=1, heads=4), 8.5),
+    }
+
+    def step(call: Any) -> None:
+        x.grad = weights.grad = rates.grad = None
+        output = call()
+        output.backward(torch.ones_like(output))
+
+    for name, (call, inputs) in calls.items():
+        step(call)
+        x.grad = weights.grad = rates.grad = None
+        peak = peak_memory(lambda call=call: step(call), torch.device("cpu"))
+        assert 2 * x.nbytes < peak < inputs * x.nbytes, name
 
 
 # --- Coverage ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from dynamic_dilation_unfold import cost, dynamic_dilation_unfold
+from dynamic_dilation_unfold import (
+    cost,
+    dynamic_dilation_aggregate,
+    dynamic_dilation_correlate,
+    dynamic_dilation_unfold,
+)
 from helpers import CASES, Case, random_input, random_map, run
 
 
@@ -43,3 +48,32 @@ def test_unbatched():
     batched, unbatched = (case.shape, case.map_shape), (case.shape[1:], case.map_shape[1:])
     assert cost.unfold(*unbatched, 3) == cost.unfold(*batched, 3)
     assert cost.unfold_backward(*unbatched, 3) == cost.unfold_backward(*batched, 3)
+
+
+def test_bytes_of_operators_without_columns():
+    """All tensors of a call, each once; in backward those that the wanted gradients take."""
+    case = Case(2, 4, 6, 7, padding=1, groups=2)
+    x, query = (random_input((2, 4, 6, 7), seed).half() for seed in (0, 1))
+    rates, weights = random_map("fractional", (1, 2, 6, 7)), random_input((2, 2, 9, 6, 7)).half()
+    sizes = (case.kernel_size, torch.half, torch.float32)
+    sums = dynamic_dilation_aggregate(x, weights, rates, 3, padding=1)
+    assert cost.aggregate(x.shape, weights.shape, rates.shape, *sizes).bytes == size(x, weights, rates, sums)
+    scores = dynamic_dilation_correlate(query, x, rates, 3, padding=1, heads=2)
+    assert cost.correlate(query.shape, x.shape, rates.shape, *sizes, heads=2).bytes == size(query, x, rates, scores)
+
+    def backward(mask):
+        shapes = x.shape, weights.shape, rates.shape
+        return cost.aggregate_backward(*shapes, *sizes, output_mask=mask).bytes
+
+    assert backward((True, True, True)) == size(sums, x, weights, rates, x, weights, rates)
+    assert backward((True, False, False)) == size(sums, weights, rates, x)
+    assert backward((False, True, False)) == size(sums, x, rates, weights)
+    assert backward((False, False, True)) == size(sums, x, weights, rates, rates)
+    assert backward((False, False, False)) == 0
+
+    def correlate_backward(mask):
+        return cost.correlate_backward(x.shape, x.shape, rates.shape, *sizes, heads=2, output_mask=mask).bytes
+
+    assert correlate_backward((True, True, True)) == size(scores, query, x, rates, query, x, rates)
+    assert correlate_backward((True, False, False)) == size(scores, x, rates, query)
+    assert correlate_backward((False, True, False)) == size(scores, query, rates, x)
