@@ -1,6 +1,6 @@
 """Handwritten digits of any size: a case where a rate at each position might be expected to help.
 
-scikit-learn's digits are enlarged at random, up to three and a half times, and put somewhere into an image. A network
+scikit-learn's digits are enlarged at random, up to three times, and put somewhere into an image. A network
 has to say which they are. Each layer predicts its rates from its own input.
 """
 
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-SIZE = 32
-SMALLEST, LARGEST = 8, 28
+SIZE = 24
+SMALLEST, LARGEST = 8, 24
 TRAINED_ON = 1300  # of 1797
 
 
@@ -43,7 +43,7 @@ def placed(chosen: Tensor, generator: torch.Generator) -> Tensor:
 class Network(nn.Module):
     """Logits ``[B, 10]`` of images ``[B, 1, SIZE, SIZE]``."""
 
-    def __init__(self, variant: str, widths: tuple[int, ...] = (1, 12, 16, 24)) -> None:
+    def __init__(self, variant: str, widths: tuple[int, ...] = (1, 8, 16, 24)) -> None:
         super().__init__()
         pairs = list(pairwise(widths))
         self.rates = nn.ModuleList([evidence.make_rates(variant, n) for n, _ in pairs])
@@ -58,7 +58,7 @@ class Network(nn.Module):
 
 
 def loss(model: nn.Module, generator: torch.Generator) -> Tensor:
-    chosen = torch.randint(TRAINED_ON, (32,), generator=generator)
+    chosen = torch.randint(TRAINED_ON, (16,), generator=generator)
     return F.cross_entropy(model(placed(chosen, generator)), digits()[1][chosen])
 
 
@@ -77,7 +77,7 @@ def run(variant: str, seed: int, steps: int) -> tuple[nn.Module, dict[str, float
 
 
 def main(arguments: Any = None) -> dict[str, Any]:
-    return evidence.main(__doc__, ("fixed 1", "learnt", "predicted"), 300, run, arguments)
+    return evidence.main(__doc__, ("fixed 1", "learnt", "predicted"), 600, run, arguments)
 
 
 if __name__ == "__main__":

@@ -87,3 +87,21 @@ def test_training_lowers_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     before = loss()
     evidence.train(network, module.loss, 12, 0, "training")
     assert loss() < before
+
+
+@pytest.mark.parametrize("mode", ["zeros", "border"])
+def test_fadc_is_the_same_by_the_rate_and_by_offsets(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fadc = example("fadc", monkeypatch)
+    x, weight, module = fadc.problem(2, 3, 11, "cpu", torch.float64)
+    rates, mask = module(x)
+    assert rates.std() > 0.2
+    ours = fadc.by_the_rate(x, 2 * rates, mask, weight, mode)  # rates that reach outside
+    torch.testing.assert_close(ours, fadc.by_grid_sample(x, 2 * rates, mask, weight, mode))
+
+
+def test_fadc_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = example("fadc", monkeypatch).main(["--quick", "--json", str(tmp_path / "record.json")])
+    assert max(found["differences"].values()) < 1e-12
+    assert len(found["differences"]) == 10
+    assert all(figures["peak MB"] > 0 for figures in found["figures"].values())
+    assert json.loads((tmp_path / "record.json").read_text())["figures"] == found["figures"]

@@ -25,6 +25,7 @@ def test_all_are_tested() -> None:
         "denoise.py",
         "digits.py",
         "evidence.py",
+        "fadc.py",
         "learn_map.py",
         "local_attention.py",
         "perspective.py",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dynamic_dilation_unfold import DynamicDilationUnfold, dynamic_dilation_unfold, viz
+from dynamic_dilation_unfold.modules import DilationPredictor, DynamicDilationAttention2d
 from dynamic_dilation_unfold.viz import labels
 from helpers import CASES, Case, Model, random_map
 from torch import Tensor, nn
@@ -280,6 +281,63 @@ def test_a_monitor_of_a_module_that_predicts_its_map() -> None:
     with viz.RateMonitor(model, found.append, predictors={"rate": {}}):
         model(torch.rand(2, 4, 6, 6))
     assert found[0].outside is None
+
+
+def test_a_monitor_of_layers_that_predict_their_map() -> None:
+    found: list[viz.RateRecord] = []
+    layer = DynamicDilationAttention2d(4, 2, 3)
+    with viz.RateMonitor(nn.Sequential(layer), found.append):
+        nn.Sequential(layer)(torch.rand(2, 4, 6, 6))
+    (record,) = found
+    assert (record.name, record.mean) == ("0", 1.0)
+    assert record.outside == pytest.approx(1 - (16 * 9 + 16 * 6 + 4 * 4) / (36 * 9))
+    with viz.RateMonitor(layer, found.append):
+        layer(torch.rand(2, 4, 6, 6))
+    assert found[1].name == "DynamicDilationAttention2d"
+    given = DynamicDilationAttention2d(4, 2, 3, rates="given")
+    with viz.RateMonitor(given, found.append):
+        given(torch.rand(2, 4, 6, 6), torch.full((1, 1, 1, 1), 2.0))
+    assert found[2].mean == 2
+    alone = nn.Sequential(DilationPredictor(4))
+    with viz.RateMonitor(alone, found.append):
+        alone(torch.rand(2, 4, 6, 6))
+    assert (found[3].name, found[3].outside) == ("0", None)
+
+
+def test_a_monitor_of_a_layer_with_a_map_of_its_own() -> None:
+    class Layer(nn.Module):
+        def dilation_map(self, image: Tensor) -> Tensor:
+            return torch.full((1, 1, 1, 1), 1.5)
+
+        def forward(self, image: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+            return image
+
+    found: list[viz.RateRecord] = []
+    with viz.RateMonitor(Layer(), found.append):
+        Layer()(torch.rand(1, 1, 6, 6))  # another one
+    assert not found
+    layer = Layer()
+    with viz.RateMonitor(layer, found.append):
+        layer(torch.rand(1, 1, 6, 6))
+    assert (found[0].mean, found[0].outside) == (1.5, None)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_a_monitor_of_a_layer_whose_padding_is_a_word(padding: str) -> None:
+    class Layer(nn.Module):
+        kernel_size, stride, dilation = 5, 1, (1, 1)
+
+        def forward(self, image: Tensor, dilation_map: Tensor) -> Tensor:
+            return image
+
+    layer, found = Layer(), []
+    layer.padding = padding
+    rates = torch.ones(1, 1, *((6, 6) if padding == "same" else (2, 2)))
+    with viz.RateMonitor(layer, found.append):
+        layer(torch.rand(1, 1, 6, 6), rates)
+    share = viz.coverage_share(rates, (6, 6), 5, padding=2 if padding == "same" else 0)
+    assert found[0].outside == pytest.approx(1 - float(share.mean()))
+    assert (found[0].outside == 0) == (padding == "valid")
 
 
 def test_a_monitor_of_rates_of_ones_own() -> None:

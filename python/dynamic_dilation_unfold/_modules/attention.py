@@ -61,6 +61,8 @@ class DynamicDilationAttention2d(nn.Module):
         self.channels, self.heads = integer("channels", channels), integer("heads", heads)
         self.kernel_size, self.stride = pair("kernel_size", kernel_size), pair("stride", stride)
         self.dilation, self.map_groups = pair("dilation", dilation), integer("map_groups", map_groups)
+        height, width = ((k - 1) * d // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
+        self.padding = (height, width)
         if heads < 1 or channels % heads:
             raise ValueError(f"heads must be positive and divide channels, got {heads} heads for {channels} channels")
         if map_groups < 1 or heads % map_groups:
@@ -93,7 +95,6 @@ class DynamicDilationAttention2d(nn.Module):
             raise ValueError(f"{needs}; this module has rates={self.rates!r}")
         if self.predictor is not None:
             dilation_map = self.predictor(input)
-        height, width = ((k - 1) * d // 2 for k, d in zip(self.kernel_size, self.dilation, strict=True))
         attended = dynamic_dilation_attention(
             self.query(input),
             self.key(input),
@@ -101,7 +102,7 @@ class DynamicDilationAttention2d(nn.Module):
             dilation_map,  # type: ignore[arg-type]  # one of the two is there
             self.kernel_size,
             self.stride,
-            (height, width),
+            self.padding,
             self.dilation,
             self.heads,
             self.position_bias,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._modules.rates import DilationPredictor
+from .._options import pair
 from .taps import coverage_share
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation")
@@ -36,8 +38,9 @@ class RateMonitor:
     """Logs the rates of a model's modules while it trains, by forward hooks.
 
     A module is watched if its ``forward`` has an argument ``dilation_map``, as those of this package have; whatever it
-    is given there is logged. Modules that predict a map, so that it is their output, are named in ``predictors``. For
-    rates that no module is given or returns there is :meth:`record`.
+    is given there is logged. So is what a :class:`~dynamic_dilation_unfold.modules.DilationPredictor` predicts, under
+    the name of the layer that it belongs to. Other modules that predict a map, so that it is their output, are named in
+    ``predictors``. For rates that no module is given or returns there is :meth:`record`.
 
     .. code-block:: python
 
@@ -74,14 +77,21 @@ class RateMonitor:
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
         modules, predictors = dict(model.named_modules()), predictors or {}
+        predicted: dict[nn.Module, Tensor] = {}
         for name in predictors:
             if name not in modules:
                 raise ValueError(f"predictors: the model has no module {name!r}; it has {', '.join(modules)}")
         for name, module in modules.items():
             if name in predictors:
                 self._watch(module, _of_predictor(name, dict(predictors[name])))
-            elif "dilation_map" in inspect.signature(module.forward).parameters:
-                self._watch(module, _of_given(name or type(module).__name__))
+            elif _takes_a_map(module):
+                self._watch(module, _of_layer(name or type(module).__name__, predicted))
+            elif isinstance(module, DilationPredictor):
+                layer = modules[name.rpartition(".")[0]]
+                if _takes_a_map(layer):  # which logs it, as it knows image and window
+                    self._handles.append(module.register_forward_hook(_keep_for(layer, predicted)))
+                else:
+                    self._watch(module, _of_predictor(name or type(module).__name__, {}))
         if not self._handles:
             raise ValueError(
                 f"{type(model).__name__} has no module whose forward has an argument dilation_map; "
@@ -134,12 +144,33 @@ class RateMonitor:
 _Found = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], tuple[str, Any, Any, dict[str, Any]]]
 
 
-def _of_given(name: str) -> _Found:
+def _takes_a_map(module: nn.Module) -> bool:
+    return "dilation_map" in inspect.signature(module.forward).parameters
+
+
+def _keep_for(layer: nn.Module, predicted: dict[nn.Module, Tensor]) -> Callable[..., None]:
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        predicted[layer] = output.detach()
+
+    keep: Callable[..., None] = hook
+    return keep
+
+
+def _of_layer(name: str, predicted: dict[nn.Module, Tensor]) -> _Found:
+    """The map that a layer is given, that its predictor gave it, or of its own ``dilation_map(input)``."""
+
     def found(module: nn.Module, args: Any, kwargs: Any, output: Any) -> tuple[str, Any, Any, dict[str, Any]]:
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        images = [value for value in given.values() if isinstance(value, Tensor)]
-        options = {option: getattr(module, option) for option in _OPTIONS if hasattr(module, option)}
-        return name, given.get("dilation_map"), tuple(images[0].shape[-2:]), options
+        image = next(value for value in given.values() if isinstance(value, Tensor))
+        rates = given.get("dilation_map")
+        if rates is None:
+            rates = predicted.pop(module, None)
+        own: Any = getattr(module, "dilation_map", None)
+        if rates is None and callable(own):
+            with torch.no_grad():
+                rates = own(image)
+        return name, rates, tuple(image.shape[-2:]), _options_of(module)
 
     return found
 
@@ -150,6 +181,20 @@ def _of_predictor(name: str, options: dict[str, Any]) -> _Found:
         return name, output, tuple(images[0].shape[-2:]) if images else None, options
 
     return found
+
+
+def _options_of(layer: nn.Module) -> dict[str, Any]:
+    """Of the calls that a layer makes; none if they are not all known as numbers."""
+    options = {option: getattr(layer, option) for option in _OPTIONS if hasattr(layer, option)}
+    padding = options.get("padding")
+    if padding == "valid":
+        options["padding"] = 0
+    elif padding == "same":
+        totals = [d * (k - 1) for d, k in zip(*(pair(n, options[n]) for n in ("dilation", "kernel_size")), strict=True)]
+        if any(total % 2 for total in totals):  # the layer pads one side more
+            return {}
+        options["padding"] = tuple(total // 2 for total in totals)
+    return options
 
 
 def _is_callback(log: Any) -> bool:
