@@ -21,7 +21,8 @@ def lengths() -> dict[str, Any]:
     return runpy.run_path(str(CI / "check-lengths"))
 
 
-TABLE = "# Title\n\n| purpose | file |\n|---|---|\n{rows}\n\n[a link](other.md)\n\n```python\nx = 1  # one\n```\n"
+TABLE = "# Title\n\n| purpose | file |\n|---|---|\n{rows}\n\n[a link](other.md)\n\n"
+TABLE += "<!-- picture one: words -->\n\n```python\nx = 1  # one\n```\n"
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,7 @@ TABLE = "# Title\n\n| purpose | file |\n|---|---|\n{rows}\n\n[a link](other.md)\
         ("code blocks", "x = 1", "x = 2"),
         ("heading levels", "# Title", "## Title"),
         ("links", "other.md", "another.md"),
+        ("pictures", "picture one", "picture two"),
         ("table rows", "| b | `b` |\n", ""),
     ],
 )
@@ -38,7 +40,7 @@ def test_translations_out_of_step(docs: dict[str, Any], kind: str, old: str, new
     (tmp_path / "guide.md").write_text(text)
     translation = tmp_path / "guide.zh-CN.md"
     docs["out_of_step"].__globals__["ROOT"] = tmp_path
-    translation.write_text(text.replace("# one", "# 一"))
+    translation.write_text(text.replace("# one", "# 一").replace(": words", ": 文字"))
     assert docs["out_of_step"](translation) == []
     translation.write_text(text.replace(old, new))
     assert kind in "\n".join(docs["out_of_step"](translation))
