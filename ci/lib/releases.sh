@@ -36,3 +36,16 @@ source_date_epoch() {
   SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
   export SOURCE_DATE_EPOCH
 }
+
+# add_urls DIR: the table project.urls of the pyproject.toml there, where the environment says on which site the project is:
+# DDU_REPOSITORY, the address of the repository, and DDU_PAGES, that of its pages.
+add_urls() {
+  if [ -z "${DDU_REPOSITORY:-}" ]; then return; fi
+  {
+    printf '\n[project.urls]\n'
+    if [ -n "${DDU_PAGES:-}" ]; then printf 'Documentation = "%s/"\n' "${DDU_PAGES%/}"; fi
+    printf 'Repository = "%s"\n' "$DDU_REPOSITORY"
+    printf 'Issues = "%s/issues"\n' "$DDU_REPOSITORY"
+    printf 'Changelog = "%s/blob/HEAD/CHANGELOG.md"\n' "$DDU_REPOSITORY"
+  } >>"$1/pyproject.toml"
+}

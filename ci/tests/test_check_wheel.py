@@ -73,6 +73,7 @@ def test_a_missing_file(name: str, tmp_path: Path) -> None:
         ("tells of /opt/", with_bytes("Torch.cmake", b"", b"include(/opt/toolkit/share)\n")),
         ("the metadata says version", with_bytes("METADATA", b"\nVersion: ", b"\nVersion: 9")),
         ("the metadata says tags", with_bytes("WHEEL", b"\nTag: cp", b"\nTag: pp")),
+        ("the metadata's addresses are", with_bytes("METADATA", b"\nProject-URL: Repo", b"\nProject-URL: Depo")),
         ("bound to one torch", with_bytes("METADATA", b"Dist: torch>=", b"Dist: torch==")),
         ("searches ['/wheels/lib']", with_bytes(MODULE, b"$ORIGIN/lib\0", b"/wheels/lib\0")),
     ],
