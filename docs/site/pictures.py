@@ -173,7 +173,7 @@ def bars(say: Callable[[str, str], str], direction: str, rows: list[tuple[str, s
     axis.set_xticks(range(len(found)), [kinds.get(kind, kind) for kind in found])
     axis.set(ylabel=say("microseconds", "微秒"), title=title)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(rows), frameon=False, fontsize=9)
     return figure
 
 

@@ -187,7 +187,10 @@ def of_language(notebook: nbformat.NotebookNode, language: str) -> nbformat.Note
 
 
 def executed(script: Path) -> nbformat.NotebookNode:
-    notebook = jupytext.read(script)
+    notebook = jupytext.read(script, fmt="py:percent")
+    said = [cell.metadata.get("text") for cell in notebook.cells if cell.cell_type == "markdown"]
+    if not said or said != list(LANGUAGES) * (len(said) // 2):
+        raise SystemExit(f"{script}: each text in English, then in Chinese: {said}")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell{number}"
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
