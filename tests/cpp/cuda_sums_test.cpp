@@ -2,11 +2,11 @@
 
 #include <cstring>
 #include <initializer_list>
-#include <random>
 
 #include "cuda_call.h"
 #include "ddu/aggregate.h"
 #include "ddu/correlate.h"
+#include "heads_oracle.h"
 
 namespace {
 
@@ -18,13 +18,8 @@ using cuda_call::Memory;
 using cuda_call::near_rates;
 using cuda_call::turned;
 using cuda_call::Workspace;
+using oracle::HeadCase;
 using oracle::Sum;
-
-struct HeadCase {
-  oracle::Case sizes;
-  std::int64_t heads = 1;
-  bool shared_factors = false;
-};
 
 // Heads finer and coarser than groups, and neither; one channel, vectors of them, several a head and several heads a vector;
 // more channels than lanes take at once; strides, even kernels, many taps, few positions; factors and maps for all images.
@@ -43,74 +38,9 @@ const HeadCase kCases[] = {
     {{1, 96, 5, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 3},
 };
 
-/// Tensors of one call: an image, values of [batch, channels, output], factors of [batch or 1, heads, taps, output]. Aggregate
-/// has factors and a gradient of values, correlate values and a gradient of factors; here they are the same tensors.
 template <class T, class M>
-struct Problem {
-  ddu::HeadGeometry h{};
-  oracle::Tensor<T> image, values, factors;
-  oracle::Tensor<M> map;
-
-  Problem(const HeadCase& c, double (*rate)(std::mt19937&))
-      : h{c.sizes.geometry(), c.heads, c.shared_factors ? 1 : c.sizes.batch},
-        image(h.geometry.input_numel()),
-        values(h.values_numel()),
-        factors(h.factors_numel()),
-        map(h.geometry.map_numel()) {
-    std::mt19937 random(1);
-    std::normal_distribution<double> normal;
-    const auto fill = [&](auto& tensor, auto value) {
-      for (std::size_t i = 0; i < tensor.size(); ++i) tensor.set(static_cast<std::int64_t>(i), value());
-    };
-    for (oracle::Tensor<T>* tensor : {&image, &values, &factors}) fill(*tensor, [&] { return normal(random); });
-    fill(map, [&] { return rate(random); });
-  }
-  static constexpr ddu::Types types() { return {oracle::dtype_of<T>(), oracle::dtype_of<M>()}; }
-};
-
-/// sums over taps of factor * column, and over channels of value * column; gradients of the image and of the map.
-struct Expected {
-  std::vector<Sum> values, factors, scores, image, map;
-};
-
-template <class T, class M>
-Expected expected_of(const Problem<T, M>& problem) {
-  const ddu::HeadGeometry& h = problem.h;
-  const ddu::Geometry& g = h.geometry;
-  oracle::Tensor<double> image(g.input_numel()), columns_gradient(g.columns_numel());
-  for (std::int64_t i = 0; i < g.input_numel(); ++i) image.set(i, problem.image[i]);
-  const auto factor_of = [&](std::int64_t b, std::int64_t c, std::int64_t t, std::int64_t at) {
-    return h.factors_offset(b, c / h.head_channels()) + t * g.positions() + at;
-  };
-  const auto each = [&](auto body) {
-    std::int64_t column = 0;
-    for (std::int64_t b = 0; b < g.batch; ++b)
-      for (std::int64_t c = 0; c < g.channels; ++c)
-        for (std::int64_t t = 0; t < g.taps(); ++t)
-          for (std::int64_t at = 0; at < g.positions(); ++at, ++column) {
-            const std::int64_t head = c / h.head_channels();
-            body(column, (b * g.channels + c) * g.positions() + at, factor_of(b, c, t, at),
-                 ((b * h.heads + head) * g.taps() + t) * g.positions() + at);
-          }
-  };
-  each([&](std::int64_t column, std::int64_t value, std::int64_t factor, std::int64_t) {
-    columns_gradient.set(column, problem.values[value] * problem.factors[factor]);
-  });
-  oracle::Results columns = oracle::run(g, image, problem.map, columns_gradient);
-  Expected e;
-  e.values.resize(problem.values.size());
-  e.factors.resize(problem.factors.size());
-  e.scores.resize(static_cast<std::size_t>(g.batch * h.heads * g.taps() * g.positions()));
-  each([&](std::int64_t column, std::int64_t value, std::int64_t factor, std::int64_t score) {
-    const double sampled = columns.output[static_cast<std::size_t>(column)].value;
-    e.values[static_cast<std::size_t>(value)].add(problem.factors[factor] * sampled);
-    e.factors[static_cast<std::size_t>(factor)].add(problem.values[value] * sampled);
-    e.scores[static_cast<std::size_t>(score)].add(problem.values[value] * sampled);
-  });
-  e.image = std::move(columns.grad_input);
-  e.map = std::move(columns.grad_map);
-  return e;
-}
+using Problem = oracle::HeadProblem<T, M>;
+using Expected = oracle::HeadResults;
 
 struct How {
   bool channels_last = false, deterministic = false;
@@ -212,8 +142,7 @@ struct Correlate {
     const ddu::Geometry& g = problem.h.geometry;
     const Shifted<T> scores(g.batch * problem.h.heads * g.taps() * g.positions(), how.shift);
     ddu::Correlate tensors{on.values.data(), on.image.data(), on.map.data(), scores.data(), nullptr, on.format()};
-    ddu::HeadGeometry h = problem.h;
-    h.factors_batch = g.batch;
+    const ddu::HeadGeometry h = problem.of_scores();
     const Workspace workspace(ddu::cuda::correlate_workspace_bytes(h, problem.types(), tensors));
     tensors.workspace = workspace.data();
     ddu::cuda::correlate(h, problem.types(), tensors, nullptr);
@@ -293,7 +222,7 @@ TYPED_TEST(CudaSums, AgainstTheOracle) {
     SCOPED_TRACE(rates == near_rates ? "near rates" : "any rates");
     this->for_each_case([&](const HeadCase& c, How how) {
       const P problem(c, rates);
-      const Expected expected = expected_of(problem);
+      const Expected expected = oracle::run(problem);
       this->expect_forward(problem, expected, how);
       for (const bool deterministic : {false, true}) {
         how.deterministic = deterministic;
@@ -307,7 +236,7 @@ TYPED_TEST(CudaSums, OnlyWhatIsWanted) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;
   for (const int which : {0, 4, 6}) {
     const P problem(kCases[which], near_rates);
-    const Expected expected = expected_of(problem);
+    const Expected expected = oracle::run(problem);
     for (const bool channels_last : {false, true})
       for (const bool deterministic : {false, true})
         for (unsigned wanted = 1; wanted < 7; ++wanted)
@@ -320,7 +249,7 @@ TYPED_TEST(CudaSums, TensorsMayStartAnywhere) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;
   for (const int which : {0, 4}) {
     const P problem(kCases[which], near_rates);
-    const Expected expected = expected_of(problem);
+    const Expected expected = oracle::run(problem);
     for (const bool channels_last : {false, true}) {
       this->expect_forward(problem, expected, {channels_last, false, 1});
       for (const bool deterministic : {false, true})
@@ -335,7 +264,7 @@ TYPED_TEST(CudaSums, PixelsThatAreNotFinite) {
   for (const int which : {0, 4, 5}) {
     P problem(kCases[which], near_rates);
     for (std::int64_t i = 0; i < 9; ++i) problem.image.set(i * 7919 % std::int64_t(problem.image.size()), strange[i % 3]);
-    const Expected expected = expected_of(problem);
+    const Expected expected = oracle::run(problem);
     for (const bool channels_last : {false, true}) {
       this->expect_forward(problem, expected, {channels_last});
       How how{channels_last};
@@ -376,7 +305,7 @@ TYPED_TEST(CudaSums, GradientsOfAnySize) {
     for (std::size_t i = 0; i < problem.values.size(); ++i) {
       problem.values.set(std::int64_t(i), scale * problem.values[std::int64_t(i)]);
     }
-    const Expected expected = expected_of(problem);
+    const Expected expected = oracle::run(problem);
     for (const bool channels_last : {false, true}) this->expect_backward(problem, expected, {channels_last, true});
   }
 }
@@ -391,7 +320,7 @@ TYPED_TEST(CudaSums, NothingToDo) {
   HeadCase c = kCases[0];
   c.sizes.channels = 0;
   const P empty(c, near_rates);
-  const Expected expected = expected_of(empty);
+  const Expected expected = oracle::run(empty);
   this->expect_forward(empty, expected, {});
   this->expect_backward(empty, expected, {});
 }

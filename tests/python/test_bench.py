@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from command import exit_status
-from dynamic_dilation_unfold._tools import bench, bench_jobs, bench_plot, bench_report, cli, timing, workloads
+from dynamic_dilation_unfold._tools import (
+    bench,
+    bench_jobs,
+    bench_plot,
+    bench_report,
+    cli,
+    consumers,
+    timing,
+    workloads,
+)
 from dynamic_dilation_unfold._tools.timing import Times
 from dynamic_dilation_unfold._tools.workloads import Workload
 
@@ -81,6 +90,47 @@ def test_the_deterministic_column_is_there_where_it_was_measured() -> None:
     *_, heads, first, second = (line.split() for line in bench_report.compact("rates", both).splitlines())
     assert heads[-1] == "deterministic/ours"
     assert (first[-1], second[-1]) == ("1.50", "-")
+
+
+def test_bench_of_consumers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The forms agree, in every operator, type and format."""
+    rows = [
+        consumers.Consumer(operator, Workload((2, 8, 9, 7), 3, dtype=dtype, map="0.5-3", channels_last=last), heads=2)
+        for operator in ("aggregate", "correlate", "attention")
+        for dtype, last in ((torch.float32, True), (torch.float16, False))
+    ]
+    monkeypatch.setattr(consumers, "CONSUMERS", rows)
+    path = tmp_path / "figures.json"
+    assert cli.main(["bench", "--quick", "--workload", "consumers", "--json", str(path)]) == 0
+    assert "attention" in capsys.readouterr().out
+    results = json.loads(path.read_text())["results"]
+    assert len(results) == len(rows)
+    for record in results:
+        assert not record["unavailable"]
+        assert len(record["differences"]) == {"aggregate": 4, "correlate": 4, "attention": 5}[record["operator"]]
+        for direction in ("forward", "step"):
+            assert set(record[direction]) == {"ours", "columns"}
+
+
+def test_consumers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, columns = consumers._FORMS["aggregate"]
+    monkeypatch.setitem(consumers._FORMS, "aggregate", (lambda *tensors, of: 2 * ours(*tensors, of=of), columns))
+    workload = Workload((1, 4, 6, 6), 3, dtype=torch.float32, map="0.5-3")
+    record = consumers.measure_consumer(consumers.Consumer("aggregate", workload, 1), torch.device("cpu"), 0.01, False)
+    assert record["wrong"]
+    assert "forward" not in record
+
+
+def test_consumers_are_what_they_are_for() -> None:
+    assert {
+        (c.operator, c.workload.channels_last) for c in consumers.CONSUMERS if c.workload.shape == workloads.R.shape
+    } == {(operator, last) for operator in ("aggregate", "correlate", "attention") for last in (False, True)}
+    for consumer in consumers.CONSUMERS:
+        assert consumer.workload.shape[1] % consumer.heads == 0
+        assert consumer.workload.dtype
+        assert consumer.workload.map
 
 
 def test_the_workload_rates_has_what_it_is_for() -> None:

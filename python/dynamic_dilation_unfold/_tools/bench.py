@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 
 from .. import cost
 from ..functional import dynamic_dilation_unfold
-from . import bench_plot, bench_report
+from . import bench_plot, bench_report, consumers
 from .arguments import claim, count, count_or_zero, duration, resolve_device, shape
 from .bench_jobs import TOLERANCE, Problem, ours
 from .machine import environment, free_memory
@@ -28,6 +29,7 @@ from .workloads import MAPS, WORKLOADS, Workload, map_kind, small
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 _OWN = "own"  # the workload of --shape
+_CONSUMERS = "consumers"  # operators without columns, which are measured otherwise
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,11 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--workload",
         nargs="+",
-        choices=WORKLOADS,
+        choices=[*WORKLOADS, _CONSUMERS],
         default=["R"],
         help="R: 4x64x128x128, kernel 3; models: shapes of real models; shapes: kernels, strides, groups, "
         "few channels, small maps; sizes: from 1 MB to 8 GB of output; rates: rates up to 40 and wide dilations, each "
-        "with a map and a type of its own (default: R)",
+        "with a map and a type of its own; consumers: aggregate, correlate and attention beside the same on columns, "
+        "alike (default: R)",
     )
     which.add_argument("--shape", type=shape, metavar="BxCxHxW", help="a shape of your own, such as 2x256x33x33")
     own = parser.add_argument_group("options of --shape")
@@ -102,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
     about = environment(device)
     print(bench_report.heading(about))
     results: list[dict[str, Any]] = []
-    sets = {_OWN: [own]} if own else {name: WORKLOADS[name] for name in args.workload}
+    sets = {_OWN: [own]} if own else {name: WORKLOADS[name] for name in args.workload if name != _CONSUMERS}
     problems = {name: _problems(workloads, args, device) for name, workloads in sets.items()}
-    with Bar(sum(map(len, problems.values())) + 1) as bar:
+    without_columns = _consumers(args, device) if not own and _CONSUMERS in args.workload else []
+    with Bar(sum(map(len, problems.values())) + len(without_columns) + 1) as bar:
         for name, found in problems.items():
             records = []
             for workload, kind, dtype in found:
@@ -117,6 +121,18 @@ def run(args: argparse.Namespace) -> int:
             if records:
                 write(bench_report.full(records) if name in ("R", _OWN) else bench_report.compact(name, records))
             results += records
+        records = []
+        for consumer in without_columns:
+            work = consumer.workload
+            bar.begin(f"{consumer.operator}: {work.label()}, {str(work.dtype).removeprefix('torch.')}, {work.map}")
+            records.append(consumers.measure_consumer(consumer, device, budget, compiled=not args.quick))
+            bar.end()
+            if records[-1]["wrong"]:
+                write(f"Not timed, the two forms differ: {records[-1]['differences']}")
+                return 1
+        if records:
+            write(consumers.report(records))
+        results += records
         if own and not results:
             return 1
         bar.begin("calls on a tiny tensor")
@@ -131,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
     if args.plot:
-        bench_plot.draw(results, about, args.plot)
+        bench_plot.draw([record for record in results if "backward" in record], about, args.plot)
         print(f"plot: {args.plot}")
     return 0
 
@@ -145,13 +161,30 @@ def _problems(
     for workload in workloads:
         workload = small(workload) if args.quick else workload
         for dtype in [workload.dtype] if workload.dtype else [_DTYPES[d] for d in args.dtype]:
-            need = workload.bytes_needed(dtype.itemsize)
-            if need > free:
-                amounts = f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
-                print(f"left out: {workload}, {dtype} {amounts}", file=sys.stderr)
-                continue
-            found += [(workload, kind, dtype) for kind in ([workload.map] if workload.map else args.map)]
+            if _fits(workload, dtype, workload.bytes_needed(dtype.itemsize), free):
+                found += [(workload, kind, dtype) for kind in ([workload.map] if workload.map else args.map)]
     return found
+
+
+def _consumers(args: argparse.Namespace, device: torch.device) -> list[consumers.Consumer]:
+    """Those that there is memory for, whose columns' forms have two unfolds."""
+    found = []
+    free = free_memory(device)
+    for consumer in consumers.CONSUMERS:
+        if args.quick:
+            consumer = replace(consumer, workload=small(consumer.workload))
+        dtype = consumer.workload.dtype
+        assert dtype
+        if _fits(consumer.workload, dtype, 2 * consumer.workload.bytes_needed(dtype.itemsize), free):
+            found.append(consumer)
+    return found
+
+
+def _fits(workload: Workload, dtype: torch.dtype, need: int, free: int) -> bool:
+    if need > free:
+        amounts = f"needs {need / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        print(f"left out: {workload}, {dtype} {amounts}", file=sys.stderr)
+    return need <= free
 
 
 def measure_problem(
