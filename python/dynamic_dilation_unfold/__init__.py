@@ -14,19 +14,30 @@ from .functional import (
     dynamic_dilation_coverage,
     dynamic_dilation_unfold,
 )
-from .modules import DilationPredictor, DynamicDilationAttention2d, DynamicDilationPool2d, DynamicDilationUnfold
+from .modules import (
+    Conversion,
+    DilationPredictor,
+    DynamicDilationAttention2d,
+    DynamicDilationConv2d,
+    DynamicDilationPool2d,
+    DynamicDilationUnfold,
+    convert,
+)
 from .reference import dynamic_dilation_unfold_reference as reference
 
 # For CMAKE_PREFIX_PATH: libddu lies beside _C, also where an editable install has the Python files elsewhere.
 cmake_prefix_path: str = str(_Path(_C.__file__).parent)
 
 __all__ = [
+    "Conversion",
     "DilationPredictor",
     "DynamicDilationAttention2d",
+    "DynamicDilationConv2d",
     "DynamicDilationPool2d",
     "DynamicDilationUnfold",
     "__version__",
     "cmake_prefix_path",
+    "convert",
     "dynamic_dilation_aggregate",
     "dynamic_dilation_attention",
     "dynamic_dilation_conv2d",

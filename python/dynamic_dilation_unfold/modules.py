@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ._modules.attention import DynamicDilationAttention2d
+from ._modules.conv2d import DynamicDilationConv2d
+from ._modules.convert import Conversion, convert
 from ._modules.pool import DynamicDilationPool2d
 from ._modules.rates import DilationPredictor
 from ._operators.unfold import UNFOLD
 from .functional import dynamic_dilation_unfold
 
-__all__ = ["DilationPredictor", "DynamicDilationAttention2d", "DynamicDilationPool2d", "DynamicDilationUnfold"]
+__all__ = [
+    "Conversion",
+    "DilationPredictor",
+    "DynamicDilationAttention2d",
+    "DynamicDilationConv2d",
+    "DynamicDilationPool2d",
+    "DynamicDilationUnfold",
+    "convert",
+]
 
 
 class DynamicDilationUnfold(nn.Module):

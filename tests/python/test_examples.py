@@ -22,6 +22,7 @@ def test_all_are_tested() -> None:
     """Here, or in test_evidence.py."""
     assert {path.name for path in EXAMPLES.glob("*.py")} == {
         "adaptive_conv.py",
+        "atrous_pyramid.py",
         "denoise.py",
         "digits.py",
         "evidence.py",
@@ -40,6 +41,11 @@ def test_learn_map(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_adaptive_conv(monkeypatch: pytest.MonkeyPatch) -> None:
     errors = run(monkeypatch, "adaptive_conv.py", "--steps", "120")
     assert errors["a dilation map"] < 0.5 * errors["one dilation"]
+
+
+def test_atrous_pyramid(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = run(monkeypatch, "atrous_pyramid.py", "--steps", "60", "--size", "24")
+    assert errors["maps of them"] < 0.7 * errors["dilations 6, 12, 18"]
 
 
 def test_training_step(monkeypatch: pytest.MonkeyPatch) -> None:

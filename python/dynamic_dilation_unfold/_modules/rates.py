@@ -9,6 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
+def bounded_rates(z: Tensor, min_rate: float, max_rate: float) -> Tensor:
+    """1 where ``z`` is 0, and between the bounds; float32 for half types, in which rates near 1 are all 1."""
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
+    rates: Tensor = 1 + z.tanh() * torch.where(z > 0, max_rate - 1, 1 - min_rate)
+    return rates
+
+
 class DilationPredictor(nn.Module):
     """A dilation map from an image, by one convolution: ``[B, C, H, W]`` -> ``[B, groups, Ho, Wo]``.
 
@@ -45,10 +53,7 @@ class DilationPredictor(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         z = self.conv(input)
-        if z.dtype in (torch.float16, torch.bfloat16):
-            z = z.float()  # rates near 1 are all 1 in a half type
-        rates: Tensor = 1 + z.tanh() * torch.where(z > 0, self.max_rate - 1, 1 - self.min_rate)
-        return rates
+        return bounded_rates(z, self.min_rate, self.max_rate)
 
     def extra_repr(self) -> str:
         return f"min_rate={self.min_rate}, max_rate={self.max_rate}"

@@ -1,0 +1,178 @@
+"""nn.Conv2d whose dilation is a map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._functions.conv2d import dynamic_dilation_conv2d
+from .rates import DilationPredictor, bounded_rates
+
+_PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
+_RATES = ("predicted", "given", "learned")
+
+
+class DynamicDilationConv2d(nn.Conv2d):
+    """``nn.Conv2d`` whose dilation is a map: :func:`dynamic_dilation_conv2d` with a weight, a bias and its rates.
+
+    It has all of nn.Conv2d's arguments and starts as that convolution: rates and mask are exactly 1 until they are
+    trained, and get gradients from the first step. A state dict of nn.Conv2d loads, and leaves them as they are.
+
+    Shapes: ``[B, C, H, W]`` -> ``[B, O, Ho, Wo]``, each also without ``B``; a dilation_map is
+    ``[B or 1, map_groups, Ho or 1, Wo or 1]``.
+
+    Args:
+        padding_mode: "zeros", or "replicate", which is the operator's "border". Others raise: pad the input.
+        map_groups: Planes of the dilation map, each for ``C / map_groups`` channels.
+        rates: "predicted" from the input by a :class:`DilationPredictor`, "given" as forward's second argument, or
+            "learned": one for each of the map's groups.
+        max_rate: Bound of predicted and learned rates, above 1; they are at least 0.
+        modulated: Whether taps are multiplied by a mask that is predicted from the input, ``2 * sigmoid``, one for each
+            of the map's groups.
+        The others are nn.Conv2d's.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+        *,
+        map_groups: int = 1,
+        rates: str = "predicted",
+        max_rate: float = 4.0,
+        modulated: bool = False,
+    ) -> None:
+        if rates not in _RATES:
+            raise ValueError(f'rates must be "predicted", "given" or "learned", got {rates!r}')
+        if padding_mode not in _PADDING_MODES:
+            raise ValueError(
+                f'padding_mode must be "zeros" or "replicate", got {padding_mode!r}: '
+                "pad the input with torch.nn.functional.pad before the layer"
+            )
+        if map_groups < 1 or in_channels % map_groups != 0:
+            raise ValueError(f"map_groups must divide the {in_channels} input channels, got {map_groups}")
+        mode: Any = "replicate" if padding_mode == "border" else padding_mode
+        pairs: Any = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        super().__init__(
+            in_channels, out_channels, **pairs, groups=groups, bias=bias, padding_mode=mode, device=device, dtype=dtype
+        )
+        self.map_groups, self.rates, self.max_rate = map_groups, rates, max_rate
+        self.predictor = self.rate_weight = self.mask_predictor = None
+        if rates == "predicted":
+            self.predictor = DilationPredictor(
+                in_channels, map_groups, self.stride, max_rate=max_rate, device=device, dtype=dtype
+            )
+        if rates == "learned":
+            if not max_rate > 1:
+                raise ValueError(f"max_rate must be above 1, got {max_rate}")
+            self.rate_weight = nn.Parameter(torch.zeros(1, map_groups, 1, 1, device=device, dtype=dtype))
+        if modulated:
+            taps = self.kernel_size[0] * self.kernel_size[1]
+            strides: Any = self.stride
+            self.mask_predictor = nn.Conv2d(in_channels, map_groups * taps, 3, strides, 1, device=device, dtype=dtype)
+            nn.init.zeros_(self.mask_predictor.weight)
+            nn.init.zeros_(self.mask_predictor.bias)  # type: ignore[arg-type]  # there is one
+        self.register_load_state_dict_post_hook(_allow_plain)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, **options: Any) -> DynamicDilationConv2d:
+        """The layer that computes what ``conv`` does, with its weight and bias themselves.
+
+        Args:
+            options: ``map_groups``, ``rates``, ``max_rate``, ``modulated``.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+        padding: Any = conv.padding
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            padding,
+            conv.dilation,
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+            **options,
+        )
+        layer.weight, layer.bias = conv.weight, conv.bias
+        return layer.train(conv.training)
+
+    def dilation_map(self, input: Tensor) -> Tensor:
+        """The rates of a call, ``[B or 1, map_groups, Ho or 1, Wo or 1]``, float32 for half types."""
+        if self.predictor is not None:
+            rates: Tensor = self.predictor(self._centered(input))
+            return rates
+        if self.rate_weight is None:
+            raise ValueError('a layer with rates="given" has no dilation map of its own')
+        rates = bounded_rates(self.rate_weight, 0.0, self.max_rate)
+        return rates if input.dim() == 4 else rates.squeeze(0)
+
+    def mask(self, input: Tensor) -> Tensor | None:
+        """Factors of the taps ``[B, map_groups, kH*kW, Ho, Wo]``, from 0 to 2; None unless modulated."""
+        if self.mask_predictor is None:
+            return None
+        predicted = self.mask_predictor(self._centered(input))
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        mask: Tensor = 2 * predicted.sigmoid().unflatten(-3, (self.map_groups, taps))
+        return mask
+
+    def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        if (dilation_map is None) == (self.rates == "given"):
+            how = "a dilation_map" if dilation_map is None else "no dilation_map"
+            raise TypeError(f"a layer with rates={self.rates!r} takes {how}")
+        rates = self.dilation_map(input) if dilation_map is None else dilation_map
+        padding: Any = self.padding
+        return dynamic_dilation_conv2d(
+            input,
+            self.weight,
+            rates,
+            self.bias,
+            self.stride,
+            padding,
+            self.dilation,
+            self.mask(input),
+            _PADDING_MODES[self.padding_mode],
+        )
+
+    def _centered(self, input: Tensor) -> Tensor:
+        """The input cut or padded so that its every stride-th pixel is the centre of a window."""
+        if self.padding == "same":
+            return input
+        padding = (0, 0) if isinstance(self.padding, str) else self.padding
+        margins: list[int] = []
+        for p, d, k in zip(padding, self.dilation, self.kernel_size, strict=True):
+            span = d * (k - 1)
+            margins = [p - span // 2, p - (span + 1) // 2, *margins]
+        return F.pad(input, margins) if any(margins) else input
+
+    def extra_repr(self) -> str:
+        modulated = ", modulated=True" if self.mask_predictor is not None else ""
+        plain = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, map_groups={self.map_groups}, rates={self.rates!r}{modulated}"
+
+
+def _allow_plain(module: nn.Module, incompatible: Any) -> None:
+    """A state dict that has nothing of a layer's rates and mask is a plain convolution's: nothing is missing."""
+    own = [name for name in module.state_dict() if name not in ("weight", "bias")]
+    missing = set(incompatible.missing_keys)
+    for prefix in {key.removesuffix(own[0]) for key in missing if own and key.endswith(own[0])}:
+        names = {prefix + name for name in own}
+        if names <= missing and not {prefix + "weight", prefix + "bias"} & missing:
+            incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in names]

@@ -1,0 +1,88 @@
+"""A network whose dilated convolutions get a map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from .conv2d import DynamicDilationConv2d
+
+
+class Conversion(NamedTuple):
+    """What :func:`convert` did, by the names of modules. As text, a line for each."""
+
+    swapped: dict[str, DynamicDilationConv2d]
+    skipped: dict[str, str]  # those that were asked for and stay as they are: why
+
+    def __str__(self) -> str:
+        lines = [f"{name}: {type(layer).__name__}({layer.extra_repr()})" for name, layer in self.swapped.items()]
+        lines += [f"{name}: left as it is, {why}" for name, why in self.skipped.items()]
+        return "\n".join(lines) or "no convolution was chosen"
+
+
+def convert(
+    model: nn.Module,
+    where: Callable[[str, nn.Conv2d], bool] | Iterable[str] | None = None,
+    **options: Any,
+) -> Conversion:
+    """Swaps dilated convolutions of a network for :class:`DynamicDilationConv2d`, in place.
+
+    The network computes what it did, until the rates are trained; its weights are the same parameters, under the same
+    names, so that its state dicts still load. The rates' parameters are new: give them to the optimizer.
+
+    Args:
+        model: Of which the modules are swapped.
+        where: Which ones: a function of a convolution's name and the convolution, or names. Those with a dilation above
+            1 if not given.
+        options: ``map_groups``, ``max_rate``, ``modulated``, and ``rates`` as "predicted" or "learned", of the layers.
+
+    Returns:
+        What was swapped, and what could not be.
+
+    Raises:
+        ValueError: A name that no convolution has, or rates="given", which the network could not give.
+        TypeError: The model itself is a convolution.
+    """
+    if isinstance(model, nn.Conv2d):
+        raise TypeError("model must contain its convolutions: of one by itself, take DynamicDilationConv2d.from_conv")
+    if options.get("rates") == "given":
+        raise ValueError('rates="given" needs a map that the network does not pass: use "predicted" or "learned"')
+    modules = dict(model.named_modules(remove_duplicate=False))
+    ours = tuple(f"{name}." for name, module in modules.items() if isinstance(module, DynamicDilationConv2d))
+    convolutions = {
+        name: module
+        for name, module in modules.items()
+        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(ours)
+    }
+    chosen = _chosen(convolutions, where)
+    result = Conversion({}, {})
+    layers: dict[nn.Conv2d, DynamicDilationConv2d] = {}  # a convolution that has several names stays one
+    for name in chosen:
+        conv = convolutions[name]
+        if type(conv) is not nn.Conv2d:
+            result.skipped[name] = f"a {type(conv).__name__} may compute something else than torch.nn.Conv2d"
+            continue
+        try:
+            layer = layers[conv] if conv in layers else DynamicDilationConv2d.from_conv(conv, **options)
+        except ValueError as error:
+            result.skipped[name] = str(error)
+            continue
+        layers[conv] = layer
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+        result.swapped[name] = layer
+    return result
+
+
+def _chosen(convolutions: dict[str, nn.Conv2d], where: Any) -> list[str]:
+    if where is None:
+        return [name for name, conv in convolutions.items() if max(conv.dilation) > 1]
+    if callable(where):
+        return [name for name, conv in convolutions.items() if where(name, conv)]
+    names = [where] if isinstance(where, str) else list(where)
+    for name in names:
+        if name not in convolutions:
+            raise ValueError(f"where has {name!r}, which is no torch.nn.Conv2d of the model")
+    return names

@@ -1,0 +1,176 @@
+"""DynamicDilationConv2d and convert: what a layer starts as, where its rates come from, and whose weights it takes."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dynamic_dilation_unfold import DynamicDilationConv2d, convert, dynamic_dilation_conv2d
+from torch import nn
+
+CONVOLUTIONS = [
+    {"kernel_size": 3, "padding": 6, "dilation": 6},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": (3, 5), "stride": (1, 2), "padding": (0, 3), "dilation": (2, 1), "groups": 2, "bias": False},
+    {"kernel_size": (4, 3), "padding": "same", "dilation": 3},
+    {"kernel_size": 2, "padding": "valid"},
+    {"kernel_size": 4, "stride": 3, "padding": 3},
+    {"kernel_size": 3, "padding": 2, "dilation": 2, "padding_mode": "replicate"},
+    {"kernel_size": (2, 3), "padding": "same", "padding_mode": "replicate"},
+]
+SOURCES: list[dict[str, Any]] = [
+    {"rates": "predicted"},
+    {"rates": "learned", "map_groups": 2},
+    {"rates": "predicted", "modulated": True, "map_groups": 2},
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+def image(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.double).to(dtype)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+@pytest.mark.parametrize("options", CONVOLUTIONS, ids=str)
+def test_starts_as_the_convolution(options, source, device):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 6, **options, dtype=torch.double, device=device)
+    layer = DynamicDilationConv2d.from_conv(conv, **source)
+    assert layer.weight is conv.weight
+    assert layer.bias is conv.bias
+    x = image(2, 4, 19, 20, dtype=torch.double).to(device)
+    torch.testing.assert_close(layer(x), conv(x))
+    torch.testing.assert_close(layer(x[0]), conv(x[0]))
+    assert torch.equal(layer.dilation_map(x), torch.ones_like(layer.dilation_map(x)))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_every_parameter_learns_from_the_first_step(source):
+    torch.manual_seed(0)
+    layer = DynamicDilationConv2d(4, 6, 3, padding=2, dilation=2, **source)
+    layer(image(2, 4, 9, 9)).square().sum().backward()
+    for name, parameter in layer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_rates_are_bounded():
+    layer = DynamicDilationConv2d(2, 2, 3, padding=1, rates="learned", max_rate=2.5)
+    for extreme, rate in ((100.0, 2.5), (-100.0, 0.0)):
+        nn.init.constant_(layer.rate_weight, extreme)
+        assert layer.dilation_map(image(1, 2, 5, 5)).item() == rate
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_a_predicted_rate_is_of_the_pixels_at_its_window(stride, padding):
+    """What changes in the image changes the rates of windows whose centre is within a pixel of it."""
+    layer = DynamicDilationConv2d(1, 1, 3, stride, padding, 2)
+    nn.init.ones_(layer.predictor.conv.weight)
+    x = torch.zeros(1, 1, 16, 16)
+    x[..., 7, 7] = 1
+    changed = layer.dilation_map(x)[0, 0] != 1
+    centres = torch.arange(changed.shape[0]) * stride - padding + 2
+    near = (centres - 7).abs() <= 1
+    assert torch.equal(changed, near[:, None] & near[None])
+    assert layer(x).shape[-2:] == changed.shape
+
+
+def test_given_rates():
+    layer = DynamicDilationConv2d(2, 3, 3, padding=1, rates="given", map_groups=2)
+    x, rates = image(2, 2, 5, 6), torch.rand(2, 2, 5, 6) * 2
+    expected = dynamic_dilation_conv2d(x, layer.weight, rates, layer.bias, padding=1)
+    assert torch.equal(layer(x, rates), expected)
+    with pytest.raises(TypeError, match="takes a dilation_map"):
+        layer(x)
+    with pytest.raises(TypeError, match="takes no dilation_map"):
+        DynamicDilationConv2d(2, 3, 3)(x, rates)
+
+
+def test_half_rates_stay_float32():
+    layer = DynamicDilationConv2d(2, 2, 3, padding=1, modulated=True).bfloat16()
+    x = image(1, 2, 6, 6, dtype=torch.bfloat16)
+    assert layer.dilation_map(x).dtype == torch.float32
+    assert layer(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rates": "none"}, 'rates must be "predicted", "given" or "learned"'),
+        ({"padding_mode": "circular"}, r"torch\.nn\.functional\.pad before the layer"),
+        ({"map_groups": 3}, "map_groups must divide the 4 input channels, got 3"),
+        ({"rates": "learned", "max_rate": 1.0}, "max_rate must be above 1"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        DynamicDilationConv2d(4, 4, 3, **options)
+
+
+class Pyramid(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 1)
+        self.branches = nn.ModuleList([nn.Conv2d(4, 4, 3, padding=d, dilation=d) for d in (1, 2, 3)])
+        self.wrapped = nn.Conv2d(4, 4, 3, padding=2, dilation=2, padding_mode="circular")
+        self.shared = self.branches[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        return self.wrapped(self.shared(torch.stack([branch(x) for branch in self.branches]).sum(0)))
+
+
+def test_convert():
+    torch.manual_seed(0)
+    model = Pyramid()
+    x, plain = image(2, 3, 12, 12), {name: value.clone() for name, value in model.state_dict().items()}
+    expected = model(x)
+    parameters = dict(model.named_parameters())
+    report = convert(model, max_rate=3.0)
+    assert list(report.swapped) == ["branches.1", "branches.2", "shared"]
+    assert model.shared is model.branches[1]
+    assert "circular" in report.skipped["wrapped"]
+    assert "branches.2: DynamicDilationConv2d(4, 4" in str(report)
+    assert "wrapped: left as it is" in str(report)
+    torch.testing.assert_close(model(x), expected)
+    for name, parameter in parameters.items():
+        assert model.get_parameter(name) is parameter
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    rates = {name: value.clone() for name, value in model.state_dict().items() if name not in plain}
+    model.load_state_dict(plain)  # rates stay as they are
+    for name, value in rates.items():
+        assert torch.equal(model.state_dict()[name], value)
+    assert not convert(model).swapped
+
+
+def test_convert_by_choice():
+    assert list(convert(Pyramid(), lambda name, conv: conv.kernel_size == (1, 1)).swapped) == ["first"]
+    assert list(convert(Pyramid(), ["branches.0"], rates="learned").swapped) == ["branches.0"]
+    with pytest.raises(ValueError, match=r"no torch\.nn\.Conv2d of the model"):
+        convert(Pyramid(), "branches.7")
+    with pytest.raises(ValueError, match="does not pass"):
+        convert(Pyramid(), rates="given")
+    with pytest.raises(TypeError, match="from_conv"):
+        convert(nn.Conv2d(1, 1, 3))
+    assert str(convert(Pyramid(), [])) == "no convolution was chosen"
+
+
+def test_a_damaged_state_dict_is_refused():
+    model = nn.Sequential(DynamicDilationConv2d(2, 2, 3, modulated=True))
+    state = model.state_dict()
+    del state["0.predictor.conv.bias"]
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict(state)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model.load_state_dict({"0.weight": state["0.weight"]})
+
+
+def test_in_a_compiled_model():
+    torch._dynamo.reset()
+    layer = DynamicDilationConv2d(2, 2, 3, padding="same", modulated=True)
+    x = image(1, 2, 6, 6)
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
+    assert F.relu(layer(x)).requires_grad
