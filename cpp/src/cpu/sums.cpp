@@ -54,9 +54,10 @@ void sum_taps(const HeadGeometry& heads, Types types, const TapSum& tensors, voi
   });
 }
 
-/// How a call of sum_channels is cut into tasks: some heads and a tile each. The heads decide the order of sums.
+/// How a call of sum_channels is cut into tasks: some heads and a tile each. Where heads have Vecs of their own, each is added
+/// up for itself whatever the task is, so that the cut may follow the number of threads.
 struct ChannelPlan {
-  static constexpr std::int64_t kScoreBytes = 256 * 1024;  // of a tile, where heads are many and have few channels
+  static constexpr std::int64_t kScoreBytes = 256 * 1024;  // of a tile, where a task has more than one head
 
   Tiling tiling;
   std::int64_t heads;  // of a task
@@ -69,7 +70,13 @@ struct ChannelPlan {
   ChannelPlan(const HeadGeometry& given, Types types, const SumsKernels& kernels, int max_threads) : tiling(given.geometry) {
     const std::int64_t scores = given.geometry.taps() * tiling.most, of_head = std::max<std::int64_t>(given.head_channels(), 1);
     const std::int64_t most = std::max<std::int64_t>(kScoreBytes / static_cast<std::int64_t>(value_bytes(types)) / scores, 1);
-    heads = has_own_vecs(given, kernels.lanes) ? 1 : std::min({kernels.lanes / of_head, most, given.heads});
+    if (has_own_vecs(given, kernels.lanes)) {
+      const std::int64_t wanted =
+          ceil_div(4 * std::int64_t{max_threads}, std::max<std::int64_t>(given.factors_batch * tiling.count(), 1));
+      heads = std::clamp<std::int64_t>(given.heads / wanted, 1, most);
+    } else {
+      heads = std::min({kernels.lanes / of_head, most, given.heads});
+    }
     runs = ceil_div(given.heads, heads);
     tasks = given.factors_batch * runs * tiling.count();
     threads = tasks == 0 ? 0 : team_size(tasks, max_threads);
@@ -82,6 +89,7 @@ struct ChannelPlan {
 void sum_channels(const HeadGeometry& heads, Types types, const ChannelSum& tensors, void* workspace, int threads) {
   const SumsKernels& kernels = kernels_of(types);
   const ChannelPlan plan(heads, types, kernels, threads);
+  expect_whole_write(tensors.result, static_cast<std::size_t>(heads.factors_numel()) * size_of(types.input));
   parallel_for(plan.tasks, plan.threads, [&](std::int64_t task, int thread) {
     const std::int64_t part = task / plan.tiling.count() % plan.runs, image = task / plan.tiling.count() / plan.runs;
     const HeadRun run{image, part * plan.heads, std::min((part + 1) * plan.heads, heads.heads)};

@@ -83,6 +83,8 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Chann
     Window<Acc, N> window(scratch.window, scratch.transfer);
     const bool finite = lanes == 0 || window.load(tile, input, used);
     auto& products = Stage<Acc, N>::in(scratch.rows);
+    Acc* const ones = static_cast<Acc*>(scratch.factors);
+    std::fill_n(ones, tile.padded, Acc(1));
     for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
       Acc* const row = scores.row_of_channel(channel, index);
       if constexpr (lanes == 0) {
@@ -93,8 +95,7 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Chann
         if (!finite) tap.with_all_corners();
         for (int n = 0; n < tile.padded; n += M) {
           typename Stage<Acc, N>::Block block;
-          sample(tap, n, window.pixel, block);
-          for (int i = 0; i < M; ++i) block[i] *= values[n + i];
+          for_each_sample<M>(tap, n, ones, window.pixel, [&](int i, const V& value) { block[i] = value * values[n + i]; });
           one_head ? add_lanes<Acc, N>(block, row + n) : products.store(n, block);
         }
         for (int c = 0; !one_head && c < used; ++c) {
@@ -130,14 +131,18 @@ void sum_channels(const HeadGeometry& heads, DType map_type, const ChannelSum& t
       }
     }
   }
+  const bool nontemporal = heads.factors_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
   for (std::int64_t head = run.first; head < run.last; ++head) {
     T* const result = at<T>(tensors.result, heads.factors_offset(run.image, head));
     for (std::int64_t tap = 0; tap < g.taps(); ++tap) {
       region.for_each_run(g.w.out_size, [&](int n, std::int64_t position, int length) {
-        narrow(scores.row(head, tap) + n, result + tap * g.positions() + position, length);
+        T* const target = result + tap * g.positions() + position;
+        nontemporal ? store_nontemporal(scores.row(head, tap) + n, target, length)
+                    : narrow(scores.row(head, tap) + n, target, length);
       });
     }
   }
+  if (nontemporal) finish_nontemporal();
 }
 
 /// A source of gradients that are products of a factor and a value: see backward.h.

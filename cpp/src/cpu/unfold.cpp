@@ -5,10 +5,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 #include "core/plan.h"
 #include "unfold_kernels.h"
 
@@ -16,17 +12,6 @@ namespace ddu::cpu {
 namespace {
 
 const UnfoldKernels& kernels_of(DType type) { return DDU_KERNELS_FOR(unfold_kernels, type); }
-
-/// Asks for huge pages under an output that is written whole: the first touch of fresh memory, page by page, otherwise costs
-/// several times what the kernel does.
-void expect_whole_write(void* output, std::size_t bytes) {
-#if defined(__linux__)
-  constexpr std::uintptr_t page = 4096;
-  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
-  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
-  if (bytes >= static_cast<std::size_t>(kLarge)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-}
 
 ForwardPlan forward_plan(const Geometry& g, Types types, const UnfoldKernels& kernels, int threads) {
   return {g, kernels.lanes, Scratch::bytes(g, {value_bytes(types), kernels.lanes}), threads};

@@ -12,9 +12,6 @@
 
 namespace ddu::cpu {
 
-/// Bytes from which on an output is taken to fit no cache.
-constexpr std::int64_t kLarge = std::int64_t{4} << 20;
-
 struct UnfoldKernels {
   /// Channels of a Vec. Cuts between channels lie at multiples of it.
   int lanes;

@@ -6,6 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "ddu/dtype.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -13,6 +17,17 @@
 #include "tiling.h"
 
 namespace ddu::cpu {
+
+/// Asks for huge pages under an output that is written whole: the first touch of fresh memory, page by page, otherwise costs
+/// several times what the kernel does.
+inline void expect_whole_write([[maybe_unused]] void* output, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__)
+  constexpr std::uintptr_t page = 4096;
+  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
+  const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
+  if (bytes >= static_cast<std::size_t>(kLarge)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 inline std::size_t value_bytes(Types types) { return types.input == DType::float64 ? sizeof(double) : sizeof(float); }
 
