@@ -3,6 +3,9 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
+#include "ddu/aggregate.h"
 #include "ddu/geometry.h"
 #include "ddu/unfold.h"
 
@@ -65,6 +68,48 @@ TEST(CudaScratchMemory, OfTheBackwardIsAsDocumented) {
   within(scratch_share(5, ddu::DType::float32, true), 4.5, 4.6);
   within(scratch_share(3, ddu::DType::float16, true), 8, 8.1);
   within(scratch_share(3, ddu::DType::float64, true), 3, 3.1);
+}
+
+/// Scratch bytes of aggregate, or of its backward to all arguments, over bytes of its input: 4x64x128x128, 3x3, 4 heads.
+double aggregate_share(ddu::DType type, ddu::MemoryFormat format, bool backward, bool deterministic = false) {
+  const std::int64_t input_sizes[] = {4, 64, 128, 128}, weights_sizes[] = {4, 4, 9, 128, 128}, map_sizes[] = {4, 1, 128, 128};
+  ddu::Options options;
+  options.kernel_size[0] = options.kernel_size[1] = 3;
+  options.padding[0] = options.padding[1] = 1;
+  const ddu::HeadGeometry h = ddu::make_aggregate_geometry({input_sizes, 4}, {weights_sizes, 5}, {map_sizes, 4}, options);
+  const ddu::Types types{type, type == ddu::DType::float64 ? type : ddu::DType::float32};
+  ddu::Aggregate forward{};
+  forward.input_format = format;
+  char some;  // its address is not used
+  ddu::AggregateBackward gradients{};
+  gradients.grad_input = gradients.grad_weights = gradients.grad_map = &some;
+  gradients.input_format = format;
+  const std::size_t bytes = backward ? ddu::cuda::aggregate_backward_workspace_bytes(h, types, gradients, deterministic)
+                                     : ddu::cuda::aggregate_workspace_bytes(h, types, forward);
+  return double(bytes) / double(std::size_t(h.geometry.input_numel()) * ddu::size_of(type));
+}
+
+TEST(CudaScratchMemory, WithoutColumnsIsAsDocumented) {
+  if (!has_device()) GTEST_SKIP() << "no CUDA device";
+  using ddu::DType;
+  constexpr auto contiguous = ddu::MemoryFormat::contiguous, channels_last = ddu::MemoryFormat::channels_last;
+  const auto within = [](double share, double low, double high) {
+    EXPECT_GE(share, low);
+    EXPECT_LE(share, high);
+  };
+  for (const DType type : {DType::float16, DType::float32, DType::float64}) {
+    within(aggregate_share(type, contiguous, false), 1, 1.01);
+    EXPECT_EQ(aggregate_share(type, channels_last, false), 0);
+    const double sums = std::max(1.0, 4.0 / double(ddu::size_of(type)));  // in float32 for half types
+    within(aggregate_share(type, contiguous, true), 1 + sums, 1 + sums + 0.01);
+    // A channels_last gradient holds its sums itself, where it has their type.
+    within(aggregate_share(type, channels_last, true), sums > 1 ? sums : 0, sums > 1 ? sums + 0.01 : 0);
+  }
+  within(aggregate_share(DType::float32, contiguous, true, true), 3.1, 3.2);
+  within(aggregate_share(DType::float32, channels_last, true, true), 2.1, 2.2);
+  within(aggregate_share(DType::float16, contiguous, true, true), 5.2, 5.3);
+  within(aggregate_share(DType::float16, channels_last, true, true), 4.2, 4.3);
+  within(aggregate_share(DType::float64, contiguous, true, true), 3, 3.1);
 }
 
 }  // namespace
