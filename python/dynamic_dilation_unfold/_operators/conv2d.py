@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _chunks, _kernels, cost
-from .._geometry import full_map
+from .._geometry import full_map, output_size
 from .._operator import Argument, Gradients, Mask, Operator, Tensors
 from .._options import Int, Pair
 from .._sampling import columns
@@ -68,15 +68,16 @@ class Conv2d(Operator):
                 f"dilation_map must have a number of groups that divides the input's {channels} channels, "
                 f"got {groups} in shape {dilation_map}"
             )
-        _check_window(input, dilation_map, _window(weight, groups, options))
         if bias is not None and bias != weight[:1]:
             raise ValueError(f"bias must have shape {weight[:1]} beside weight {weight}, got {bias}")
-        if mask is not None:
-            self._check_mask(mask, input, weight, dilation_map)
+        window = _window(weight, groups, options)
+        if mask is not None and len(input) in (3, 4) and min(window.stride) > 0:
+            self._check_mask(mask, input, weight, output_size(input[-2:], window))
+        _check_window(input, dilation_map, window)  # the last: a map to broadcast is met here as it was given
 
-    def _check_mask(self, mask: list[int], input: list[int], weight: list[int], dilation_map: list[int]) -> None:
+    def _check_mask(self, mask: list[int], input: list[int], weight: list[int], positions: Sequence[int]) -> None:
         heads = mask[-4] if len(mask) == len(input) + 1 else 1
-        own = [heads, weight[2] * weight[3], *dilation_map[-2:]]
+        own = [heads, weight[2] * weight[3], *positions]
         fitting = [own] if len(input) == 3 else [[input[0], *own], [1, *own]]
         if mask not in fitting or heads < 1:
             batch = "" if len(input) == 3 else f"{input[0]} or 1, "

@@ -1,0 +1,133 @@
+"""dynamic_dilation_conv2d: what it equals, its chunks, and its errors."""
+
+import itertools
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dynamic_dilation_unfold import _chunks, dynamic_dilation_conv2d
+from dynamic_dilation_unfold._operators.conv2d import CONV2D
+from helpers import relative_error
+from torch import Tensor
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid", 0, (2, 1)])
+@pytest.mark.parametrize("kernel", [(3, 3), (4, 2), (1, 5)])
+@pytest.mark.parametrize("dilation", [1, (2, 3)])
+def test_ones_are_conv2d(dilation, kernel, padding, device):
+    x, weight, bias = random(2, 4, 13, 14).to(device), random(6, 2, *kernel, seed=1).to(device), random(6).to(device)
+    expected = F.conv2d(x, weight, bias, 1, padding, dilation, groups=2)
+    ones = torch.ones(1, 1, 1, 1, dtype=torch.double, device=device)
+    actual = dynamic_dilation_conv2d(x, weight, ones, bias, 1, padding, dilation)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(dynamic_dilation_conv2d(x[0], weight, ones[0], bias, 1, padding, dilation), expected[0])
+
+
+def test_a_map_is_a_deformable_convolution(device):
+    """The definition of torchvision's deform_conv2d: taps moved by offsets, here (rate - 1) * (k - 1) * dilation."""
+    x, weight, dilation = random(2, 3, 9, 8).to(device), random(5, 3, 3, 3, seed=1).to(device), 2
+    rates, mask = 0.3 + 2 * random(2, 1, 9, 8, seed=2).sigmoid().to(device), random(2, 1, 9, 9, 8, seed=3).to(device)
+    row, column = torch.meshgrid(torch.arange(9.0), torch.arange(8.0), indexing="ij")
+    expected = torch.zeros(2, 5, 9, 8, dtype=torch.double, device=device)
+    for t, (ky, kx) in enumerate(itertools.product((-1, 0, 1), (-1, 0, 1))):
+        offset_y, offset_x = ((rates[:, 0] - 1) * k * dilation for k in (ky, kx))
+        y, at = row.to(device) + ky * dilation + offset_y, column.to(device) + kx * dilation + offset_x
+        grid = torch.stack([at * 2 / 7 - 1, y * 2 / 8 - 1], -1)
+        taps = F.grid_sample(x, grid, align_corners=True) * mask[:, :, t]
+        expected += torch.einsum("oc,bchw->bohw", weight[:, :, ky + 1, kx + 1], taps)
+    actual = dynamic_dilation_conv2d(x, weight, rates, None, 1, dilation, dilation, mask)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("conv_groups", [1, 2, 4])
+@pytest.mark.parametrize(("map_groups", "heads", "shared"), [(1, None, False), (2, 4, True), (4, 1, False)])
+@pytest.mark.parametrize("chunk", [1, 3000])
+@pytest.mark.parametrize("growth", [1, 64])
+@pytest.mark.parametrize("dtype", [torch.double, torch.bfloat16], ids=str)
+def test_results_do_not_depend_on_chunks(
+    dtype, growth, chunk, map_groups, heads, shared, conv_groups, device, monkeypatch
+):
+    """One row and one channel at a time, or a few, down to parts of a channel's rows in backward."""
+    x, weight, bias = random(2, 4, 7, 9), random(8, 4 // conv_groups, 3, 2, seed=1), random(8)
+    batch = 1 if shared else 2
+    rates = 2 * random(batch, map_groups, 7, 4, seed=2).sigmoid()
+    mask = None if heads is None else random(batch, heads, 6, 7, 4, seed=3)
+    grad = random(2, 8, 7, 4, seed=4).to(device, dtype)
+    options = CONV2D.read(((1, 2), (1, 0), (1, 2), "zeros"))
+    given = [t if t is None else t.to(device, dtype) for t in (x, weight, rates, bias, mask)]
+
+    def run(tensors: list[Tensor | None], exact: bool) -> list[Tensor]:
+        leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+        if exact:
+            output = CONV2D.reference(tuple(leaves), options)
+        else:
+            x, weight, rates, bias, mask = leaves
+            output = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask)
+        present = [t for t in leaves if t is not None]
+        return [output, *torch.autograd.grad(output, present, grad.to(output.dtype))]
+
+    expected = run([t if t is None else t.double() for t in given], True)
+    monkeypatch.setitem(_chunks.CHUNK_BYTES, device, chunk)
+    monkeypatch.setattr(_chunks, "GROWTH", growth)
+    for actual, exact in zip(run(given, False), expected, strict=True):
+        assert relative_error(actual, exact) < (1e-12 if dtype == torch.double else 4e-3)
+
+
+def test_memory_of_a_step_is_not_the_columns():
+    """What torch allocates at once on the CPU, forward and backward, is less than a fifth of the columns."""
+    x, weight = random(2, 64, 64, 64).float().requires_grad_(), random(8, 64, 5, 5).float().requires_grad_()
+    rates = torch.full((1, 1, 1, 1), 1.5, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        dynamic_dilation_conv2d(x, weight, rates, padding=2).sum().backward()
+    alive = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    assert x.nbytes <= peak < x.nbytes * 25 / 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight": torch.ones(6, 3, 3, 3)}, "weight [6, 3, 3, 3] has 3 input channels, which must be the input's 4"),
+        ({"weight": torch.ones(5, 2, 3, 3)}, "one of 2 groups, which must divide its 5 output channels"),
+        ({"weight": torch.ones(6, 4, 9)}, "weight must have shape [O, C/conv_groups, kH, kW], got [6, 4, 9]"),
+        ({"dilation_map": torch.ones(1, 3, 1, 1)}, "divides the input's 4 channels, got 3"),
+        ({"bias": torch.ones(4)}, "bias must have shape [6] beside weight [6, 4, 3, 3], got [4]"),
+        ({"mask": torch.ones(2, 1, 9, 5, 4)}, "mask must have shape [2 or 1, heads, 9, 5, 5] for input"),
+        (
+            {"mask": torch.ones(2, 3, 9, 5, 5)},
+            "mask must have a number of heads that divides the input's 4 channels, got 3",
+        ),
+        ({"padding": "full"}, 'padding must be an int, a pair of ints, "same" or "valid", got "full"'),
+        ({"padding": "same", "stride": 2}, 'padding="same" needs stride 1, got 2'),
+        ({"padding_mode": "circular"}, 'padding_mode must be "zeros" or "border"'),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:30],
+)
+def test_errors(change, message):
+    given = {
+        "input": torch.ones(2, 4, 5, 5),
+        "weight": torch.ones(6, 4, 3, 3),
+        "dilation_map": torch.ones(1, 1, 1, 1),
+        "padding": 1,
+    }
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dynamic_dilation_conv2d(**{**given, **change})
+
+
+def test_channels_last_stays(device):
+    x = random(2, 4, 6, 7).to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
+    y = dynamic_dilation_conv2d(x, random(3, 4, 3, 3).to(device), torch.ones(1, 1, 1, 1).to(x), padding=1)
+    y.square().sum().backward()
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, random(3, 4, 3, 3).to(device), padding=1))
