@@ -27,7 +27,7 @@ from ._sampling import columns as reference_columns
 
 # Bytes of columns in a chunk. On a CPU they stay in the cache from their making to the product; elsewhere they bound
 # memory, and are enough work for a whole device.
-CHUNK_BYTES = {"cpu": 2 << 20}
+CHUNK_BYTES = {"cpu": 4 << 20}
 OTHER_CHUNK_BYTES = 64 << 20
 # A chunk in backward is larger where its channels are too few for a good product, up to so many times as much.
 GROWTH = 64

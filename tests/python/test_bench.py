@@ -17,6 +17,7 @@ from dynamic_dilation_unfold._tools import (
     bench_report,
     cli,
     consumers,
+    convolution,
     timing,
     workloads,
 )
@@ -119,6 +120,31 @@ def test_consumers_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(consumers._FORMS, "aggregate", (lambda *tensors, of: 2 * ours(*tensors, of=of), columns))
     workload = Workload((1, 4, 6, 6), 3, dtype=torch.float32, map="0.5-3")
     record = consumers.measure_consumer(consumers.Consumer("aggregate", workload, 1), torch.device("cpu"), 0.01, False)
+    assert record["wrong"]
+    assert "forward" not in record
+
+
+def test_bench_of_convolution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        convolution.Convolution(Workload((1, 4, 8, 9), 3, dtype=dtype, map="0.5-3", channels_last=last), 6)
+        for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
+    ]
+    monkeypatch.setattr(convolution, "ON_CPU", rows)
+    path = tmp_path / "figures.json"
+    assert cli.main(["bench", "--quick", "--workload", "convolution", "--json", str(path)]) == 0
+    assert "F.conv2d" in capsys.readouterr().out
+    for record in json.loads(path.read_text())["results"]:
+        for figure in ("forward", "step", "step bytes"):
+            assert all(record[figure][name] > 0 for name in ("ours", "with a mask", "F.conv2d"))
+
+
+def test_a_convolution_that_differs_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = convolution._ours
+    monkeypatch.setattr(convolution, "_ours", lambda *tensors, of: 2 * ours(*tensors, of=of))
+    of = convolution.Convolution(Workload((1, 4, 6, 6), 3, dtype=torch.float32, map="0.5-3"), 4)
+    record = convolution.measure_convolution(of, torch.device("cpu"), 0.01)
     assert record["wrong"]
     assert "forward" not in record
 

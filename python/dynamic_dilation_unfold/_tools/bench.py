@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from .. import cost
 from ..functional import dynamic_dilation_unfold
-from . import bench_plot, bench_report, consumers
+from . import bench_plot, bench_report, consumers, convolution
 from .arguments import claim, count, count_or_zero, duration, resolve_device, shape
 from .bench_jobs import TOLERANCE, Problem, ours
 from .machine import environment, free_memory
@@ -29,6 +29,7 @@ from .workloads import MAPS, WORKLOADS, Workload, map_kind, small
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in TOLERANCE}
 _OWN = "own"  # the workload of --shape
+_CONVOLUTION = "convolution"  # likewise
 _CONSUMERS = "consumers"  # operators without columns, which are measured otherwise
 
 
@@ -38,12 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--workload",
         nargs="+",
-        choices=[*WORKLOADS, _CONSUMERS],
+        choices=[*WORKLOADS, _CONSUMERS, _CONVOLUTION],
         default=["R"],
         help="R: 4x64x128x128, kernel 3; models: shapes of real models; shapes: kernels, strides, groups, "
         "few channels, small maps; sizes: from 1 MB to 8 GB of output; rates: rates up to 40 and wide dilations, each "
         "with a map and a type of its own; consumers: aggregate, correlate and attention beside the same on columns, "
-        "alike (default: R)",
+        "alike; convolution: beside F.conv2d, alike (default: R)",
     )
     which.add_argument("--shape", type=shape, metavar="BxCxHxW", help="a shape of your own, such as 2x256x33x33")
     own = parser.add_argument_group("options of --shape")
@@ -105,10 +106,11 @@ def run(args: argparse.Namespace) -> int:
     about = environment(device)
     print(bench_report.heading(about))
     results: list[dict[str, Any]] = []
-    sets = {_OWN: [own]} if own else {name: WORKLOADS[name] for name in args.workload if name != _CONSUMERS}
+    sets = {_OWN: [own]} if own else {name: WORKLOADS[name] for name in args.workload if name in WORKLOADS}
     problems = {name: _problems(workloads, args, device) for name, workloads in sets.items()}
     without_columns = _consumers(args, device) if not own and _CONSUMERS in args.workload else []
-    with Bar(sum(map(len, problems.values())) + len(without_columns) + 1) as bar:
+    convolved = convolution.convolutions(device) if not own and _CONVOLUTION in args.workload else []
+    with Bar(sum(map(len, problems.values())) + len(without_columns) + len(convolved) + 1) as bar:
         for name, found in problems.items():
             records = []
             for workload, kind, dtype in found:
@@ -132,6 +134,18 @@ def run(args: argparse.Namespace) -> int:
                 return 1
         if records:
             write(consumers.report(records))
+        results += records
+        records = []
+        for each in convolved:
+            chosen = replace(each, workload=small(each.workload)) if args.quick else each
+            bar.begin(f"convolution: {chosen.workload.label()}, {chosen.workload.dtype}, {chosen.workload.map}")
+            records.append(convolution.measure_convolution(chosen, device, budget))
+            bar.end()
+            if records[-1]["wrong"]:
+                write(f"Not timed, the result is not F.conv2d's: {records[-1]['differences']}")
+                return 1
+        if records:
+            write(convolution.report(records))
         results += records
         if own and not results:
             return 1
