@@ -207,6 +207,8 @@ def executed(script: Path) -> nbformat.NotebookNode:
         for output in cell.get("outputs", []):
             if output.output_type == "stream" and output.name == "stderr":
                 raise SystemExit(f"{script}: a cell wrote to stderr, as warnings do: {output.text}")
+        if "plt.subplots" in cell.source and not any("image/png" in o.get("data", {}) for o in cell.outputs):
+            raise SystemExit(f"{script}: a cell shows no picture: {cell.source}")
     return notebook
 
 
@@ -221,6 +223,7 @@ def main() -> None:
     there = set(scripts) | {p.stem for p in DOCS.glob("*.md") if ".zh-CN" not in p.name} | set(SOURCES)
     if listed != there - {"index"}:
         raise SystemExit(f"not in CONTENTS, or not there: {sorted(listed ^ (there - {'index'}))}")
+    os.environ.pop("MPLBACKEND", None)  # a notebook's own shows pictures below their cell
     os.environ["OMP_NUM_THREADS"] = "1"  # for the tutorials: their tensors are too small to be shared
     notebooks = {name: executed(script) for name, script in scripts.items()}
     for language in LANGUAGES:
