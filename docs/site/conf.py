@@ -29,6 +29,7 @@ nb_execution_mode = "off"  # stage.py has run them, once for both languages
 nb_merge_streams = True
 
 autodoc_typehints = "none"  # the docstrings say types with their shapes
+autodoc_inherit_docstrings = False  # what torch says of a module's forward
 autodoc_member_order = "bysource"
 napoleon_google_docstring, napoleon_numpy_docstring = True, False
 
