@@ -42,7 +42,11 @@ def register(operator: Operator) -> None:
         def returned(grads: tuple[Any, ...]) -> Placements:
             return [g if want else Replicate() for g, want in zip(grads, rest[-1], strict=True)]
 
-        return [(returned(grads), [output, *tensors, *[None] * len(rest)]) for output, tensors, grads in ways]
+        def whole(output: Any) -> Any:
+            """Of an output that is a sum still due, each rank needs the whole gradient."""
+            return Replicate() if output.is_partial() else output
+
+        return [(returned(grads), [whole(output), *tensors, *[None] * len(rest)]) for output, tensors, grads in ways]
 
     for op, rule, tensors in ((operator.op, forward, n), (operator.backward_op, backward, 1 + n)):
         register_sharding(op)(rule)

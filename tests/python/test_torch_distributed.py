@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_conv2d, dynamic_dilation_unfold
 from helpers import Model, random_input, random_map, relative_error
 from torch import Tensor, nn
 
@@ -175,6 +175,44 @@ def sharded(rank: int, kind: str, ranks: int, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_dtensor(ranks, kind):
     launch(sharded, ranks, kind, ranks, tuple(SHARDINGS))
+
+
+# Placements of input, weight, map, bias and mask, and of the output.
+CONVOLUTIONS = {
+    "batch": (("S0", "R", "S0", "R", "S0"), "S0"),
+    "output channels": (("R", "S0", "R", "S0", "R"), "S1"),
+    "input channels": (("S1", "S1", "R", "R", "R"), "P"),
+}
+
+
+def sharded_convolution(rank: int, kind: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    mesh = init_device_mesh(kind, (2,))
+    shapes = ((2, 4, 5, 6), (6, 4, 3, 3), (2, 1, 5, 6), (6,), (2, 1, 9, 5, 6))
+    tensors = [random_input(shape, seed).double().to(kind).requires_grad_() for seed, shape in enumerate(shapes)]
+
+    def convolve(x: Tensor, weight: Tensor, rates: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
+        return dynamic_dilation_conv2d(x, weight, rates, bias, padding=1, mask=mask)
+
+    expected = convolve(*tensors)
+    expected_grads = torch.autograd.grad(expected.square().sum(), tensors)
+    for name, (placements, of_output) in CONVOLUTIONS.items():
+        given = [
+            distribute_tensor(t.detach(), mesh, [placement(p)]).requires_grad_()
+            for t, p in zip(tensors, placements, strict=True)
+        ]
+        output = convolve(*given)
+        assert output.placements == (placement(of_output),), name
+        grads = torch.autograd.grad(output.redistribute(placements=[placement("R")]).square().sum(), given)
+        for actual, exact in zip((output, *grads), (expected, *expected_grads), strict=True):
+            assert relative_error(actual.full_tensor(), exact) <= 1e-12, name
+
+
+@needs_rules
+def test_dtensor_convolution(kind):
+    launch(sharded_convolution, 2, kind)
 
 
 def sharded_two_ways(rank: int, kind: str) -> None:
