@@ -8,6 +8,8 @@ from collections.abc import Iterator
 # Idle threads sleep instead of spinning: on a machine with other work, spinning makes small tensors ten times slower.
 # OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# On CUDA, torch refuses deterministic matrix products without it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import hypothesis
 import pytest
