@@ -102,6 +102,92 @@ static void test_gradients(const ddu_geometry* geometry) {
   free(memory);
 }
 
+/* Scratch memory aligned to 64; its base in *base is to be freed. */
+static void* scratch(size_t bytes, void** base) {
+  *base = malloc(bytes + 64);
+  return (char*)*base + (64 - (size_t)*base % 64);
+}
+
+static double dot(const double* a, const double* b, int count) {
+  double sum = 0;
+  for (int i = 0; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+enum { T = K * K };
+static double weights[B * C * T * P], summed[B * C * P], scores[B * C * T * P], values[B * C * P];
+static double grad_weights[B * C * T * P], grad_values[B * C * P];
+
+static ddu_status head_geometry_of(int64_t taps, ddu_head_geometry* geometry) {
+  const int64_t input_sizes[4] = {B, C, H, W}, map_sizes[4] = {B, 1, H, W}, weights_sizes[5] = {B, C, taps, H, W};
+  ddu_options options = DDU_OPTIONS_INIT;
+  options.kernel_size[0] = options.kernel_size[1] = K;
+  options.padding[0] = options.padding[1] = 1;
+  return ddu_make_aggregate_geometry(input_sizes, 4, weights_sizes, 5, map_sizes, 4, &options, geometry);
+}
+
+/* Aggregate and correlate, a head for each channel, are sums of the columns; both are linear in each of their tensors, which
+ * says what their gradients are. */
+static void test_heads(const ddu_geometry* geometry) {
+  const int64_t query_sizes[4] = {B, C, H, W}, map_sizes[4] = {B, 1, H, W};
+  ddu_options options = DDU_OPTIONS_INIT;
+  ddu_head_geometry heads, same;
+  ddu_aggregate aggregate = {image, weights, map, summed, NULL, DDU_CONTIGUOUS};
+  ddu_correlate correlate = {values, image, map, scores, NULL, DDU_CONTIGUOUS};
+  ddu_aggregate_backward backward = {values, image, weights, map, grad_image, grad_weights, NULL, NULL, DDU_CONTIGUOUS};
+  ddu_correlate_backward of_scores = {weights, values, image, map, grad_values, NULL, grad_map, NULL, DDU_CONTIGUOUS};
+  size_t bytes = 0;
+  void* base = NULL;
+  double worst = 0, total = 0;
+
+  EXPECT(head_geometry_of(T - 1, &heads) == DDU_INVALID_ARGUMENT);
+  EXPECT(strstr(ddu_last_error(), "weights must have shape [2, heads, 9, 6, 7] (or batch 1)") != NULL);
+  EXPECT(head_geometry_of(T, &heads) == DDU_OK);
+  EXPECT(heads.heads == C && heads.factors_batch == B);
+  options.kernel_size[0] = options.kernel_size[1] = K;
+  options.padding[0] = options.padding[1] = 1;
+  EXPECT(ddu_make_correlate_geometry(query_sizes, 4, query_sizes, 4, map_sizes, 4, &options, C, &same) == DDU_OK);
+  EXPECT(same.heads == C && same.factors_batch == B && same.geometry.h.out_size == H && same.geometry.groups == 1);
+
+  for (int i = 0; i < B * C * T * P; ++i) weights[i] = (double)rand() / RAND_MAX - 0.5;
+  for (int i = 0; i < B * C * P; ++i) values[i] = (double)rand() / RAND_MAX - 0.5;
+  EXPECT(unfold(geometry, output) == DDU_OK);
+  EXPECT(ddu_cpu_aggregate_workspace_bytes(&heads, kDouble, &aggregate, 2, &bytes) == DDU_OK);
+  EXPECT(ddu_cpu_aggregate(&heads, kDouble, &aggregate, 2) == DDU_INVALID_ARGUMENT);
+  EXPECT(strcmp(ddu_last_error(), "workspace must not be null") == 0);
+  aggregate.workspace = scratch(bytes, &base);
+  EXPECT(ddu_cpu_aggregate(&heads, kDouble, &aggregate, 2) == DDU_OK);
+  free(base);
+  EXPECT(ddu_cpu_correlate_workspace_bytes(&heads, kDouble, &correlate, 2, &bytes) == DDU_OK);
+  correlate.workspace = scratch(bytes, &base);
+  EXPECT(ddu_cpu_correlate(&heads, kDouble, &correlate, 2) == DDU_OK);
+  free(base);
+  for (int i = 0; i < B * C * P; ++i) {
+    double sum = 0;
+    for (int t = 0; t < T; ++t) {
+      const int at = (i / P * T + t) * P + i % P;
+      sum += weights[at] * output[at];
+      worst = fmax(worst, fabs(scores[at] - values[i] * output[at]));
+    }
+    worst = fmax(worst, fabs(summed[i] - sum));
+  }
+  EXPECT(worst < 1e-13);
+
+  EXPECT(ddu_cpu_aggregate_backward_workspace_bytes(&heads, kDouble, &backward, 2, &bytes) == DDU_OK);
+  backward.workspace = scratch(bytes, &base);
+  EXPECT(ddu_cpu_aggregate_backward(&heads, kDouble, &backward, 2) == DDU_OK);
+  free(base);
+  EXPECT(ddu_cpu_correlate_backward_workspace_bytes(&heads, kDouble, &of_scores, 2, &bytes) == DDU_OK);
+  of_scores.workspace = scratch(bytes, &base);
+  EXPECT(ddu_cpu_correlate_backward(&heads, kDouble, &of_scores, 2) == DDU_OK);
+  free(base);
+  total = dot(values, summed, B * C * P);
+  EXPECT(fabs(dot(grad_image, image, B * C * H * W) - total) < 1e-11);
+  EXPECT(fabs(dot(grad_weights, weights, B * C * T * P) - total) < 1e-11);
+  EXPECT(fabs(dot(grad_values, values, B * C * P) - dot(weights, scores, B * C * T * P)) < 1e-11);
+  if (ddu_cuda_toolkit_version() == 0) EXPECT(ddu_cuda_correlate(&heads, kDouble, &correlate, NULL) == DDU_CUDA_ERROR);
+}
+
 static void test_errors(ddu_geometry* geometry) {
   const ddu_types mixed = {DDU_FLOAT32, DDU_FLOAT64}, unknown = {7, 7};
   ddu_unfold tensors = {image, map, NULL, NULL, DDU_CONTIGUOUS};
@@ -148,6 +234,7 @@ int main(void) {
   EXPECT(geometry.h.out_size == H && geometry.w.out_size == W && geometry.map_batch == B);
   test_values(&geometry);
   test_gradients(&geometry);
+  test_heads(&geometry);
   test_errors(&geometry);
   printf("libddu %s (%s, CUDA %d): %d failures\n", ddu_version(), ddu_cpu_capability(), ddu_cuda_toolkit_version(), failures);
   return failures ? EXIT_FAILURE : EXIT_SUCCESS;

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch._inductor
-from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold
+from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, functional
 
 sys.path.append(str(Path(__file__).parents[1] / "python"))
 from plain_package import why_not
@@ -116,6 +116,53 @@ def error_cases():
             sys.exit(f"no error for {call}")
 
 
+def heads_cases():
+    """Calls of the operators without columns: with channels_last tensors, and without a batch."""
+    options = {"kernel_size": [3, 2], "stride": [1, 2], "padding": [1, 0], "dilation": [1, 2]}
+    height, width, out = 9, 10, (9, 4)
+    for dtype, map_dtype in [(t, t) for t in DTYPES] + [(torch.float16, torch.float32)]:
+        for form, padding_mode in (("contiguous", "zeros"), ("channels_last", "border"), ("unbatched", "zeros")):
+
+            def new(*size, form=form, dtype=dtype):
+                tensor = torch.randn(size).to(dtype)
+                if form == "channels_last" and len(size) == 4:
+                    return tensor.contiguous(memory_format=torch.channels_last)
+                return tensor[0] if form == "unbatched" else tensor
+
+            rates = (3 * torch.rand(2, 2, *out)).to(map_dtype)
+            rates = rates[0] if form == "unbatched" else rates
+            image, query, weights = new(2, 8, height, width), new(2, 8, *out), new(2, 4, 6, *out)
+            calls = {
+                "aggregate": ((image, weights, rates), {}),
+                "correlate": ((query, image, rates), {"heads": 4}),
+                "coverage": ((rates,), None),
+                "attention": ((query, image, new(2, 4, height, width), rates, torch.randn(6, 1, 1)), {"heads": 4}),
+            }
+            for name, (given, more) in calls.items():
+                if name == "coverage" and padding_mode == "border":
+                    continue
+                leaves = [t.detach().clone().requires_grad_() for t in given]
+                call = getattr(functional, name)
+                if name == "coverage":
+                    output = call(*leaves, (height, width), **options)
+                elif name == "attention":
+                    output = call(*leaves[:4], bias=leaves[4], **options, **more, padding_mode=padding_mode)
+                else:
+                    output = call(*leaves, **options, **more, padding_mode=padding_mode)
+                grad = torch.randn(output.shape).to(output.dtype)
+                output.backward(grad)
+                yield {
+                    **options,
+                    **(more or {}),
+                    "operator": name,
+                    "padding_mode": padding_mode,
+                    "tensors": list(given),
+                    "output": output.detach(),
+                    "grad": grad,
+                    "grads": [t.grad for t in leaves],
+                }
+
+
 def autocast_case():
     x, rates = torch.randn(1, 2, 8, 8), torch.rand(1, 1, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -163,9 +210,14 @@ def main():
     operators = torch.ops.dynamic_dilation_unfold
     cases = {
         "values": list(value_cases()),
+        "heads": list(heads_cases()),
         "errors": list(error_cases()),
         "autocast": autocast_case(),
-        "schemas": [str(operators.unfold.default._schema), str(operators.unfold_backward.default._schema)],
+        "schemas": [
+            str(getattr(operators, name + backward).default._schema)
+            for name in ("unfold", "aggregate", "correlate")
+            for backward in ("", "_backward")
+        ],
         "module": repr(DynamicDilationUnfold((3, 5), 2, (1, 2), 1, 4)),
         "program": export(str(directory / "model.pt2"), "cpu", torch.float32),
     }

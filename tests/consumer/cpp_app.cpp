@@ -1,6 +1,8 @@
 // The C++ API on plain memory: reproduces the calls that Python wrote (cases.py), to the bit on the CPU and within rounding on
 // a CUDA device.   cpp_app DIRECTORY [cuda]        With "cuda", the lack of a device or of its runtime is a failure.
 
+#include <ddu/aggregate.h>
+#include <ddu/correlate.h>
 #include <ddu/error.h>
 #include <ddu/unfold.h>
 #include <ddu/version.h>
@@ -87,6 +89,53 @@ void test_cpu(const Case& given, int threads) {
     if (wanted & 1) expect(grad_input == given.grad_input, "gradient of the input");
     if (wanted & 2) expect(grad_map == given.grad_map, "gradient of the map");
   }
+}
+
+/// Aggregate and correlate are sums of the columns: over taps with weights of one head, over channels with a query.
+void test_heads() {
+  constexpr std::int64_t kChannels = 5, kHeight = 6, kWidth = 7, kTaps = 9, kPositions = kHeight * kWidth;
+  const std::int64_t image_sizes[] = {1, kChannels, kHeight, kWidth}, map_sizes[] = {1, 1, kHeight, kWidth};
+  const std::int64_t weights_sizes[] = {1, 1, kTaps, kHeight, kWidth};
+  const ddu::Options options{{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1};
+  const auto fill = [](std::int64_t size) {
+    std::vector<double> values(static_cast<std::size_t>(size));
+    for (double& value : values) value = static_cast<double>(std::rand()) / RAND_MAX;
+    return values;
+  };
+  const auto image = fill(kChannels * kPositions), map = fill(kPositions), weights = fill(kTaps * kPositions);
+  std::vector<double> columns(kChannels * kTaps * kPositions), sums(kChannels * kPositions), scores(kTaps * kPositions);
+  const ddu::Types types{ddu::DType::float64, ddu::DType::float64};
+  const ddu::HeadGeometry g = ddu::make_aggregate_geometry({image_sizes, 4}, {weights_sizes, 5}, {map_sizes, 4}, options);
+  Bytes memory;
+  const auto workspace = [&](std::size_t bytes) {
+    memory.resize(bytes + 64);
+    return memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64);
+  };
+  ddu::Unfold unfold{image.data(), map.data(), columns.data()};
+  unfold.workspace = workspace(ddu::cpu::unfold_workspace_bytes(g.geometry, types, unfold, 2));
+  ddu::cpu::unfold(g.geometry, types, unfold, 2);
+  ddu::Aggregate aggregate{image.data(), weights.data(), map.data(), sums.data()};
+  aggregate.workspace = workspace(ddu::cpu::aggregate_workspace_bytes(g, types, aggregate, 2));
+  ddu::cpu::aggregate(g, types, aggregate, 2);
+  ddu::Correlate correlate{sums.data(), image.data(), map.data(), scores.data()};
+  correlate.workspace = workspace(ddu::cpu::correlate_workspace_bytes(g, types, correlate, 2));
+  ddu::cpu::correlate(g, types, correlate, 2);
+  double worst = 0;
+  for (std::size_t p = 0; p < kPositions; ++p) {
+    double expected_scores[kTaps] = {};
+    for (std::size_t c = 0; c < kChannels; ++c) {
+      double sum = 0;
+      for (std::size_t t = 0; t < kTaps; ++t) {
+        const double column = columns[(c * kTaps + t) * kPositions + p];
+        sum += weights[t * kPositions + p] * column;
+        expected_scores[t] += sums[c * kPositions + p] * column;
+      }
+      worst = std::fmax(worst, std::fabs(sums[c * kPositions + p] - sum));
+    }
+    for (std::size_t t = 0; t < kTaps; ++t)
+      worst = std::fmax(worst, std::fabs(scores[t * kPositions + p] - expected_scores[t]));
+  }
+  expect(worst < 1e-12, "aggregate and correlate");
 }
 
 void test_errors(const Case& given) {
@@ -257,6 +306,7 @@ int run(const std::string& directory, bool must_have_cuda) {
 int main(int count, char** arguments) {
   if (count < 2) return std::fprintf(stderr, "usage: cpp_app DIRECTORY [cuda]\n"), EXIT_FAILURE;
   try {
+    test_heads();
     return run(arguments[1], count > 2 && std::strcmp(arguments[2], "cuda") == 0);
   } catch (const ddu::error& e) {
     std::printf("FAILED: %s\n", e.what());

@@ -238,11 +238,14 @@ void test_registration() {
 void test_schemas(const Case& cases) {
   const auto schemas = cases["schemas"].toListRef();
   std::size_t index = 0;
-  for (const char* name : {"dynamic_dilation_unfold::unfold", "dynamic_dilation_unfold::unfold_backward"}) {
-    std::ostringstream schema;
-    schema << c10::Dispatcher::singleton().findSchemaOrThrow(name, "").schema();
-    expect(schema.str() == schemas[index].toStringRef(), schema.str() + " is " + schemas[index].toStringRef() + " in Python");
-    ++index;
+  for (const char* name : {"unfold", "aggregate", "correlate"}) {
+    for (const char* backward : {"", "_backward"}) {
+      const std::string full = std::string("dynamic_dilation_unfold::") + name + backward;
+      std::ostringstream schema;
+      schema << c10::Dispatcher::singleton().findSchemaOrThrow(full.c_str(), "").schema();
+      expect(schema.str() == schemas[index].toStringRef(), schema.str() + " is " + schemas[index].toStringRef() + " in Python");
+      ++index;
+    }
   }
 }
 
@@ -281,6 +284,7 @@ int main(int count, char** arguments) {
     test_values(cases);
     test_errors(cases);
     test_rest(cases);
+    test_heads(cases);
     test_operators();
     test_schemas(cases);
     test_program(cases.list("program"), directory + "/model.pt2");

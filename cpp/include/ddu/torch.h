@@ -7,4 +7,7 @@
 //
 // ddu/torch_library.h registers the operators for exported programs.
 
-#include "ddu/torch/unfold.h"  // IWYU pragma: export
+#include "ddu/torch/aggregate.h"  // IWYU pragma: export
+#include "ddu/torch/attention.h"  // IWYU pragma: export
+#include "ddu/torch/correlate.h"  // IWYU pragma: export
+#include "ddu/torch/unfold.h"     // IWYU pragma: export

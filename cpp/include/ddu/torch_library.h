@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "ddu/torch.h"
+#include "ddu/torch/heads_library.h"
 
 namespace ddu {
 namespace torch_detail {
@@ -83,6 +84,7 @@ inline void register_torch_operators() {
     library.impl("unfold", torch::dispatch(DispatchKey::Autograd, &torch_detail::unfold_autograd));
     library.impl("unfold_backward", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::backward_kernel));
     library.impl("unfold_backward", torch::dispatch(DispatchKey::Autograd, &torch_detail::backward_autograd));
+    torch_detail::define_operators_with_heads(library);
     return library;
   };
   static const std::optional<torch::Library> library = define();  // a second thread waits for the first

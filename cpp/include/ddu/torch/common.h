@@ -31,6 +31,7 @@ struct TorchOptions {
   Pair padding{0, 0};
   Pair dilation{1, 1};
   std::int64_t groups = 1;
+  PaddingMode padding_mode = PaddingMode::zeros;
 };
 
 namespace torch_detail {
@@ -44,6 +45,7 @@ inline Options options_of(Pair kernel_size, const TorchOptions& given) {
     options.dilation[i] = given.dilation[i];
   }
   options.groups = given.groups;
+  options.padding_mode = given.padding_mode;
   return options;
 }
 
@@ -192,11 +194,11 @@ inline at::Tensor scratch(std::size_t bytes, const at::Tensor& like) {
 
 inline std::vector<std::int64_t> packed(const Options& o) {
   return {o.kernel_size[0], o.kernel_size[1], o.stride[0],   o.stride[1], o.padding[0],
-          o.padding[1],     o.dilation[0],    o.dilation[1], o.groups};
+          o.padding[1],     o.dilation[0],    o.dilation[1], o.groups,    static_cast<std::int64_t>(o.padding_mode)};
 }
 
 inline Options unpacked(const std::vector<std::int64_t>& v) {
-  return {{v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}, v[8]};
+  return {{v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}, v[8], static_cast<PaddingMode>(v[9])};
 }
 
 /// Under autocast the columns take its type, since they feed a matrix product; rates lose too much in a half type. Beside a

@@ -1,0 +1,179 @@
+#pragma once
+
+// What aggregate and correlate for LibTorch share: an operator of two tensors and a map, and its autograd.
+
+#include <torch/csrc/autograd/custom_function.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ddu/head_geometry.h"
+#include "ddu/torch/common.h"
+
+namespace ddu {
+namespace torch_detail {
+
+/// Of the three tensors of a call: which gradients are asked for, and the gradients, undefined for one that is not.
+using WantedOfThree = std::array<bool, 3>;
+using GradientsOfThree = std::array<at::Tensor, 3>;
+
+/// Options of a call whose groups are the map's.
+inline Options options_of(Pair kernel_size, const TorchOptions& given, const at::Tensor& map) {
+  Options options = options_of(kernel_size, given);
+  options.groups = map.defined() && map.dim() >= 3 ? map.size(-3) : 1;
+  return options;
+}
+
+inline Shape shape_of(const at::Tensor& tensor) { return {tensor.sizes().data(), static_cast<int>(tensor.dim())}; }
+
+/// Throws, with Python's messages, for what no kernel takes: `other` has the type of `first`, and all are on one device.
+inline Types check_tensors(const char* first_name, const at::Tensor& first, const char* other_name, const at::Tensor& other,
+                           const at::Tensor& map) {
+  check_dense(first_name, first);
+  check_dense(other_name, other);
+  check_dense("dilation_map", map);
+  const auto check = [&](const char* name, const at::Tensor& tensor, bool is_map) {
+    const std::string names = std::string(first_name) + " and " + name;
+    const auto type = dtype_of(first), its_type = dtype_of(tensor);
+    if (!type || !its_type) {
+      throw type_error((names + " must be float16, bfloat16, float32 or float64, got " + first_name + " " + dtype_name(first) +
+                        " and " + name + " " + dtype_name(tensor))
+                           .c_str());
+    }
+    if (is_map) {
+      check_types({*type, *its_type});
+    } else if (type != its_type) {
+      throw type_error((names + " must have one dtype, got " + dtype_name(first) + " and " + dtype_name(tensor)).c_str());
+    }
+    if (first.device() != tensor.device()) {
+      throw error((names + " must be on one device, got " + first_name + " on " + first.device().str() + " and " + name +
+                   " on " + tensor.device().str())
+                      .c_str());
+    }
+  };
+  check(other_name, other, false);
+  check("dilation_map", map, true);
+  return {*dtype_of(first), *dtype_of(map)};
+}
+
+/// Throws, with Python's message, for a gradient that is not like the output.
+inline void check_grad(const at::Tensor& grad, const at::Tensor& like, at::IntArrayRef sizes) {
+  check_dense("grad", grad);
+  if (grad.sizes() == sizes && grad.scalar_type() == like.scalar_type() && grad.device() == like.device()) return;
+  std::ostringstream text;
+  text << "grad must be " << dtype_name(like) << " of shape " << sizes << " on " << like.device() << ", as the output is, got "
+       << dtype_name(grad) << " of shape " << grad.sizes() << " on " << grad.device();
+  throw invalid_argument(text.str().c_str());
+}
+
+/// The sizes of a tensor that has channels and positions, and of one that has heads, taps and positions.
+inline std::vector<std::int64_t> values_sizes(const HeadGeometry& g, bool batched) {
+  std::vector<std::int64_t> sizes{g.geometry.channels, g.geometry.h.out_size, g.geometry.w.out_size};
+  if (batched) sizes.insert(sizes.begin(), g.geometry.batch);
+  return sizes;
+}
+inline std::vector<std::int64_t> factors_sizes(const HeadGeometry& g, bool batched) {
+  std::vector<std::int64_t> sizes{g.heads, g.geometry.taps(), g.geometry.h.out_size, g.geometry.w.out_size};
+  if (batched) sizes.insert(sizes.begin(), g.factors_batch);
+  return sizes;
+}
+
+/// New memory for a gradient, in a memory format, and its address; nothing and null if it is not wanted.
+inline void* new_gradient(bool wanted, const at::Tensor& like, MemoryFormat format, at::Tensor& gradient) {
+  if (!wanted) return nullptr;
+  gradient = at::empty(like.sizes(), like.options(), torch_format(format));
+  return gradient.mutable_data_ptr();
+}
+
+/// Runs a forward of libddu on the device of a tensor, with scratch memory: functions of its CPU and of its CUDA namespace.
+template <class Tensors, class CpuBytes, class Cpu, class CudaBytes, class Cuda>
+void run_forward(const at::Tensor& on, const HeadGeometry& geometry, Types types, Tensors& tensors, CpuBytes cpu_bytes, Cpu cpu,
+                 [[maybe_unused]] CudaBytes cuda_bytes, [[maybe_unused]] Cuda cuda) {
+  on_device_of(
+      on,
+      [&](int threads) {
+        const at::Tensor workspace = scratch(cpu_bytes(geometry, types, tensors, threads), on);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cpu(geometry, types, tensors, threads);
+      },
+      [&](cuda::Stream stream) {
+        const at::Tensor workspace = scratch(cuda_bytes(geometry, types, tensors), on);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cuda(geometry, types, tensors, stream);
+      });
+}
+
+/// The same of a backward.
+template <class Tensors, class CpuBytes, class Cpu, class CudaBytes, class Cuda>
+void run_backward(const at::Tensor& on, const HeadGeometry& geometry, Types types, Tensors& tensors, CpuBytes cpu_bytes,
+                  Cpu cpu, CudaBytes cuda_bytes, Cuda cuda) {
+  const bool deterministic = at::globalContext().deterministicAlgorithms();
+  run_forward(
+      on, geometry, types, tensors, cpu_bytes, cpu,
+      [&](const HeadGeometry& g, Types t, const Tensors& given) { return cuda_bytes(g, t, given, deterministic); },
+      [&](const HeadGeometry& g, Types t, const Tensors& given, cuda::Stream stream) {
+        cuda(g, t, given, deterministic, stream);
+      });
+}
+
+/// Under autocast values take its type; see autocast of two tensors.
+inline GradientsOfThree autocast(const at::Tensor& first, const at::Tensor& other, const at::Tensor& map) {
+  const auto [cast, rates] = autocast(first, map);
+  const auto [other_cast, other_rates] = autocast(other, map);
+  const bool all = first.defined() && other.defined() && dtype_of(first) && dtype_of(other) &&
+                   first.scalar_type() != at::kDouble && other.scalar_type() != at::kDouble;
+  if (!all) return {first, other, map};
+  return {cast, other_cast, rates};
+}
+
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+
+/// An Operator has a `name`, and as static functions
+///   at::Tensor forward(first, other, map, options, heads)
+///   GradientsOfThree backward(grad, first, other, map, options, heads, wanted)
+/// where only correlate reads `heads`.
+template <class Operator>
+struct HeadBackwardFunction : torch::autograd::Function<HeadBackwardFunction<Operator>> {
+  static variable_list forward(AutogradContext*, const at::Tensor& grad, const at::Tensor& first, const at::Tensor& other,
+                               const at::Tensor& map, const Options& options, std::int64_t heads, WantedOfThree wanted) {
+    GradientsOfThree grads = Operator::backward(grad, first, other, map, options, heads, wanted);
+    variable_list all;
+    for (at::Tensor& gradient : grads) {  // an operator cannot return undefined tensors
+      all.push_back(gradient.defined() ? std::move(gradient) : at::zeros({0}, first.options()));
+    }
+    return all;
+  }
+  static variable_list backward(AutogradContext*, const variable_list&) {
+    throw error((std::string(Operator::name) + " is differentiable once: second derivatives are there in Python").c_str());
+  }
+};
+
+template <class Operator>
+struct HeadFunction : torch::autograd::Function<HeadFunction<Operator>> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& first, const at::Tensor& other, const at::Tensor& map,
+                            const Options& options, std::int64_t heads) {
+    ctx->save_for_backward({first, other, map});
+    ctx->saved_data["options"] = packed(options);
+    ctx->saved_data["heads"] = heads;
+    return Operator::forward(first, other, map, options, heads);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const WantedOfThree wanted{ctx->needs_input_grad(0), ctx->needs_input_grad(1), ctx->needs_input_grad(2)};
+    variable_list grads = HeadBackwardFunction<Operator>::apply(grad_outputs[0], saved[0], saved[1], saved[2],
+                                                                unpacked(ctx->saved_data.at("options").toIntVector()),
+                                                                ctx->saved_data.at("heads").toInt(), wanted);
+    for (std::size_t i = 0; i < 3; ++i) {
+      if (!wanted[i]) grads[i] = at::Tensor();
+    }
+    grads.resize(5);  // nothing for the options and the heads
+    return grads;
+  }
+};
+
+}  // namespace torch_detail
+}  // namespace ddu
