@@ -48,11 +48,12 @@ class Network(nn.Module):
         pairs = list(pairwise(widths))
         self.rates = nn.ModuleList([evidence.make_rates(variant, n) for n, _ in pairs])
         self.layers = nn.ModuleList([evidence.RateConv2d(n, m) for n, m in pairs])
+        self.norms = nn.ModuleList([nn.BatchNorm2d(m) for _, m in pairs])
         self.head = nn.Linear(widths[-1], 10)
 
     def forward(self, x: Tensor) -> Tensor:
-        for number, (rates, layer) in enumerate(zip(self.rates, self.layers, strict=True)):
-            x = F.relu(layer(x, *rates(x)))
+        for number, (rates, layer, norm) in enumerate(zip(self.rates, self.layers, self.norms, strict=True)):
+            x = F.relu(norm(layer(x, *rates(x))))
             x = F.max_pool2d(x, 2) if number < 2 else x.amax((2, 3))
         return self.head(x)
 
@@ -73,11 +74,11 @@ def accuracy(model: nn.Module) -> dict[str, float]:
 def run(variant: str, seed: int, steps: int) -> tuple[nn.Module, dict[str, float]]:
     model = Network(variant)
     evidence.train(model, loss, steps, seed, variant)
-    return model, accuracy(model)
+    return model, accuracy(model.eval())
 
 
 def main(arguments: Any = None) -> dict[str, Any]:
-    return evidence.main(__doc__, ("fixed 1", "learnt", "predicted"), 600, run, arguments)
+    return evidence.main(__doc__, ("fixed 1", "learnt", "predicted"), 200, run, arguments)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def run(variant: str, seed: int, steps: int) -> tuple[nn.Module, dict[str, float
 
 
 def main(arguments: Any = None) -> dict[str, Any]:
-    return evidence.main(__doc__, ("fixed 1", "fixed 2", "learnt", "predicted"), 200, run, arguments)
+    return evidence.main(__doc__, ("fixed 1", "fixed 2", "learnt", "predicted"), 120, run, arguments)
 
 
 if __name__ == "__main__":

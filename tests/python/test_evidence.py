@@ -89,6 +89,25 @@ def test_training_lowers_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss() < before
 
 
+@pytest.mark.parametrize("document", ["training.md", "training.zh-CN.md"])
+def test_the_table_is_that_of_the_records(document: str) -> None:
+    """Means over the seeds, of the variants that the table's columns are; "-" for one that was not tried."""
+    lines = (EXAMPLES.parent / "docs" / document).read_text("utf-8").splitlines()
+    names = [path.stem.removeprefix("experiment-") for path in RESULTS.glob("experiment-*.json")]
+    assert len(names) >= 3
+    for name in names:
+        record = json.loads((RESULTS / f"experiment-{name}.json").read_text())
+        assert record["command"].startswith(f"python examples/{name}.py ")
+        assert record["seeds"] == 3
+        (row,) = [line for line in lines if line.startswith("|") and f"examples/{name}.py" in line]
+        expected = []
+        for variant in ("fixed 1", "fixed 2", "learnt", "predicted"):
+            found = [next(iter(run["figures"].items())) for run in record["runs"] if run["variant"] == variant]
+            digits = 2 if found and found[0][0] == "PSNR" else 3
+            expected.append(f"{sum(value for _, value in found) / 3:.{digits}f}" if found else "-")
+        assert row.strip("| ").split(" | ")[1:] == expected
+
+
 @pytest.mark.parametrize("mode", ["zeros", "border"])
 def test_fadc_is_the_same_by_the_rate_and_by_offsets(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fadc = example("fadc", monkeypatch)
