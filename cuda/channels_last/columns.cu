@@ -29,7 +29,8 @@ struct Forward {
   void run(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) const {
     const Conversion<T> conversion(g, rows);
     const PlanesToRows<T> work = conversion.work(given.input, copy, {}, strange);
-    if (copy && !tiles.marks) planes_to_rows<T>(g, rows, {}, given.input, copy, {}, strange, stream);  // else with the columns
+    if (copy && !tiles.marks)  // else with the columns
+      planes_to_rows(g, types.input, rows, {}, given.input, copy, {}, strange, stream);
     auto p = make_params<T>(g, types, rows, kTurnsInMemory<T>);
     p.tiles = tiles;
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input),

@@ -104,7 +104,7 @@ class Backward {
     if (!copy_ && !beside) return;
     RowsToClear sums;
     if (beside) sums = {reinterpret_cast<unsigned char*>(sums_), int(sizeof(Word))};
-    planes_to_rows<T>(g_, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
+    planes_to_rows(g_, types_.input, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
   }
   void find_largest(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     if constexpr (Sums::kOrdered) {

@@ -49,11 +49,13 @@ int strange_bytes(const ImageRows& image, DType type) {
   return bytes;
 }
 
-void image_to_rows(const ImageRows& image, DType type, const void* planes, void* copy, const RowsToClear& sums,
-                   unsigned char* strange, Stream stream) {
+void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const TileMarks& tiles, const void* planes,
+                    void* copy, const RowsToClear& sums, unsigned char* strange, Stream stream) {
   visit(type, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
-    planes_to_rows<T>(image.units, image.rows, {}, planes, static_cast<T*>(copy), sums, strange, stream);
+    const Conversion<T> conversion(g, rows);
+    launch(planes_to_rows_kernel<T>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
+           conversion.work(planes, static_cast<T*>(copy), sums, strange), tiles);
   });
 }
 

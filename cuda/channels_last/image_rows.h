@@ -10,10 +10,6 @@ namespace ddu::cuda::channels_last {
 /// How many bytes the conversion writes for each image that tell whether it has pixels that are not finite.
 int strange_bytes(const ImageRows& image, DType type);
 
-/// Turns planes to rows, and clears sums beside them; either may be null, and so may `strange`.
-void image_to_rows(const ImageRows& image, DType type, const void* planes, void* copy, const RowsToClear& sums,
-                   unsigned char* strange, Stream stream);
-
 /// The rows that a forward call reads: the caller's, or a copy in its scratch memory.
 struct ImageToRead {
   ImageRows image;
@@ -35,7 +31,7 @@ struct ImageToRead {
   /// Makes the copy, if there is one, and returns the rows.
   const void* read(DType type, const void* given, Stream stream) const {
     if (image.own) return given;
-    image_to_rows(image, type, given, copy, {}, strange, stream);
+    planes_to_rows(image.units, type, image.rows, {}, given, copy, {}, strange, stream);
     return copy;
   }
 };

@@ -162,7 +162,7 @@ class Backward {
     if (!copy_ && !beside) return;
     RowsToClear cleared;
     if (beside) cleared = {static_cast<unsigned char*>(sums_.words), int(sizeof(Word))};
-    image_to_rows(image_, types_.input, given_.image, copy_, cleared, nullptr, stream);
+    planes_to_rows(image_.units, types_.input, image_.rows, {}, given_.image, copy_, cleared, nullptr, stream);
   }
 
   const HeadGeometry& h_;

@@ -138,14 +138,9 @@ struct Conversion {
   }
 };
 
-/// Turns planes into a copy of ours, and clears sums beside it; either may be null.
-template <class T>
-void planes_to_rows(const Geometry& g, const RowLayout& rows, const TileMarks& tiles, const void* planes, T* copy,
-                    const RowsToClear& sums, unsigned char* strange, Stream stream) {
-  const Conversion<T> conversion(g, rows);
-  launch(planes_to_rows_kernel<T>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
-         conversion.work(planes, copy, sums, strange), tiles);
-}
+/// Turns planes into a copy of ours, and clears sums beside it; either may be null. Compiled once, in image_rows.cu.
+void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const TileMarks& tiles, const void* planes,
+                    void* copy, const RowsToClear& sums, unsigned char* strange, Stream stream);
 
 /// Whether all of a tap's vectors of positions are whole and aligned.
 inline bool whole_columns(const Geometry& g, const void* columns, int vec) {
