@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import DynamicDilationConv2d, convert, dynamic_dilation_conv2d
+from dynamic_dilation_unfold import DynamicDilationConv2d, convert, dynamic_dilation_conv2d, onnx
 from torch import nn
 
 CONVOLUTIONS = [
@@ -174,3 +174,20 @@ def test_in_a_compiled_model():
     x = image(1, 2, 6, 6)
     torch.testing.assert_close(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))
     assert F.relu(layer(x)).requires_grad
+
+
+@pytest.mark.skipif(not hasattr(torch.export, "default_decompositions"), reason="torch is older than 2.6")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_exported_for_any_size_and_spelled_out():
+    """As ONNX export does it: nothing but torch's own operators is left."""
+    torch.manual_seed(0)
+    layer = DynamicDilationConv2d(4, 6, 3, padding="same", dilation=2, groups=2, modulated=True, map_groups=2)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    sizes = {0: torch.export.Dim("batch", min=2, max=16), 2: torch.export.Dim("height", min=4, max=64)}
+    program = torch.export.export(layer, (image(2, 4, 8, 9),), dynamic_shapes=(sizes,))
+    spelled_out = program.run_decompositions(onnx.decompositions())
+    assert not [n for n in spelled_out.graph.nodes if getattr(n.target, "namespace", "") == "dynamic_dilation_unfold"]
+    x = image(3, 4, 11, 9)
+    torch.testing.assert_close(program.module()(x), layer(x))
+    torch.testing.assert_close(spelled_out.module()(x), layer(x))
