@@ -44,9 +44,10 @@ ddu::PaddingMode padding_mode_of(const std::string& name) {
 }
 
 void check_geometry(const Sizes& input, const Sizes& map, Pair kernel_size, Pair stride, Pair padding, Pair dilation,
-                    std::int64_t groups) {
+                    std::int64_t groups, const std::string& padding_mode) {
   ddu::Options options = options_of(kernel_size, stride, padding, dilation);
   options.groups = groups;
+  options.padding_mode = padding_mode_of(padding_mode);
   ddu::make_geometry(shape_of(input), shape_of(map), options);
 }
 

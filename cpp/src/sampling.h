@@ -85,11 +85,13 @@ struct Sampler {
     return index < 0 ? 0 : index >= size ? size - 1 : index;
   }
 
+  /// Whether both pixels of a cell are the same one, so that its fraction says nothing.
+  DDU_HD bool has_one_pixel(std::int32_t index) const { return border && (index < 0 || index >= size - 1); }
+
   /// The same cell for who reads its pixels one by one.
   DDU_HD Pixels<Acc> pixels(std::int32_t base, Acc offset, Acc rate) const {
     const Cell<Acc> cell = this->cell(base, offset, rate);
-    const bool twice = border && (cell.index < 0 || cell.index >= size - 1);
-    if (twice) return {pixel(cell.index), Acc(0), Acc(0), true, false};
+    if (has_one_pixel(cell.index)) return {pixel(cell.index), Acc(0), Acc(0), true, false};
     return {cell.index, cell.fraction, offset, cell.index >= 0 && cell.index < size, cell.index >= -1 && cell.index < size - 1};
   }
 

@@ -17,8 +17,8 @@ namespace {
 template <bool is_part>
 struct UnfoldCall {
   static constexpr Py_ssize_t tensors = 2;  // input, dilation_map
-  // kernel_size, stride, padding, dilation, groups; of a part, also padding_mode and origin
-  static constexpr Py_ssize_t options = is_part ? 7 : 5;
+  // kernel_size, stride, padding, dilation, groups, padding_mode; of a part, also origin
+  static constexpr Py_ssize_t options = is_part ? 7 : 6;
 
   Tensor input, map;
   ddu::Types types;
@@ -29,10 +29,13 @@ struct UnfoldCall {
     ddu::Options given;
     PyObject* const* const option = arguments + tensors;
     if (!input.read(arguments[0], true) || !map.read(arguments[1])) return false;
-    if (!read_window(option, given) || !read_integer(option[4], given.groups)) return false;
+    if (!read_window(option, given) || !read_integer(option[4], given.groups) ||
+        !read_padding_mode(option[5], given.padding_mode)) {
+      return false;
+    }
     if constexpr (is_part) {
       given.part = true;
-      if (!read_padding_mode(option[5], given.padding_mode) || !read_pair(option[6], given.origin)) return false;
+      if (!read_pair(option[6], given.origin)) return false;
     }
     if (!on_current_device(input, map)) return false;
     types = {static_cast<ddu::DType>(input.type), static_cast<ddu::DType>(map.type)};

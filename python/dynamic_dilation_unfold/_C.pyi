@@ -18,6 +18,7 @@ def check_geometry(
     padding: Pair,
     dilation: Pair,
     groups: int,
+    padding_mode: str,
     /,
 ) -> None: ...
 def check_aggregate_geometry(
@@ -64,6 +65,7 @@ def unfold(
     padding: object,
     dilation: object,
     groups: object,
+    padding_mode: object,
     /,
 ) -> Tensor | None: ...
 def unfold_backward(
@@ -75,6 +77,7 @@ def unfold_backward(
     padding: object,
     dilation: object,
     groups: object,
+    padding_mode: object,
     output_mask: tuple[bool, ...],
     /,
 ) -> tuple[Tensor | None, Tensor | None] | None:
@@ -116,6 +119,7 @@ def unfold_plain(
     padding: object,
     dilation: object,
     groups: object,
+    padding_mode: object,
     /,
 ) -> Tensor | None:
     """The output of a plain call without autocast, with its backward; None for any other."""

@@ -141,23 +141,31 @@ class Operator(ABC):
         n = self.count
         tensors = ", ".join(f"Tensor{'?' * a.optional} {a.name}" for a in self.arguments)
         options = ", ".join(f"{kind.schema} {name}" for name, kind in self.kinds.items())
+        defaults = self.options._field_defaults  # type: ignore[attr-defined]  # of a NamedTuple
+        with_defaults = ", ".join(
+            f"{kind.schema} {name}" + (f'="{defaults[name]}"' if name in defaults else "")
+            for name, kind in self.kinds.items()
+        )
         grads = ", ".join(["Tensor"] * n)
-        forward = f"{self.name}({tensors}, {options}) -> Tensor"
+        forward = f"{self.name}({tensors}, {with_defaults}) -> Tensor"
         returned = grads if n == 1 else f"({grads})"
         return forward, f"{self.name}_backward(Tensor grad, {tensors}, {options}, bool[{n}] output_mask) -> {returned}"
 
     def read(self, given: Sequence[Any]) -> Any:
         """A caller's options, as values of our own."""
         return type(self).options(  # the compiler of torch 2.4 takes self.options for a method
-            *[kind.read(name, value) for (name, kind), value in zip(self.kinds.items(), given, strict=True)]
+            *[kind.read(name, value) for (name, kind), value in zip(self.kinds.items(), given, strict=False)]
         )
 
     def unpack(self, raw: Sequence[Any]) -> Any:
-        """The options of a registered operator, where a pair may be one number, as TorchScript writes it."""
+        """The options of a registered operator, where a pair may be one number, as TorchScript writes it.
+
+        torch leaves out those at the end that are their defaults.
+        """
         return self.options(
             *[
                 _pair(name, value) if kind.schema.endswith("[2]") else value
-                for (name, kind), value in zip(self.kinds.items(), raw, strict=True)
+                for (name, kind), value in zip(self.kinds.items(), raw, strict=False)
             ]
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import reprlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_type_hints
 
 import torch
 
 Int = int  # or torch.SymInt: sizes of compilers and exporters stay symbols
 Pair = tuple[Int, Int]
+PaddingMode = Literal["zeros", "border"]
 
 
 def pair(name: str, value: Any) -> Pair:
@@ -31,6 +32,22 @@ def integer(name: str, value: Any) -> Int:
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be an int, got {reprlib.repr(value)}") from None
     return _checked(name, number)
+
+
+_MODES_ELSEWHERE = {"constant": "zeros", "replicate": "border", "edge": "border", "nearest": "border"}
+
+
+def padding_mode(name: str, value: Any) -> PaddingMode:
+    """A name of F.grid_sample's; those of F.pad are pointed to it."""
+    if value == "zeros":
+        return "zeros"
+    if value == "border":
+        return "border"
+    message = f'{name} must be "zeros" or "border", got {reprlib.repr(value)}'
+    if not isinstance(value, str):
+        raise TypeError(message)
+    here = _MODES_ELSEWHERE.get(value)
+    raise ValueError(f'{message}; that is called "{here}" here' if here else message)
 
 
 def _sequence(value: Any) -> Sequence[Any] | None:
@@ -77,6 +94,7 @@ _KINDS: dict[Any, Kind] = {
     int: Kind("SymInt", integer),
     float: Kind("float", lambda name, value: float(value)),
     str: Kind("str", _given),
+    PaddingMode: Kind("str", padding_mode),
 }
 
 

@@ -39,6 +39,7 @@ class Window(NamedTuple):
     finite: Tensor  # [B, G, Ho, Wo]: whether the rate is
     # Likewise. A rate that is not finite makes its taps NaN, and its own gradient too; to the others this adds 0.
     poison: Tensor
+    border: bool  # padding_mode
 
 
 def window(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Window:
@@ -50,7 +51,14 @@ def window(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Window:
         _cells(rate, 2 + i, options.kernel_size[i], options.stride[i], options.padding[i], options.dilation[i])
         for i in (0, 1)
     )
-    return Window(*y, *x, finite, given.nan_to_num() * torch.where(finite, 0.0, torch.nan))
+    poison = given.nan_to_num() * torch.where(finite, 0.0, torch.nan)
+    return Window(*y, *x, finite, poison, options.padding_mode == "border")
+
+
+def _within(index: Tensor, fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Cells of an image that goes on as its edge, where a cell outside has one pixel twice: it does not move."""
+    outside = (index < 0) | (index >= size - 1)
+    return index.clamp(-1, size - 1), torch.where(outside, 0, fraction)
 
 
 def sample(input: Tensor, taps: Window, rows: slice, columns: slice) -> Tensor:
@@ -59,11 +67,15 @@ def sample(input: Tensor, taps: Window, rows: slice, columns: slice) -> Tensor:
     groups = taps.finite.shape[1]
     y, fy = (t[:, :, rows].unsqueeze(3) for t in (taps.y, taps.fy))  # [B, G, n, 1, Ho, Wo]
     x, fx = (t[:, :, columns].unsqueeze(2) for t in (taps.x, taps.fx))  # [B, G, 1, n, Ho, Wo]
+    if taps.border:
+        (y, fy), (x, fx) = _within(y, fy, height), _within(x, fx, width)
     pixels = input.reshape(batch, groups, channels // groups, height * width)
 
     def corner(iy: Tensor, ix: Tensor) -> Tensor:
-        inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & taps.finite[:, :, None, None]
         index = iy.clamp(0, height - 1) * width + ix.clamp(0, width - 1)
+        inside = taps.finite[:, :, None, None].expand_as(index)
+        if not taps.border:
+            inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & inside
         index, inside = (t.flatten(2).unsqueeze(2).expand(batch, -1, channels // groups, -1) for t in (index, inside))
         return torch.where(inside, pixels.gather(3, index), 0)
 

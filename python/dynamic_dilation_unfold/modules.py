@@ -39,18 +39,27 @@ class DynamicDilationUnfold(nn.Module):
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
+        padding_mode: str = "zeros",
     ) -> None:
         super().__init__()
-        options = UNFOLD.read((kernel_size, stride, padding, dilation, groups))
-        self.kernel_size, self.stride, self.padding, self.dilation, self.groups = options
+        options = UNFOLD.read((kernel_size, stride, padding, dilation, groups, padding_mode))
+        self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode = options
 
     def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
         return dynamic_dilation_unfold(
-            input, self.kernel_size, dilation_map, self.stride, self.padding, self.dilation, self.groups
+            input,
+            self.kernel_size,
+            dilation_map,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.padding_mode,
         )
 
     def extra_repr(self) -> str:
         return (
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, groups={self.groups}"
+            + (f", padding_mode={self.padding_mode}" if self.padding_mode != "zeros" else "")
         )

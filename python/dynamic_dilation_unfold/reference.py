@@ -22,11 +22,12 @@ def dynamic_dilation_unfold_reference(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
 ) -> Tensor:
     """Same arguments, shapes, values and errors as :func:`dynamic_dilation_unfold.dynamic_dilation_unfold`.
 
     A zero may lose its sign: ``-0.0`` times a weight is added to zeros of the other corners.
     """
-    given = (kernel_size, stride, padding, dilation, groups)
+    given = (kernel_size, stride, padding, dilation, groups, padding_mode)
     output: Tensor = _eager.reference(dynamic_dilation_unfold_reference, UNFOLD, (input, dilation_map), given)
     return output

@@ -29,37 +29,50 @@ inline Pair pair_of(const char* name, Ints values) {
   throw invalid_argument(text.str().c_str());
 }
 
+using Text = c10::string_view;  // torch's own, whichever that is
+
+inline PaddingMode padding_mode_of(Text name) {
+  if (name == "zeros") return PaddingMode::zeros;
+  if (name == "border") return PaddingMode::border;
+  std::ostringstream text;
+  text << "padding_mode must be \"zeros\" or \"border\", got \"" << name << '"';
+  throw invalid_argument(text.str().c_str());
+}
+
 /// groups = 0 means the map's: a shard of a tensor has some of the groups.
 inline Options options_of(const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
-                          std::int64_t groups) {
+                          std::int64_t groups, Text padding_mode) {
   return options_of(pair_of("kernel_size", kernel_size),
                     {pair_of("stride", stride), pair_of("padding", padding), pair_of("dilation", dilation),
-                     groups == 0 && map.dim() >= 3 ? map.size(-3) : groups});
+                     groups == 0 && map.dim() >= 3 ? map.size(-3) : groups, padding_mode_of(padding_mode)});
 }
 
 inline at::Tensor unfold_kernel(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
-                                Ints dilation, std::int64_t groups) {
-  return unfold(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
+                                Ints dilation, std::int64_t groups, Text padding_mode) {
+  return unfold(input, map, options_of(map, kernel_size, stride, padding, dilation, groups, padding_mode));
 }
 
 inline at::Tensor unfold_autograd(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
-                                  Ints dilation, std::int64_t groups) {
-  return UnfoldFunction::apply(input, map, options_of(map, kernel_size, stride, padding, dilation, groups));
+                                  Ints dilation, std::int64_t groups, Text padding_mode) {
+  return UnfoldFunction::apply(input, map, options_of(map, kernel_size, stride, padding, dilation, groups, padding_mode));
 }
 
 inline std::tuple<at::Tensor, at::Tensor> backward_autograd(const at::Tensor& grad, const at::Tensor& input,
                                                             const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
-                                                            Ints dilation, std::int64_t groups, Wanted wanted) {
-  const auto grads =
-      UnfoldBackwardFunction::apply(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted);
+                                                            Ints dilation, std::int64_t groups, Text padding_mode,
+                                                            Wanted wanted) {
+  const auto grads = UnfoldBackwardFunction::apply(
+      grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups, padding_mode), wanted);
   return {grads[0], grads[1]};
 }
 
 inline std::tuple<at::Tensor, at::Tensor> backward_kernel(const at::Tensor& grad, const at::Tensor& input,
                                                           const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
-                                                          Ints dilation, std::int64_t groups, Wanted wanted) {
-  return filled(unfold_backward(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups), wanted),
-                input);
+                                                          Ints dilation, std::int64_t groups, Text padding_mode,
+                                                          Wanted wanted) {
+  return filled(
+      unfold_backward(grad, input, map, options_of(map, kernel_size, stride, padding, dilation, groups, padding_mode), wanted),
+      input);
 }
 
 }  // namespace torch_detail
@@ -72,9 +85,10 @@ inline void register_torch_operators() {
   const auto define = []() -> std::optional<torch::Library> {
     if (c10::Dispatcher::singleton().findSchema({"dynamic_dilation_unfold::unfold", ""})) return std::nullopt;
     torch::Library library(torch::Library::DEF, "dynamic_dilation_unfold", std::nullopt, __FILE__, __LINE__);
-    const std::string options = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups";
+    const std::string options =
+        "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str padding_mode";
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    library.def(("unfold(Tensor input, Tensor dilation_map, " + options + ") -> Tensor").c_str(), tags);
+    library.def(("unfold(Tensor input, Tensor dilation_map, " + options + "=\"zeros\") -> Tensor").c_str(), tags);
     library.def(("unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, " + options +
                  ", bool[2] output_mask) -> (Tensor, Tensor)")
                     .c_str(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C, cost
 from .._operator import Argument, Mask, Operator, Tensors
-from .._options import Int, Pair
+from .._options import Int, PaddingMode, Pair
 from .._sampling import batched, columns
 
 
@@ -19,6 +19,7 @@ class Options(NamedTuple):
     padding: Pair
     dilation: Pair
     groups: int  # 0 means the map's: a shard of a DTensor has some of the groups
+    padding_mode: PaddingMode = "zeros"
 
 
 class Unfold(Operator):

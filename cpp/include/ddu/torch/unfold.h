@@ -168,7 +168,7 @@ class DynamicDilationUnfoldImpl : public torch::nn::Cloneable<DynamicDilationUnf
     const auto pair = [](Pair p) { return "(" + std::to_string(p[0]) + ", " + std::to_string(p[1]) + ")"; };
     stream << "DynamicDilationUnfold(kernel_size=" << pair(kernel_size) << ", stride=" << pair(options.stride)
            << ", padding=" << pair(options.padding) << ", dilation=" << pair(options.dilation) << ", groups=" << options.groups
-           << ")";
+           << (options.padding_mode == PaddingMode::border ? ", padding_mode=border)" : ")");
   }
 
   at::Tensor forward(const at::Tensor& input, const at::Tensor& dilation_map) {  // torch::nn::Sequential takes no const one

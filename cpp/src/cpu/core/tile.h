@@ -118,7 +118,8 @@ class Tile {
       Acc* fraction = taps.fraction + k * positions;
       std::int32_t between = 0;  // whether a tap lies between pixels, in a type that compilers vectorise
       for (int n = 0; n < positions; ++n) {
-        const Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
+        Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
+        if (sampler.has_one_pixel(cell.index)) cell.fraction = 0;
         index[n] = cell.index;
         fraction[n] = cell.fraction;
         between |= cell.fraction != 0 ? 1 : 0;
