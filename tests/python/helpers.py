@@ -38,10 +38,19 @@ class Case:
     padding: Ints = 0
     dilation: Ints = 1
     groups: int = 1
+    padding_mode: str = "zeros"
 
     @property
     def options(self) -> dict[str, Any]:
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[4:]}
+        """All but the padding mode that is F.unfold's, so that F.unfold takes them too, without groups."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)[4:]}
+        if self.padding_mode == "zeros":
+            del options["padding_mode"]
+        return options
+
+    @property
+    def border(self) -> Case:
+        return dataclasses.replace(self, padding_mode="border")
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -72,7 +81,7 @@ class Case:
         defaults = {f.name: f.default for f in dataclasses.fields(self)[4:]}
         for name, value in self.options.items():
             if value != defaults[name]:
-                text += f"-{name[0]}{value if isinstance(value, int) else '{}x{}'.format(*value)}"
+                text += f"-{name[0]}{'{}x{}'.format(*value) if isinstance(value, tuple) else value}"
         return text
 
 

@@ -49,7 +49,7 @@ def _unfold(input: Tensor, dilation_map: Tensor, kernel_size: Any, *options: Any
 
 def _unfold_sample(case: Case, name: str = "") -> Sample:
     tensors = random_input(case.shape).double(), off_whole_positions(case)
-    return Sample(name or str(case), tensors, UNFOLD.read((*case.pairs, case.groups)))
+    return Sample(name or str(case), tensors, UNFOLD.read((*case.pairs, case.groups, case.padding_mode)))
 
 
 def _unfold_forms(case: Case) -> Iterator[Sample]:
@@ -67,6 +67,7 @@ _UNFOLD_SMALL = [
     Case(1, 4, 4, 3, kernel_size=(2, 3), stride=(2, 1), padding=(0, 2), dilation=(1, 2), groups=2),
 ]
 _EMPTY = [Case(0, 4, 5, 6, padding=1), Case(2, 0, 5, 6, padding=1)]
+_BORDER = [case.border for case in (_UNFOLD_CASE, *CASES)]
 
 
 def _aggregate(input: Tensor, weights: Tensor, dilation_map: Tensor, *options: Any) -> Tensor:
@@ -90,14 +91,14 @@ def _aggregate_sample(head_case: HeadCase, name: str = "") -> Sample:
     x, rates = _unfold_sample(case).tensors
     shape = (case.batch, heads, math.prod(both(case.kernel_size)), *case.out_size)
     tensors = x, random_input(shape, seed=5).double(), rates
-    return Sample(name or str(head_case), tensors, AGGREGATE.read((*case.pairs, "zeros")))
+    return Sample(name or str(head_case), tensors, AGGREGATE.read((*case.pairs, case.padding_mode)))
 
 
 def _correlate_sample(head_case: HeadCase, name: str = "") -> Sample:
     case, heads = head_case
     key, rates = _unfold_sample(case).tensors
     query = random_input((*case.shape[:2], *case.out_size), seed=5).double()
-    return Sample(name or str(head_case), (query, key, rates), CORRELATE.read((*case.pairs, heads, "zeros")))
+    return Sample(name or str(head_case), (query, key, rates), CORRELATE.read((*case.pairs, heads, case.padding_mode)))
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
@@ -132,10 +133,13 @@ _HEAD_CASES = [
     HeadCase(Case(1, 40, 9, 10, padding=1), 1),
     HeadCase(Case(1, 2, 1, 1, padding=1), 2),
     HeadCase(Case(0, 4, 5, 6, padding=1), 2),
+    HeadCase(Case(2, 12, 7, 6, kernel_size=(3, 5), stride=(2, 1), padding=(1, 2), dilation=(1, 2), groups=3).border, 2),
+    HeadCase(Case(1, 2, 1, 1, padding=1).border, 2),
 ]
 _HEAD_SMALL = [
     HeadCase(Case(2, 2, 1, 3, kernel_size=(1, 2)), 2),
     HeadCase(Case(1, 4, 3, 2, kernel_size=(3, 1), stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2), 1),
+    HeadCase(Case(1, 2, 2, 3, kernel_size=2, padding=(0, 1)).border, 1),
 ]
 
 
@@ -161,7 +165,7 @@ def _conv2d_sample(
         random_input((outputs,), 7).double() if bias else None,
         mask,
     )
-    return Sample(name or f"{case}-{conv_groups}-{heads}", tensors, CONV2D.read((*case.pairs[1:], "zeros")))
+    return Sample(name or f"{case}-{conv_groups}-{heads}", tensors, CONV2D.read((*case.pairs[1:], case.padding_mode)))
 
 
 def _conv2d_forms(case: Case) -> Iterator[Sample]:
@@ -181,6 +185,7 @@ _CONV2D_CASES = [
     _conv2d_sample(_CONV2D_CASE, 6, 2, heads=4),
     _conv2d_sample(Case(2, 6, 10, 9, (3, 5), (2, 1), (1, 2), (1, 2), 3), 6, 3, bias=False),
     _conv2d_sample(Case(1, 4, 7, 6, kernel_size=(4, 1), padding=(3, 0)), 8, 4, heads=1),  # two outputs a channel
+    _conv2d_sample(_CONV2D_CASE.border, 6, 2, heads=4),
     _conv2d_sample(Case(0, 4, 5, 6, padding=1), name="no images"),
     _conv2d_sample(Case(2, 4, 5, 6, padding=1), 0, name="no outputs"),
     *_conv2d_forms(_CONV2D_CASE),
@@ -188,14 +193,15 @@ _CONV2D_CASES = [
 _CONV2D_SMALL = [
     next(_conv2d_forms(Case(1, 2, 1, 2, kernel_size=(1, 2), padding=(0, 1)))),
     _conv2d_sample(Case(2, 2, 2, 1, kernel_size=2, padding=(0, 1), groups=2), 2, 2, bias=False),
+    _conv2d_sample(Case(1, 2, 2, 2, kernel_size=(1, 2), padding=(0, 1)).border, 2, bias=False),
 ]
 
 OPERATORS = [
     Row(
         UNFOLD,
         _unfold,
-        [*map(_unfold_sample, [_UNFOLD_CASE, *CASES, *_EMPTY]), *_unfold_forms(_UNFOLD_CASE)],
-        [*map(_unfold_sample, _UNFOLD_SMALL), *list(_unfold_forms(_UNFOLD_SMALL[0]))[:3]],
+        [*map(_unfold_sample, [_UNFOLD_CASE, *CASES, *_EMPTY, *_BORDER]), *_unfold_forms(_UNFOLD_CASE)],
+        [*map(_unfold_sample, [*_UNFOLD_SMALL, _UNFOLD_SMALL[1].border]), *list(_unfold_forms(_UNFOLD_SMALL[0]))[:3]],
     ),
     Row(
         AGGREGATE,

@@ -3,6 +3,8 @@
     y = oy*s_h - p_h + (kH-1)/2*d_h + (ky - (kH-1)/2)*d_h*D[b,g,oy,ox]        x alike, g = c // (C/G)
     output[b, (c*kH + ky)*kW + kx, oy*Wo + ox] = bilinear(zero-extended input[b,c], y, x)
 
+or, with padding_mode="border", of coordinates clamped to the image.
+
 Slow on purpose, so that it can be checked by reading. For small tensors.
 """
 
@@ -56,12 +58,20 @@ class Cell(NamedTuple):
 
 
 def cells(case: Case, tap: Tap) -> Iterator[Cell]:
-    top, left = math.floor(tap.y), math.floor(tap.x)  # floor: the right-hand derivative at whole positions
-    fy, fx = tap.y - top, tap.x - left
-    for row, wy, dy in ((top, 1 - fy, -1.0), (top + 1, fy, 1.0)):
-        for column, wx, dx in ((left, 1 - fx, -1.0), (left + 1, fx, 1.0)):
-            if 0 <= row < case.height and 0 <= column < case.width:
-                yield Cell((row, column), wy * wx, dy * wx, wy * dx)
+    border = case.padding_mode == "border"
+    for row, wy, dy in pixels_of(tap.y, case.height, border):
+        for column, wx, dx in pixels_of(tap.x, case.width, border):
+            yield Cell((row, column), wy * wx, dy * wx, wy * dx)
+
+
+def pixels_of(position: float, size: int, border: bool) -> list[tuple[int, float, float]]:
+    """Along one axis: index, weight, and the weight's derivative."""
+    if border and not 0 <= position < size - 1:
+        return [(0 if position < 0 else size - 1, 1.0, 0.0)]
+    first = math.floor(position)  # floor: the right-hand derivative at whole positions
+    fraction = position - first
+    pair = [(first, 1 - fraction, -1.0), (first + 1, fraction, 1.0)]
+    return [pixel for pixel in pair if 0 <= pixel[0] < size]
 
 
 def is_finite(tap: Tap, rates: Tensor) -> bool:

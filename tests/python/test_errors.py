@@ -43,6 +43,11 @@ VALUES = [
     ({"stride": 2**63}, f"stride must fit 64 bits, got {2**63}"),
     ({"padding": (1, -(2**70))}, f"padding must fit 64 bits, got {-(2**70)}"),
     ({"groups": 2**64}, f"groups must fit 64 bits, got {2**64}"),
+    ({"padding_mode": "reflect"}, 'padding_mode must be "zeros" or "border", got \'reflect\''),
+    (
+        {"padding_mode": "replicate"},
+        'padding_mode must be "zeros" or "border", got \'replicate\'; that is called "border" here',
+    ),
     # input
     ({"input": (6, 7)}, "input must have shape [B, C, H, W] or [C, H, W], got [6, 7]"),
     ({"input": ()}, "input must have shape [B, C, H, W] or [C, H, W], got []"),
@@ -371,7 +376,9 @@ def test_groups_of_a_map_without_groups(shape, tensors):
 )
 def test_gradients_of_the_operator(shape, dtype, tensors):
     with pytest.raises(ValueError, match=r"^grad must be torch.float32 of shape ") as caught:
-        BACKWARD(tensors(*shape, dtype=dtype), tensors(*INPUT), tensors(*MAP), *PAIRS.values(), 1, [True, True])
+        BACKWARD(
+            tensors(*shape, dtype=dtype), tensors(*INPUT), tensors(*MAP), *PAIRS.values(), 1, "zeros", [True, True]
+        )
     named = re.sub(r":\d", "", str(caught.value))
     device = tensors(1).device.type
     assert named == (

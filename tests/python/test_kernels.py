@@ -46,6 +46,14 @@ def test_maps_and_shapes(case, kind, dtype, device):
     compare(case, *(t.to(device, dtype) for t in (x, rates, grad)))
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("kind", ["eighths", "mixed"])
+@pytest.mark.parametrize("case", [case.border for case in SHAPES], ids=str)
+def test_border(case, kind, dtype, device):
+    x, grad = random_input(case.shape), random_input(case.output_shape, seed=2)
+    compare(case, *(t.to(device, dtype) for t in (x, random_map(kind, case.map_shape), grad)))
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -13,7 +13,7 @@ import pytest
 import torch
 from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, reference
 
-DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, "padding_mode": "zeros"}
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
@@ -155,4 +155,4 @@ def test_import_leaves_torch_as_it_was():
 
 def test_errors_of_the_library_are_python_exceptions():
     with pytest.raises(ValueError, match="stride"):
-        _C.check_geometry((1, 3, 3), (1, 3, 3), (3, 3), (0, 1), (1, 1), (1, 1), 1)
+        _C.check_geometry((1, 3, 3), (1, 3, 3), (3, 3), (0, 1), (1, 1), (1, 1), 1, "zeros")

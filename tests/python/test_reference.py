@@ -12,7 +12,7 @@ KINDS = ["fractional", "negative", "zero", "eighths", "far", "huge", "mixed"]
 
 @pytest.mark.parametrize("function", [reference, dynamic_dilation_unfold], ids=["reference", "kernels"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *(case.border for case in CASES)], ids=str)
 def test_against_the_definition(case, kind, function, device):
     x = random_input(case.shape).double()
     rates = random_map(kind, case.map_shape).double()

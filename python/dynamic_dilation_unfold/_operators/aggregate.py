@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C, cost
 from .._operator import Argument, Mask, Operator, Tensors
-from .._options import Int, Pair
+from .._options import Int, PaddingMode, Pair
 from .._sampling import aggregate, batched
 from .heads import ways_to_shard
 
@@ -19,7 +19,7 @@ class Options(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
-    padding_mode: str
+    padding_mode: PaddingMode
 
 
 class Aggregate(Operator):

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _C, _chunks, _kernels, cost
 from .._geometry import full_map, output_size
 from .._operator import Argument, Gradients, Mask, Operator, Tensors
-from .._options import Int, Pair
+from .._options import Int, PaddingMode, Pair
 from .._sampling import columns
 
 
@@ -19,7 +19,7 @@ class Options(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
-    padding_mode: str
+    padding_mode: PaddingMode
 
 
 class Conv2d(Operator):

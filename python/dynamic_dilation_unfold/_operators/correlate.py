@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _C, cost
 from .._operator import Argument, Mask, Operator, Tensors
-from .._options import Int, Pair
+from .._options import Int, PaddingMode, Pair
 from .._sampling import batched, correlate
 from .heads import ways_to_shard
 
@@ -20,7 +20,7 @@ class Options(NamedTuple):
     padding: Pair
     dilation: Pair
     heads: int  # or minus the channels of a head: a shard of a DTensor has some of the heads
-    padding_mode: str
+    padding_mode: PaddingMode
 
 
 class Correlate(Operator):

@@ -19,6 +19,7 @@ def grid_sample_unfold(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
+    padding_mode: str = "zeros",
     *,
     align_corners: bool = False,
     rounded: Callable[[Tensor], Tensor] = lambda position: position,
@@ -50,5 +51,5 @@ def grid_sample_unfold(
     grid = torch.stack((axes[1].unsqueeze(2).expand(shape), axes[0].unsqueeze(3).expand(shape)), -1)
     grid = grid.view(batch * groups, kernel[0] * kernel[1] * positions[0], positions[1], 2)
     planes = input.reshape(batch * groups, channels // groups, *sizes)
-    columns = F.grid_sample(planes, grid.to(input.dtype), align_corners=align_corners)
+    columns = F.grid_sample(planes, grid.to(input.dtype), padding_mode=padding_mode, align_corners=align_corners)
     return columns.reshape(batch, channels * kernel[0] * kernel[1], positions[0] * positions[1])
