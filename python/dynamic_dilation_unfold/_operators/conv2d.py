@@ -198,9 +198,7 @@ def _window(weight: Sequence[Int], groups: Int, options: Options) -> _chunks.Win
 
 
 def _check_window(input: Sequence[int], dilation_map: Sequence[int], window: _chunks.Window) -> None:
-    if window.padding_mode not in ("zeros", "border"):
-        raise ValueError(f'padding_mode must be "zeros" or "border", got {window.padding_mode!r}')
-    _C.check_geometry(tuple(input), tuple(dilation_map), *window[:-1])
+    _C.check_geometry(tuple(input), tuple(dilation_map), *window)
 
 
 def _batched(tensors: Tensors) -> tuple[Any, ...]:
