@@ -298,7 +298,7 @@ void visit_planar(Types types, Body body) {
 /// Whether windows are not even tried.
 bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& given) {
   return given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
-         g.taps() > kMaxFixedPointTaps || requested_path() == Path::channels_last;
+         g.taps() > kMaxFixedPointTaps || g.padding_mode != PaddingMode::zeros || requested_path() == Path::channels_last;
 }
 
 }  // namespace
@@ -322,7 +322,6 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
 }
 
 void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic, Stream stream) {
-  if (g.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   check_types(types);
   UnfoldBackward given = tensors;
   given.input_format = format_to_read(g, types, tensors.input_format);

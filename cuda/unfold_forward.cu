@@ -96,7 +96,7 @@ bool has_window_at_one(const Geometry& g, const Params<float>& p) {
 bool goes_channels_last(const Geometry& g, Types types, const Unfold& given) {
   const Path path = requested_path();
   if (given.input_format == MemoryFormat::channels_last || types.input == DType::float64 || !fits_planar(g, types.input) ||
-      path == Path::channels_last) {
+      g.padding_mode != PaddingMode::zeros || path == Path::channels_last) {
     return true;
   }
   bool fits = true;
@@ -128,7 +128,6 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& tensors, Stream stream) {
-  if (g.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   check_types(types);
   if (g.columns_numel() == 0) return;
   Unfold given = tensors;

@@ -53,8 +53,8 @@ struct SlopeSums {
       bottom += grad[i] * (d - c);
     }
   }
-  __device__ __forceinline__ Acc slope(Acc fy, Acc fx, Acc offset_y, Acc offset_x) const {
-    return offset_y * ((1 - fx) * left + fx * right) + offset_x * ((1 - fy) * top + fy * bottom);
+  __device__ __forceinline__ Acc slope(const SlopeWeights<Acc>& of) const {
+    return of.left * left + of.right * right + of.top * top + of.bottom * bottom;
   }
 };
 
@@ -285,8 +285,7 @@ __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T
     for (int t = 0; t < at_once && tap + t < work.last_tap; ++t) {
       Bits16<T> square[kChannels];
       squares.next(square, tap + t + 1 < work.last_tap);
-      const int entry = t * work.run + first, ky = (tap + t) / p.kernel_w;
-      const Acc offset_y = p.y.offset(ky), offset_x = p.x.offset(tap + t - ky * p.kernel_w);
+      const int entry = t * work.run + first;
       const bool strange = with_input && any_strange<T, kBulk>(square);
 #pragma unroll 1
       for (int i0 = 0; i0 < kPositions; i0 += kAtOnce) {
@@ -304,8 +303,8 @@ __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T
             sums.template add<T, kChannels>(Corners<T, kChannels>::load(rows, input + (where >> 8), scatter.pixel, scatter.row,
                                                                         unsigned(where) & 15, work.channels),
                                             grad);
-            const typename Table::Fractions f = table.fractions[entry + i];
-            if (where & 15) slopes[j] += sums.slope(f.y, f.x, offset_y, offset_x);
+            const typename Table::Slopes slope = table.slopes[entry + i];
+            if (where & 15) slopes[j] += sums.slope(slope.of);
           }
           if (with_input) {
             scatter.add(i, where, w.corner, grad, strange, rows);

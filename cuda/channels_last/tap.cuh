@@ -8,13 +8,13 @@
 namespace ddu::cuda {
 
 /// A warp's table for one or more taps of its run: an entry for each tap and position.
-template <class Acc, bool kFractions>
+template <class Acc, bool kSlopes>
 struct TapTable {
   struct alignas(sizeof(Acc) * 4) CornerWeights {
     Acc corner[4];  // a b / c d
   };
-  struct alignas(sizeof(Acc) * 2) Fractions {
-    Acc y, x;
+  struct alignas(sizeof(Acc) * 4) Slopes {
+    SlopeWeights<Acc> of;
   };
   // Element offset of corner a in its image, times 256, plus two masks of corners: bits 0 to 3 say which lie in the image, bits
   // 4 to 7 which of those have a weight.
@@ -22,10 +22,10 @@ struct TapTable {
 
   CornerWeights* weights;
   Where* where;
-  Fractions* fractions;
+  Slopes* slopes;
   Acc* rates;
 
-  static constexpr int kEntryBytes = int(sizeof(CornerWeights) + sizeof(Where) + (kFractions ? sizeof(Fractions) : 0));
+  static constexpr int kEntryBytes = int(sizeof(CornerWeights) + sizeof(Where) + (kSlopes ? sizeof(Slopes) : 0));
   /// Entries for a run: those of several taps where the run is short, so that every lane works one out.
   __host__ __device__ static int entries(int run) { return run < 32 ? 32 : run; }
   __host__ __device__ static int bytes(int run) { return (entries(run) * kEntryBytes + run * int(sizeof(Acc)) + 15) / 16 * 16; }
@@ -36,8 +36,8 @@ struct TapTable {
     mine += entries(run) * sizeof(CornerWeights);
     where = reinterpret_cast<Where*>(mine);
     mine += entries(run) * sizeof(Where);
-    fractions = reinterpret_cast<Fractions*>(mine);
-    if (kFractions) mine += entries(run) * sizeof(Fractions);
+    slopes = reinterpret_cast<Slopes*>(mine);
+    if (kSlopes) mine += entries(run) * sizeof(Slopes);
     rates = reinterpret_cast<Acc*>(mine);
   }
 
@@ -63,13 +63,12 @@ struct TapTable {
       int oy, ox;
       work.place(p, i, oy, ox);
       const Acc rate = rates[i];
-      const Cell<Acc> y = p.y.cell(p.y.base(oy), p.y.offset(ky), rate), x = p.x.cell(p.x.base(ox), p.x.offset(int(kx)), rate);
+      const Pixels<Acc> y = p.y.pixels(p.y.base(oy), p.y.offset(ky), rate);
+      const Pixels<Acc> x = p.x.pixels(p.x.base(ox), p.x.offset(int(kx)), rate);
       const ddu::Weights<Acc> weights_of(y.fraction, x.fraction);
       CornerWeights w{{weights_of.a(), weights_of.b(), weights_of.c(), weights_of.d()}};
-      const bool top = unsigned(y.index) < unsigned(p.y.size), bottom = unsigned(y.index + 1) < unsigned(p.y.size);
-      const bool left = unsigned(x.index) < unsigned(p.x.size), right = unsigned(x.index + 1) < unsigned(p.x.size);
-      // What lies outside the image weighs nothing.
-      const bool is[4] = {top && left, top && right, bottom && left, bottom && right};
+      // Where there is no pixel, nothing weighs.
+      const bool is[4] = {y.first && x.first, y.first && x.second, y.second && x.first, y.second && x.second};
       unsigned inside = 0, needed = 0;
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner) {
@@ -84,7 +83,7 @@ struct TapTable {
       const std::int64_t offset = (std::int64_t{y.index} * p.width + x.index) * p.rows.pixel;
       weights[e] = w;
       where[e] = offset * 256 + ((needed & inside) << 4 | inside);
-      if constexpr (kFractions) fractions[e] = {y.fraction, x.fraction};
+      if constexpr (kSlopes) slopes[e] = {SlopeWeights<Acc>(y.fraction, x.fraction, y.offset, x.offset)};
     }
     __syncwarp();
   }

@@ -33,8 +33,9 @@ Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config
     throw invalid_argument("the tensors are too large for one launch: split the channels, or use a smaller kernel_size");
   }
   Params<Acc> p;
-  p.y = Sampler<Acc>(g.h, g.padding_mode);
-  p.x = Sampler<Acc>(g.w, g.padding_mode);
+  // Windows are of the zero-extended input; calls with another padding mode have other kernels.
+  p.y = Sampler<Acc>(g.h, PaddingMode::zeros);
+  p.x = Sampler<Acc>(g.w, PaddingMode::zeros);
   p.height = static_cast<int>(g.h.size);
   p.width = static_cast<int>(g.w.size);
   p.out_height = static_cast<int>(g.h.out_size);

@@ -86,6 +86,21 @@ TYPED_TEST(Cuda, AgainstTheOracle) {
   }
 }
 
+// padding_mode border: windows of zeros are not even tried, so all ways are those of the channels-last kernels.
+TYPED_TEST(Cuda, Border) {
+  for (const int which : {0, 1, 2, 4, 7, 8, 11, 12}) {
+    Case c = kCases[which];
+    c.options.padding_mode = ddu::PaddingMode::border;
+    SCOPED_TRACE(testing::Message() << "case " << which);
+    this->against_the_oracle({c, any_rates});
+  }
+  for (Case c :
+       {Case{2, 3, 1, 1, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, Case{1, 9, 1, 12, {{3, 2}, {1, 1}, {9, 1}, {1, 1}, 1}}}) {
+    c.options.padding_mode = ddu::PaddingMode::border;
+    this->against_the_oracle({c, any_rates});
+  }
+}
+
 TYPED_TEST(Cuda, OnesCopyPixelsWithTheSignOfZeros) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
