@@ -54,7 +54,6 @@ std::size_t aggregate_workspace_bytes(const HeadGeometry& h, Types types, const 
 }
 
 void aggregate(const HeadGeometry& h, Types types, const Aggregate& tensors, Stream stream) {
-  if (h.geometry.padding_mode != PaddingMode::zeros) throw invalid_argument("padding_mode border has no kernels yet");
   check_types(types);
   if (h.geometry.columns_numel() == 0) return;
   const ImageToRead input(h, types.input, tensors.input_format, tensors.input, tensors.workspace);

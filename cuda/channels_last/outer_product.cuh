@@ -58,8 +58,7 @@ struct OuterProductLane {
 
   /// Adds what position i sees of a tap, an entry of the table. `moves`: some of its corners are pixels.
   template <class Table>
-  __device__ __forceinline__ void add_sampled(int i, const Corners<T, kN>& corners, const Table& table, int entry, bool moves,
-                                              Acc offset_y, Acc offset_x) {
+  __device__ __forceinline__ void add_sampled(int i, const Corners<T, kN>& corners, const Table& table, int entry, bool moves) {
     Acc sampled[kN];
     blend(corners, table.weights[entry], sampled);
 #pragma unroll
@@ -72,8 +71,8 @@ struct OuterProductLane {
     }
     SlopeSums<Acc> differences;
     differences.template add<T, kN>(corners, value.at[i]);
-    const typename Table::Fractions f = table.fractions[entry];
-    if (moves) slopes[i] += factor[i] * differences.slope(f.y, f.x, offset_y, offset_x);
+    const typename Table::Slopes slope = table.slopes[entry];
+    if (moves) slopes[i] += factor[i] * differences.slope(slope.of);
   }
   /// The column's gradient at position i. Returns whether some of it is not finite.
   __device__ __forceinline__ bool column_gradient(int i, Acc (&grad)[kN]) const {
@@ -129,8 +128,6 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   for (int tap = 0; tap < p.taps; ++tap, at_factors += p.positions) {
     const int t = tap & (at_once - 1);
     if (t == 0) table.fill(p, work, tap);
-    const int ky = tap / p.kernel_w;
-    const Acc offset_y = p.y.offset(ky), offset_x = p.x.offset(tap - ky * p.kernel_w);
     load_factors(tensors.factors + at_factors, p.factor_vectors, positions, lane.factor);
     for (Acc& sum : lane.sum) sum = 0;
 #pragma unroll 1
@@ -143,7 +140,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
         if (wanted & (kMap | kOther)) {
           const auto corners = Corners<T, kN>::template load<kRows>(image + (where >> 8), p.rows.pixel, p.row,
                                                                     unsigned(where) & 15, work.channels);
-          lane.add_sampled(i, corners, table, entry, where & 15, offset_y, offset_x);
+          lane.add_sampled(i, corners, table, entry, where & 15);
         }
         if (wanted & kImage) {
           Acc grad[kN];

@@ -22,15 +22,16 @@ using oracle::HeadCase;
 using oracle::Sum;
 
 // Heads finer and coarser than groups, and neither; one channel, vectors of them, several a head and several heads a vector;
-// more channels than lanes take at once; strides, even kernels, many taps, few positions; factors and maps for all images.
+// more channels than lanes take at once; strides, even kernels, many taps, few positions; factors and maps for all images;
+// border.
 const HeadCase kCases[] = {
     {{2, 12, 9, 14, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 2},
-    {{1, 20, 10, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1}}, 5},
+    {{1, 20, 10, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1, ddu::PaddingMode::border}}, 5},
     {{3, 3, 12, 9, {{7, 5}, {1, 1}, {3, 2}, {1, 2}, 1}, true}, 1, true},
     {{1, 1, 8, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 1},
     {{2, 64, 6, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 4},
     {{1, 144, 3, 7, {{3, 2}, {1, 1}, {1, 1}, {2, 1}, 1}}, 1},
-    {{2, 64, 5, 4, {{2, 2}, {1, 1}, {1, 1}, {1, 1}, 4}}, 1, true},
+    {{2, 64, 5, 4, {{2, 2}, {1, 1}, {1, 1}, {1, 1}, 4, ddu::PaddingMode::border}}, 1, true},
     {{1, 32, 4, 9, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, true}, 32},
     {{1, 32, 7, 5, {{1, 3}, {1, 1}, {0, 1}, {1, 1}, 2}}, 16},
     {{1, 2, 13, 12, {{11, 11}, {1, 1}, {5, 5}, {1, 1}, 1}}, 2},

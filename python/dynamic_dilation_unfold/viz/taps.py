@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._geometry import full_map
-from .._options import Pair, pair
+from .._options import PaddingMode, Pair, pair
 from .._sampling import window as cells
 from ..functional import dynamic_dilation_coverage, dynamic_dilation_unfold
 
@@ -23,6 +23,7 @@ class _Window(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
+    padding_mode: PaddingMode = "zeros"  # where taps lie, not what they read
 
     @classmethod
     def read(cls, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> _Window:
