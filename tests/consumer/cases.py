@@ -44,11 +44,13 @@ def value_cases():
         {"kernel_size": [3, 3], "stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "groups": 1},
         {"kernel_size": [2, 5], "stride": [2, 1], "padding": [0, 3], "dilation": [2, 1], "groups": 2},
         {"kernel_size": [7, 1], "stride": [1, 3], "padding": [3, 0], "dilation": [1, 2], "groups": 4},
+        {"kernel_size": [4, 3], "stride": [1, 2], "padding": [4, 1], "dilation": [1, 1], "padding_mode": "border"},
     ]
     dtypes = [(t, t) for t in DTYPES]
     dtypes += [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
     forms = [(True, 3, "contiguous"), (True, 1, "channels_last"), (False, 3, "sliced")]
-    for options, (dtype, map_dtype), form in itertools.product(geometries, dtypes, forms):
+    for given, (dtype, map_dtype), form in itertools.product(geometries, dtypes, forms):
+        options = {"groups": 1, "padding_mode": "zeros", **given}
         x, rates = tensors(options, dtype, map_dtype, *form)
         x.requires_grad_()
         rates.requires_grad_()
@@ -67,10 +69,11 @@ def value_cases():
 
 
 def plain(case):
-    """A call as plain memory, for a program without torch: 19 int64, then six contiguous tensors."""
+    """A call as plain memory, for a program without torch: 20 int64, then six contiguous tensors."""
     tensors = [case[name] for name in ("input", "map", "grad", "columns", "grad_input", "grad_map")]
     header = [DTYPES.index(t.dtype) for t in tensors[:2]] + [n for t in tensors[:2] for n in t.shape]
     header += [n for name in OPTIONS for n in case[name]] + [case["groups"]]
+    header += [("zeros", "border").index(case["padding_mode"])]
     memory = [torch.tensor(header), *(t.contiguous().view(torch.uint8) for t in tensors)]
     return b"".join(t.numpy().tobytes() for t in memory)
 

@@ -42,7 +42,7 @@ struct Case {
 };
 
 bool read(std::ifstream& file, Case& given) {
-  std::int64_t header[19];
+  std::int64_t header[20];
   if (!file.read(reinterpret_cast<char*>(header), sizeof header)) return false;
   const std::int64_t* next = header;
   given.types.input = static_cast<ddu::DType>(*next++);
@@ -54,7 +54,8 @@ bool read(std::ifstream& file, Case& given) {
     pair[0] = *next++;
     pair[1] = *next++;
   }
-  options.groups = *next;
+  options.groups = *next++;
+  options.padding_mode = static_cast<ddu::PaddingMode>(*next);
   given.geometry = ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
   const auto tensor = [&](Bytes& bytes, std::int64_t elements, ddu::DType type) {
     bytes.resize(size_of(elements, type));

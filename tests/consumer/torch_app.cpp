@@ -43,11 +43,12 @@ at::Tensor call_operator(const at::Tensor& input, const at::Tensor& map, const C
   using Ints = at::IntArrayRef;
   const auto op = unfold_op()
                       .typed<at::Tensor(const at::Tensor&, const at::Tensor&, c10::SymIntArrayRef, c10::SymIntArrayRef,
-                                        c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt)>();
+                                        c10::SymIntArrayRef, c10::SymIntArrayRef, c10::SymInt, c10::string_view)>();
   const auto ints = [&](const char* name) { return options.pair(name); };
   const auto k = ints("kernel_size"), s = ints("stride"), p = ints("padding"), d = ints("dilation");
   return op.call(input, map, c10::fromIntArrayRefSlow(Ints(k)), c10::fromIntArrayRefSlow(Ints(s)),
-                 c10::fromIntArrayRefSlow(Ints(p)), c10::fromIntArrayRefSlow(Ints(d)), options["groups"].toInt());
+                 c10::fromIntArrayRefSlow(Ints(p)), c10::fromIntArrayRefSlow(Ints(d)), options["groups"].toInt(),
+                 options["padding_mode"].toStringView());
 }
 
 template <class Call>

@@ -28,7 +28,11 @@ class Case {
     for (const c10::IValue& value : (*this)[name].toListRef()) cases.emplace_back(value);
     return cases;
   }
-  ddu::TorchOptions options() const { return {pair("stride"), pair("padding"), pair("dilation"), (*this)["groups"].toInt()}; }
+  ddu::TorchOptions options() const {
+    const bool border = has("padding_mode") && text("padding_mode") == "border";
+    return {pair("stride"), pair("padding"), pair("dilation"), (*this)["groups"].toInt(),
+            border ? ddu::PaddingMode::border : ddu::PaddingMode::zeros};
+  }
 
  private:
   c10::Dict<c10::IValue, c10::IValue> fields_;
