@@ -126,6 +126,22 @@ def test_module(device):
     assert not torch.equal(module(x, rates), DynamicDilationUnfold(3, padding=1)(x, rates))
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("reflect", ""),
+        ("", ""),
+        ("replicate", '; that is called "border" here'),
+        ("constant", '; that is called "zeros" here'),
+    ],
+)
+def test_a_mode_that_is_unknown(given, hint):
+    x: Tensor = torch.ones(1, 1, 3, 3)
+    for function in (dynamic_dilation_unfold, reference, lambda *a, **options: DynamicDilationUnfold(3, **options)):
+        with pytest.raises(ValueError, match=rf'^padding_mode must be "zeros" or "border", got {given!r}{hint}$'):
+            function(x, 3, x, padding=1, padding_mode=given)
+
+
 @pytest.mark.parametrize("given", [1, None, b"border"])
 def test_a_mode_that_is_no_text(given):
     x: Tensor = torch.ones(1, 1, 3, 3)

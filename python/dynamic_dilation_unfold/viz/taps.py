@@ -27,7 +27,8 @@ class _Window(NamedTuple):
 
     @classmethod
     def read(cls, kernel_size: Ints, stride: Ints, padding: Ints, dilation: Ints) -> _Window:
-        return cls(*map(pair, cls._fields, (kernel_size, stride, padding, dilation)))
+        size, steps, pads, rate = map(pair, cls._fields, (kernel_size, stride, padding, dilation))
+        return cls(size, steps, pads, rate)
 
 
 def tap_positions(
