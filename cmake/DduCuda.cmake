@@ -58,7 +58,7 @@ function(ddu_cuda_sources library)
   endif()
   string(REPLACE ";" "\\;" architectures "${CMAKE_CUDA_ARCHITECTURES}")
   set_property(SOURCE cuda/core/device.cu APPEND PROPERTY COMPILE_DEFINITIONS "DDU_CUDA_ARCHITECTURES=\"${architectures}\"")
-  # The tighter compression is read by the drivers of CUDA 12.4 and later: those that CUDA 13 needs, not all that CUDA 12 runs on.
+  # The tighter compression is read by drivers of CUDA 12.4 and later: those that CUDA 13 needs, not all that CUDA 12 has.
   set(compression -Xfatbin=-compress-all)
   if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
     set(compression --compress-mode=size)
