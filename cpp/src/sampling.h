@@ -91,8 +91,11 @@ struct Sampler {
   /// The same cell for who reads its pixels one by one.
   DDU_HD Pixels<Acc> pixels(std::int32_t base, Acc offset, Acc rate) const {
     const Cell<Acc> cell = this->cell(base, offset, rate);
-    if (has_one_pixel(cell.index)) return {pixel(cell.index), Acc(0), Acc(0), true, false};
-    return {cell.index, cell.fraction, offset, cell.index >= 0 && cell.index < size, cell.index >= -1 && cell.index < size - 1};
+    // Selected rather than branched to: as two returns, compilers made the code that follows twice.
+    const bool one = has_one_pixel(cell.index);
+    const std::int32_t index = pixel(cell.index);
+    const bool second = !one && cell.index >= -1 && cell.index < size - 1;
+    return {index, one ? Acc(0) : cell.fraction, one ? Acc(0) : offset, index >= 0 && index < size, second};
   }
 
  private:
