@@ -57,8 +57,8 @@ void store_values(const Tile<Acc>& tile, const Vec<Acc, N>* vecs, const Image<T>
     tile.for_each_run([&](int n, std::int64_t position, int length) {
       T* target = values.at(0, position);
       for (int i = 0; i < length; ++i, target += values.pixel_stride) {
-        Acc lanes[N];
-        std::memcpy(lanes, &vecs[n + i], sizeof lanes);
+        Acc lanes[std::max(N, 8)] = {};  // conversions take eight at once
+        std::memcpy(lanes, &vecs[n + i], sizeof(Vec<Acc, N>));
         used == N ? narrow(lanes, target, N) : narrow(lanes, target, used);
       }
     });
