@@ -205,7 +205,8 @@ void test_operators() {
   const auto x = at::rand({1, 2, 8, 8}), map = at::rand({1, 1, 8, 8});
   const auto backward = [&](const at::Tensor& grad, std::vector<std::int64_t> kernel_size) {
     const std::vector<std::int64_t> one{1, 1};
-    return thrown_by([&] { ddu::torch_detail::backward_autograd(grad, x, map, kernel_size, one, one, one, 1, {true, true}); });
+    return thrown_by(
+        [&] { ddu::torch_detail::backward_autograd(grad, x, map, kernel_size, one, one, one, 1, "zeros", {true, true}); });
   };
   expect(backward(at::ones({1, 18, 64}), {3, 3}).empty(), "a gradient like the output");
   const auto shape = backward(at::ones({1, 64, 18}), {3, 3});

@@ -54,7 +54,8 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert peaks["convolution: F.conv2d, which has no map"] < columns
     for way in ("the columns alone", "convolution: torch.bmm(weight, columns)"):
         assert 2 * columns <= peaks[way] < 2.5 * columns
-    assert 4 * columns <= peaks["attention: (q * k).sum"] < 5 * columns
+    # Beside four columns there are scores and their softmax, which few channels do not dwarf.
+    assert 4 * columns <= peaks["attention: (q * k).sum"] < 6 * columns
 
 
 def test_ways_of_a_training_step_agree() -> None:

@@ -31,10 +31,15 @@ SHAPES = [
 
 
 def compare(case, x, rates, grad):
-    """Runs the kernels in the tensors' dtype and the reference in float64 on the CPU."""
+    """Runs the kernels in the tensors' dtype and the reference in float64 on the CPU.
+
+    A pixel at the edge gets the gradients of all taps outside that read it: of a window that is larger than the image, sums
+    of so many that their rounding shows.
+    """
     actual = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     exact = (t.cpu().double() for t in (x, rates, grad))
-    assert_close(actual, run(reference, *exact, case.options), TOLERANCE[x.dtype])
+    tolerance = TOLERANCE[x.dtype] * (4 if case.padding_mode == "border" else 1)
+    assert_close(actual, run(reference, *exact, case.options), tolerance)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

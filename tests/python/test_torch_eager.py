@@ -44,7 +44,7 @@ def test_devices_without_kernels_run_the_reference(device, monkeypatch):
     expected = run(reference, x, rates, torch.ones_like(output), CASE.options)
     assert torch.equal(output, expected.output)
     for wanted in [(True, True), (True, False), (False, True)]:
-        grads = BACKWARD(torch.ones_like(output), *arguments(x, rates), list(wanted))
+        grads = BACKWARD(torch.ones_like(output), *arguments(x, rates), "zeros", list(wanted))
         for grad, want, other in zip(grads, wanted, expected[1:], strict=True):
             # The reference's own scatter adds in any order on a GPU.
             assert relative_error(grad, other) <= 1e-6 if want else grad.numel() == 0

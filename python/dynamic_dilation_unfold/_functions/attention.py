@@ -144,6 +144,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, head
                 f"query, key, value and dilation_map must all have 4 dimensions, or 3 without a batch; query has shape "
                 f"{list(query.shape)}, {name} {list(tensor.shape)}"
             )
+    if torch.jit.is_tracing():  # sizes are tensors then, and to compare them would be a part of the trace
+        return
     if heads < 1 or query.shape[-3] % heads or value.shape[-3] % heads:
         raise ValueError(
             f"heads must be positive and divide the channels of query {list(query.shape)} and value "
