@@ -33,8 +33,8 @@ SHAPES = [
 def compare(case, x, rates, grad):
     """Runs the kernels in the tensors' dtype and the reference in float64 on the CPU.
 
-    A pixel at the edge gets the gradients of all taps outside that read it: of a window that is larger than the image, sums
-    of so many that their rounding shows.
+    A pixel at the edge gets the gradients of all taps outside that read it: of a window larger than the image so many
+    that the rounding of their sum shows.
     """
     actual = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     exact = (t.cpu().double() for t in (x, rates, grad))

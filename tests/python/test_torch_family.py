@@ -70,7 +70,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 def test_compiled_training(backend, model, device):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
-    programs = []  # the first compilation of a process may start twice, and Inductor's one of nn.Conv2d fixes its height
+    programs = []  # the first compilation of a process may start twice; Inductor's of nn.Conv2d fixes its height
     for shape in SHAPES:
         x = image(shape, device)
         assert_close(step(model, compiled, x), step(model, model, x))
