@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .. import _torch_private as private
 from .._eager import handed_over, is_compiling
 from .._options import integer
 from .aggregate import dynamic_dilation_aggregate
@@ -144,7 +145,7 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, head
                 f"query, key, value and dilation_map must all have 4 dimensions, or 3 without a batch; query has shape "
                 f"{list(query.shape)}, {name} {list(tensor.shape)}"
             )
-    if torch.jit.is_tracing():  # sizes are tensors then, and to compare them would be a part of the trace
+    if private.is_tracing():  # sizes are tensors then, and to compare them would be a part of the trace
         return
     if heads < 1 or query.shape[-3] % heads or value.shape[-3] % heads:
         raise ValueError(
