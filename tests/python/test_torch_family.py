@@ -118,6 +118,7 @@ def test_onnx(model, tmp_path):
     assert_equal_results(lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0]), model, "cpu")
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # a trace keeps the number of channels
 def test_jit_trace(model, device, tmp_path: Path):
     traced = torch.jit.trace(model, image(SHAPES[0], device))
     traced.save(str(tmp_path / "model.pt"))
