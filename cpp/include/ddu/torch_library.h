@@ -35,7 +35,7 @@ inline PaddingMode padding_mode_of(Text name) {
   if (name == "zeros") return PaddingMode::zeros;
   if (name == "border") return PaddingMode::border;
   std::ostringstream text;
-  text << "padding_mode must be \"zeros\" or \"border\", got \"" << name << '"';
+  text << R"(padding_mode must be "zeros" or "border", got ")" << name << '"';
   throw invalid_argument(text.str().c_str());
 }
 

@@ -63,7 +63,8 @@ inline at::Tensor torch_attention(const at::Tensor& query, const at::Tensor& key
          << " groups for " << heads << " heads";
     throw invalid_argument(text.str().c_str());
   }
-  const double factor = scale ? *scale : channels >= heads ? 1 / std::sqrt(static_cast<double>(channels / heads)) : 1.0;
+  const std::int64_t head_channels = channels / heads;
+  const double factor = scale ? *scale : head_channels > 0 ? 1 / std::sqrt(static_cast<double>(head_channels)) : 1.0;
   const at::Tensor scores = torch_correlate(query * factor, key, dilation_map, kernel_size, options, heads);
   const at::ScalarType type = scores.scalar_type(), exact = at::promote_types(type, at::kFloat);
   at::Tensor weights = scores.to(exact);

@@ -13,8 +13,7 @@
 #include "ddu/head_geometry.h"
 #include "ddu/torch/common.h"
 
-namespace ddu {
-namespace torch_detail {
+namespace ddu::torch_detail {
 
 /// Of the three tensors of a call: which gradients are asked for, and the gradients, undefined for one that is not.
 using WantedOfThree = std::array<bool, 3>;
@@ -175,5 +174,4 @@ struct HeadFunction : torch::autograd::Function<HeadFunction<Operator>> {
   }
 };
 
-}  // namespace torch_detail
-}  // namespace ddu
+}  // namespace ddu::torch_detail

@@ -12,8 +12,7 @@
 
 #include "ddu/torch.h"
 
-namespace ddu {
-namespace torch_detail {
+namespace ddu::torch_detail {
 
 inline Pair pair_of(const char* name, at::IntArrayRef values);  // of ddu/torch_library.h
 
@@ -24,7 +23,7 @@ inline Options heads_options(const at::Tensor& map, at::IntArrayRef kernel_size,
     options.padding_mode = PaddingMode::border;
   } else if (padding_mode != "zeros") {
     std::ostringstream text;
-    text << "padding_mode must be \"zeros\" or \"border\", got \"" << padding_mode << '"';
+    text << R"(padding_mode must be "zeros" or "border", got ")" << padding_mode << '"';
     throw invalid_argument(text.str().c_str());
   }
   return options_of(pair_of("kernel_size", kernel_size), options, map);
@@ -99,5 +98,4 @@ inline void define_operators_with_heads(torch::Library& library) {
   library.impl("correlate_backward", torch::dispatch(autograd, &heads_backward<CorrelateOperator, true>));
 }
 
-}  // namespace torch_detail
-}  // namespace ddu
+}  // namespace ddu::torch_detail
