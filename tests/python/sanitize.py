@@ -3,7 +3,7 @@
 import itertools
 
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_aggregate, dynamic_dilation_correlate, dynamic_dilation_unfold
 from helpers import DTYPES, Case, random_input, random_map, run
 
 CASES = [
@@ -23,5 +23,16 @@ for case, kind, dtype, ordered in itertools.product(CASES, ["fractional", "mixed
         leaf = wanted.clone().requires_grad_()
         pair = (leaf, rates) if wanted is x else (x, leaf)
         dynamic_dilation_unfold(pair[0], dilation_map=pair[1], **case.options).backward(grad)
+    # The operators without columns, in both memory formats.
+    window = {name: value for name, value in case.options.items() if name != "groups"}
+    factors = grad.unflatten(1, (case.channels, -1)).unflatten(-1, rates.shape[-2:])[:, :1].contiguous()
+    for format in (torch.contiguous_format, torch.channels_last):
+        image, weights, map = (
+            t.detach().clone().requires_grad_() for t in (x.to(memory_format=format), factors, rates)
+        )
+        sums = dynamic_dilation_aggregate(image, weights, map, **window)
+        query = sums.detach().requires_grad_()
+        sums.sum().backward()
+        dynamic_dilation_correlate(query, image, map, **window).backward(factors)
 torch.cuda.synchronize()
 print(f"{2 * 4 * 2 * len(CASES)} calls")

@@ -38,8 +38,8 @@ def compare(case, x, rates, grad):
     """
     actual = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     exact = (t.cpu().double() for t in (x, rates, grad))
-    tolerance = TOLERANCE[x.dtype] * (4 if case.padding_mode == "border" else 1)
-    assert_close(actual, run(reference, *exact, case.options), tolerance)
+    many = case.padding_mode == "border" and case.options["kernel_size"] == 33
+    assert_close(actual, run(reference, *exact, case.options), TOLERANCE[x.dtype] * (1.5 if many else 1))
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
