@@ -44,9 +44,10 @@ endif()
 
 function(ddu_cuda_sources library)
   if(NOT DDU_HAS_CUDA)
-    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp)
+    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d_forward.cpp cpp/src/no_conv2d_backward.cpp)
     return()
   endif()
+  target_sources(${library} PRIVATE cpp/src/no_conv2d_forward.cpp cpp/src/no_conv2d_backward.cpp)
   target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu
                  cuda/aggregate.cu cuda/correlate.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu
                  cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)

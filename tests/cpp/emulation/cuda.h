@@ -36,8 +36,47 @@ template <class To, class From>
 To bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
   To to;
-  __builtin_memcpy(&to, &from, sizeof to);
+  __builtin_memcpy(static_cast<void*>(&to), &from, sizeof to);
   return to;
+}
+
+/// TF32's rounding: to nearest in 10 bits of mantissa, ties away from zero.
+inline std::uint32_t to_tf32(float value) {
+  const auto word = bits<std::uint32_t>(value);
+  return (word & 0x7fffffffu) > 0x7f800000u    ? 0x7fffffffu
+         : (word & 0x7f800000u) == 0x7f800000u ? word
+                                               : (word + 0x1000u) & ~0x1fffu;
+}
+
+/// Element `index` of the words that a lane has of a matrix: two of a half type each, or one float of which TF32 keeps the
+/// upper 19 bits.
+template <class T>
+double element_of(const std::uint32_t* words, int index) {
+  if constexpr (sizeof(T) == 4) {
+    return double(bits<float>(words[index] & ~0x1fffu));
+  } else {
+    return double(float(bits<T>(static_cast<unsigned short>(words[index / 2] >> (index % 2 * 16)))));
+  }
+}
+
+/// mma.sync, of the fragments that cuda/core/mma.cuh draws: a warp meets, and each lane adds up its four elements.
+template <class T>
+void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
+  std::uint32_t rows[16][8], columns[8][8];
+  const auto gather = [](std::uint32_t word, auto store) {
+    const std::uint32_t* all = warp_exchange(word);
+    for (int lane = 0; lane < 32; ++lane) store(lane / 4, lane % 4, all[lane]);
+  };
+  for (int i = 0; i < 4; ++i)
+    gather(a[i], [&](int g, int q, std::uint32_t word) { rows[g + i % 2 * 8][q + i / 2 * 4] = word; });
+  for (int i = 0; i < 2; ++i) gather(b[i], [&](int g, int q, std::uint32_t word) { columns[g][q + i * 4] = word; });
+  const int lane = int(thread_index.x % 32);
+  for (int i = 0; i < 4; ++i) {
+    double sum = double(d[i]);
+    for (int k = 0; k < 32 / int(sizeof(T)); ++k)
+      sum += element_of<T>(rows[lane / 4 + i / 2 * 8], k) * element_of<T>(columns[lane % 4 * 2 + i % 2], k);
+    d[i] = float(sum);
+  }
 }
 
 template <class... Parameters, class... Arguments>
@@ -48,6 +87,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 
 }  // namespace emulation
 
+#define DDU_CUDA_EMULATION
 #define __launch_bounds__(...)
 #define threadIdx ::emulation::thread_index
 #define blockIdx ::emulation::block_index

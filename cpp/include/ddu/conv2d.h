@@ -1,0 +1,72 @@
+#pragma once
+
+#include "ddu/conv2d_geometry.h"
+#include "ddu/device.h"
+#include "ddu/dtype.h"
+#include "ddu/memory_format.h"
+
+// The convolution whose dilation is a map, without columns, on CUDA devices with products of 16-bit and TF32 numbers:
+//
+//   output[b, o, oy, ox] = bias[o] + sum over channels c of o's group and taps t of
+//                          weight[o, c, t] * mask[b, h, t, oy, ox] * S[b, c, t, oy, ox]              h = c / (C/heads)
+//
+// where S is what the unfold with a dilation map has for channel c and tap t (ddu/unfold.h), rounded to the type of the
+// product: the input's half type, or TF32 for float32. Sums are in float32 and rounded once. What is said there of tensors,
+// memory, threads and errors holds here; a Conv2dGeometry comes from make_conv2d_geometry. weight, mask, bias and output have
+// the input's type, and nothing of the columns' size is ever in memory.
+//
+// The library has no other kernels for this operator: where conv2d_supported says no, columns of the unfold and a product of
+// matrices compute it, in pieces (Options::part), as the Python package and LibTorch do.
+
+namespace ddu {
+
+struct Conv2d {
+  const void* input;          ///< [batch, channels, h.size, w.size]
+  const void* weight;         ///< [out_channels, channels / weight_groups, h.kernel_size, w.kernel_size], contiguous
+  const void* dilation_map;   ///< [map_batch, groups, h.out_size, w.out_size], contiguous
+  const void* mask;           ///< [mask_batch, heads, taps, h.out_size, w.out_size], contiguous; null for ones
+  const void* bias;           ///< [out_channels]; null for zeros
+  void* output;               ///< [batch, out_channels, h.out_size, w.out_size]
+  void* workspace = nullptr;  ///< of conv2d_forward_workspace_bytes(...) bytes, aligned to 64; may be null where that is 0
+  MemoryFormat input_format = MemoryFormat::contiguous;  ///< of input and output
+};
+
+/// A null grad_input, grad_weight, grad_map or grad_mask is not computed; grad_mask is null where mask is. They have the types
+/// and sizes of input, weight, dilation_map, mask. The gradient of the bias is the sum of grad_output over images and
+/// positions, which needs none of this.
+struct Conv2dBackward {
+  const void* grad_output;  ///< as output
+  const void* input;
+  const void* weight;
+  const void* dilation_map;
+  const void* mask;
+  void* grad_input;
+  void* grad_weight;
+  void* grad_map;
+  void* grad_mask;
+  void* workspace = nullptr;  ///< of conv2d_backward_workspace_bytes(...) bytes, aligned to 64; may be null where that is 0
+  MemoryFormat input_format = MemoryFormat::contiguous;  ///< of input, grad_input and grad_output
+};
+
+namespace cuda {
+
+/// Whether conv2d_forward serves such calls on the current device, in this build: half types, or float32 whose product may be
+/// in TF32, on sm_80 and later. A build without these kernels, or without CUDA, says false.
+DDU_API bool conv2d_supported(const Conv2dGeometry& geometry, Types types);
+/// Throws ddu::unsupported_device where conv2d_supported says false.
+DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, Stream stream);
+/// Scratch bytes of conv2d_forward with the same arguments on the current device (no pointer of `tensors` is read).
+DDU_API size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors);
+
+/// The same for conv2d_backward. `deterministic` calls may be refused where others are not.
+DDU_API bool conv2d_backward_supported(const Conv2dGeometry& geometry, Types types, bool deterministic);
+/// With `deterministic`, gradients are identical to the bit from run to run. Throws ddu::unsupported_device where
+/// conv2d_backward_supported says false.
+DDU_API void conv2d_backward(const Conv2dGeometry& geometry, Types types, const Conv2dBackward& tensors, bool deterministic,
+                             Stream stream);
+/// Scratch bytes of conv2d_backward with the same arguments on the current device (`tensors.workspace` is not read).
+DDU_API size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2dBackward& tensors,
+                                               bool deterministic);
+
+}  // namespace cuda
+}  // namespace ddu

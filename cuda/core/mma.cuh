@@ -1,0 +1,71 @@
+#pragma once
+
+// Products of small matrices by a warp's tensor cores: mma.sync, sm_80 and up.
+//
+//   D [16, 8] += A [16, depth] x B [depth, 8]      depth is 16 for half types, 8 for float32, which is rounded to TF32
+//
+// Either way a row of A, and a column of B, is 8 words of 32 bits along the depth: a word is 2 neighbours of a half type (the
+// first in its lower half), or one float. Each of the 32 lanes holds a part, its fragment. With g = lane / 4 and q = lane % 4:
+//
+//   A         word  q        q+4          B   word  column g            D   columns 2q, 2q+1
+//   row g         a[0]      a[2]              q       b[0]              row g     d[0]  d[1]
+//   row g+8       a[1]      a[3]              q+4     b[1]              row g+8   d[2]  d[3]
+//
+// Four lanes, a quad, so hold a row of A and of D. The depth may be walked in any order, if A and B take the same one: what a
+// lane has of A need not be what lies at word q, as long as B's word q is the weight of that.
+
+#include "numeric.cuh"
+
+namespace ddu::cuda {
+
+/// Whether the code that is compiled has these products. Kernels with them are empty elsewhere, and the host launches none.
+#if defined(DDU_CUDA_EMULATION) || (defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800)
+constexpr bool kHasMma = true;
+#else
+constexpr bool kHasMma = false;
+#endif
+
+constexpr int kMmaRows = 16, kMmaColumns = 8, kMmaWords = 8;
+/// Elements of T along the depth of a product.
+template <class T>
+constexpr int kMmaDepth = kMmaWords * 4 / int(sizeof(T));
+
+/// A factor of a TF32 product: 10 bits of mantissa, rounded to nearest, ties away from zero. Half types need nothing of the
+/// kind: their two values are packed.
+__device__ __forceinline__ unsigned to_tf32(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  unsigned word;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(word) : "f"(value));
+  return word;
+#elif defined(DDU_CUDA_EMULATION)
+  return emulation::to_tf32(value);
+#else
+  return __float_as_uint(value);
+#endif
+}
+
+/// d += a x b. All lanes of a warp call it together. T: __half, __nv_bfloat16 or float (as TF32, see to_tf32).
+template <class T>
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  static_assert(sizeof(T) == 2 || std::is_same_v<T, float>, "half types, and float32 as TF32");
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+#define DDU_MMA(shape, type)                                  \
+  asm("mma.sync.aligned." shape ".row.col.f32." type "." type \
+      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "   \
+      "{%0, %1, %2, %3};"                                     \
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])        \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same_v<T, __half>) {
+    DDU_MMA("m16n8k16", "f16");
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    DDU_MMA("m16n8k16", "bf16");
+  } else {
+    DDU_MMA("m16n8k8", "tf32");
+  }
+#undef DDU_MMA
+#elif defined(DDU_CUDA_EMULATION)
+  emulation::mma<T>(d, a, b);
+#endif
+}
+
+}  // namespace ddu::cuda
