@@ -64,6 +64,7 @@ const Device& current_device() {
     // Kernels wait for each other from sm_90 on: those that run here may be translated from older code, for any device. And
     // older drivers cannot capture such launches into a graph.
     device.overlaps = code.ptxVersion >= 90 && driver >= 12030;
+    device.has_mma = code.ptxVersion >= 80;
     devices[index] = device;
   });
   return devices[index];

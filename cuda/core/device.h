@@ -15,6 +15,7 @@ struct Device {
   int shared_per_multiprocessor;  // bytes
   int shared_per_block;           // bytes, where a kernel asks for them
   bool overlaps;                  // whether kernels of a stream may overlap (dependent_launch.cuh)
+  bool has_mma;                   // whether the code that runs here has products of matrices (mma.cuh)
 };
 
 /// What is known of the current device. CUDA is asked once for each.
