@@ -8,65 +8,11 @@
 
 #include "outer_product.h"
 
-#include "../core/elementwise.cuh"
 #include "image_rows.h"
 #include "outer_product.cuh"
 
 namespace ddu::cuda::channels_last {
 namespace {
-
-/// A gradient that several warps may add to, and its sums.
-template <class Acc>
-struct SharedGradient {
-  void* gradient = nullptr;
-  DType type{};
-  std::int64_t count = 0;   // elements
-  std::int64_t arrays = 1;  // of sums that are kept apart; 0 where all are added to one
-  Acc* sums = nullptr;      // null: the gradient's elements are written as they are
-
-  /// `meeting`: warps that have a part of one element.
-  void lay_out(Workspace& workspace, void* wanted, DType of_type, std::int64_t elements, std::int64_t meeting,
-               bool deterministic) {
-    gradient = wanted;
-    type = of_type;
-    count = elements;
-    if (!gradient) return;
-    arrays = meeting == 1 || deterministic ? meeting : 0;
-    if (arrays > 1 || (is_half(type) && arrays != 1)) {
-      scratch_ = true;
-      sums = workspace.template take<Acc>(std::max<std::int64_t>(arrays, 1) * count);
-    }
-  }
-  /// Where kernels that know sums alone write, even one part of a half gradient.
-  void always_sums(Workspace& workspace) {
-    if (!gradient || scratch_) return;
-    if (!is_half(type)) {
-      sums = static_cast<Acc*>(gradient);
-    } else {
-      scratch_ = true;
-      sums = workspace.template take<Acc>(count);
-    }
-  }
-  std::int64_t part() const { return arrays == 0 ? 0 : count; }
-  void clear(Stream stream) const {
-    if (!gradient || arrays != 0) return;
-    DDU_CUDA_CHECK(cudaMemsetAsync(sums, 0, sizeof(Acc) * static_cast<std::size_t>(count), stream));
-  }
-  void finish(Stream stream) const {
-    if (!gradient || !scratch_) return;
-    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(count, 256), 16384));
-    visit(type, [&](auto* to) {
-      using M = std::remove_pointer_t<decltype(to)>;
-      if constexpr (std::is_same_v<accumulator_t<M>, Acc>) {
-        launch(add_arrays_kernel<M, Acc>, {blocks, 256}, stream, static_cast<const Acc*>(sums), static_cast<M*>(gradient),
-               count, std::max<std::int64_t>(arrays, 1));
-      }
-    });
-  }
-
- private:
-  bool scratch_ = false;
-};
 
 /// Lanes that take one channel or kBackwardChannels.
 template <class T, class Sums, int kN>

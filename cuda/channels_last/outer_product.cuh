@@ -13,6 +13,7 @@
 
 #include "columns_backward.cuh"
 #include "heads.cuh"
+#include "shared_gradient.cuh"
 
 namespace ddu::cuda {
 
@@ -31,20 +32,6 @@ struct OuterProductPointers {
   Acc *factor_sums, *grad_map;
   std::int64_t factors_part, map_part;
 };
-
-/// Stores what a lane has summed for an element of a gradient: in array `part` of the sums, of `size` elements each, or, if
-/// that is 0, added to the one that there is; or, if there are no sums, as the gradient itself.
-template <class T, class Acc>
-__device__ __forceinline__ void store_sum(Acc* sums, T* gradient, std::int64_t part, std::int64_t size, std::int64_t at,
-                                          Acc sum) {
-  if (!sums) {
-    gradient[at] = narrow<T>(sum);
-  } else if (size == 0) {
-    atomicAdd(sums + at, sum);
-  } else {
-    sums[part * size + at] = sum;
-  }
-}
 
 /// What a lane has of its positions while it goes through the taps. kFactors: beside the gradients of image and map there is
 /// that of the factors, else that of the values.
