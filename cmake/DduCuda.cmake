@@ -47,7 +47,12 @@ function(ddu_cuda_sources library)
     target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d_forward.cpp cpp/src/no_conv2d_backward.cpp)
     return()
   endif()
-  target_sources(${library} PRIVATE cpp/src/no_conv2d_forward.cpp cpp/src/no_conv2d_backward.cpp)
+  target_sources(${library} PRIVATE cpp/src/no_conv2d_forward.cpp)
+  if(DDU_FUSED_CONV2D)
+    target_sources(${library} PRIVATE cuda/conv2d_backward.cu)
+  else()
+    target_sources(${library} PRIVATE cpp/src/no_conv2d_backward.cpp)
+  endif()
   target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu
                  cuda/aggregate.cu cuda/correlate.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu
                  cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)

@@ -71,6 +71,29 @@ class Memory {
   void* data_ = nullptr;
 };
 
+/// Device memory of a tensor, `shift` elements behind its start.
+template <class T>
+class Shifted {
+ public:
+  Shifted(std::int64_t size, std::size_t shift)
+      : size_(size), shift_(shift), memory_((std::size_t(size) + shift) * sizeof(T)) {}
+  Shifted(const oracle::Tensor<T>& tensor, std::size_t shift) : Shifted(static_cast<std::int64_t>(tensor.size()), shift) {
+    EXPECT_EQ(cudaMemcpy(data(), tensor.data(), tensor.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
+  }
+  T* data() const { return static_cast<T*>(memory_.data()) + shift_; }
+  oracle::Tensor<T> on_host() const {
+    const auto whole = memory_.template on_host<T>();
+    oracle::Tensor<T> tensor(size_);
+    std::memcpy(tensor.data(), whole.data() + shift_, tensor.size() * sizeof(T));
+    return tensor;
+  }
+
+ private:
+  std::int64_t size_;
+  std::size_t shift_;
+  Memory memory_;
+};
+
 /// Scratch memory, with bytes behind it that nobody may write. It holds no zeros: nobody may count on them.
 class Workspace {
  public:

@@ -1,6 +1,5 @@
 // The CUDA kernels of aggregate and correlate against their definition, by way of the oracle's columns.
 
-#include <cstring>
 #include <initializer_list>
 
 #include "cuda_call.h"
@@ -16,6 +15,7 @@ using cuda_call::error;
 using cuda_call::has_device;
 using cuda_call::Memory;
 using cuda_call::near_rates;
+using cuda_call::Shifted;
 using cuda_call::turned;
 using cuda_call::Workspace;
 using oracle::HeadCase;
@@ -48,29 +48,6 @@ struct How {
   bool channels_last = false, deterministic = false;
   std::size_t shift = 0;                        // elements from where memory is aligned to where every tensor starts
   bool image = true, other = true, map = true;  // gradients wanted
-};
-
-/// Device memory of a tensor, `shift` elements behind its start.
-template <class T>
-class Shifted {
- public:
-  Shifted(std::int64_t size, std::size_t shift)
-      : size_(size), shift_(shift), memory_((std::size_t(size) + shift) * sizeof(T)) {}
-  Shifted(const oracle::Tensor<T>& tensor, std::size_t shift) : Shifted(static_cast<std::int64_t>(tensor.size()), shift) {
-    EXPECT_EQ(cudaMemcpy(data(), tensor.data(), tensor.size() * sizeof(T), cudaMemcpyHostToDevice), cudaSuccess);
-  }
-  T* data() const { return static_cast<T*>(memory_.data()) + shift_; }
-  oracle::Tensor<T> on_host() const {
-    const auto whole = memory_.template on_host<T>();
-    oracle::Tensor<T> tensor(size_);
-    std::memcpy(tensor.data(), whole.data() + shift_, tensor.size() * sizeof(T));
-    return tensor;
-  }
-
- private:
-  std::int64_t size_;
-  std::size_t shift_;
-  Memory memory_;
 };
 
 /// The tensors of a problem on the device, in a format.

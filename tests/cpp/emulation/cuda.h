@@ -48,8 +48,7 @@ inline std::uint32_t to_tf32(float value) {
                                                : (word + 0x1000u) & ~0x1fffu;
 }
 
-/// Element `index` of the words that a lane has of a matrix: two of a half type each, or one float of which TF32 keeps the
-/// upper 19 bits.
+/// Element `index` of words of a matrix: two of a half type each, or one float of which TF32 keeps the upper 19 bits.
 template <class T>
 double element_of(const std::uint32_t* words, int index) {
   if constexpr (sizeof(T) == 4) {
@@ -59,24 +58,39 @@ double element_of(const std::uint32_t* words, int index) {
   }
 }
 
-/// mma.sync, of the fragments that cuda/core/mma.cuh draws: a warp meets, and each lane adds up its four elements.
+/// What the lanes of a warp bring to a product of matrices: rows of A and columns of B, in words, and D.
+struct MatrixProduct {
+  std::uint32_t rows[16][8], columns[8][8];
+  double sums[16][8];
+  bool done;
+};
+inline MatrixProduct matrix_products[32];  // of each warp
+
+/// mma.sync, of the fragments that cuda/core/mma.cuh draws: a warp meets, and one of its lanes multiplies.
 template <class T>
 void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
-  std::uint32_t rows[16][8], columns[8][8];
-  const auto gather = [](std::uint32_t word, auto store) {
-    const std::uint32_t* all = warp_exchange(word);
-    for (int lane = 0; lane < 32; ++lane) store(lane / 4, lane % 4, all[lane]);
-  };
-  for (int i = 0; i < 4; ++i)
-    gather(a[i], [&](int g, int q, std::uint32_t word) { rows[g + i % 2 * 8][q + i / 2 * 4] = word; });
-  for (int i = 0; i < 2; ++i) gather(b[i], [&](int g, int q, std::uint32_t word) { columns[g][q + i * 4] = word; });
-  const int lane = int(thread_index.x % 32);
-  for (int i = 0; i < 4; ++i) {
-    double sum = double(d[i]);
-    for (int k = 0; k < 32 / int(sizeof(T)); ++k)
-      sum += element_of<T>(rows[lane / 4 + i / 2 * 8], k) * element_of<T>(columns[lane % 4 * 2 + i % 2], k);
-    d[i] = float(sum);
+  constexpr int kDepth = 32 / int(sizeof(T));
+  MatrixProduct& product = matrix_products[thread_index.x / 32];
+  const int g = int(thread_index.x % 32) / 4, q = int(thread_index.x % 4);
+  const auto sum = [&](int i) -> double& { return product.sums[g + i / 2 * 8][q * 2 + i % 2]; };
+  product.done = false;
+  for (int i = 0; i < 4; ++i) product.rows[g + i % 2 * 8][q + i / 2 * 4] = a[i];
+  for (int i = 0; i < 2; ++i) product.columns[g][q + i * 4] = b[i];
+  for (int i = 0; i < 4; ++i) sum(i) = double(d[i]);
+  warp_exchange(0);
+  if (!product.done) {
+    double columns[8][kDepth];
+    for (int n = 0; n < 8; ++n)
+      for (int k = 0; k < kDepth; ++k) columns[n][k] = element_of<T>(product.columns[n], k);
+    for (int m = 0; m < 16; ++m)
+      for (int k = 0; k < kDepth; ++k) {
+        const double element = element_of<T>(product.rows[m], k);
+        for (int n = 0; n < 8; ++n) product.sums[m][n] += element * columns[n][k];
+      }
+    product.done = true;
   }
+  for (int i = 0; i < 4; ++i) d[i] = float(sum(i));
+  warp_exchange(0);  // nobody brings anything new before all have their sums
 }
 
 template <class... Parameters, class... Arguments>

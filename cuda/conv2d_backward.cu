@@ -1,0 +1,274 @@
+// The host side of the convolution's backward:
+//
+//     pack_for_columns_kernel           the weight, in the order in which lanes read it
+//     (planes_to_rows_kernel        the input and grad_output, channels-last, unless they lie so; zeros in the sums beside)
+//     conv_columns_backward_kernel  gradients of input, map and mask
+//     conv_weight_backward_kernel   the weight's, in sums of each block's → sum_weights_kernel, which adds them up
+//     (rows_to_planes_kernel or convert_kernel   sums to grad_input)
+//     (add_arrays_kernel            sums to the gradients of map and mask, where their type is a half one)
+
+#include "channels_last/image_rows.h"
+#include "convolution/backward_columns.cuh"
+#include "convolution/backward_weight.cuh"
+#include "ddu/conv2d.h"
+
+namespace ddu::cuda {
+namespace {
+
+using namespace channels_last;
+
+/// The call as ImageRows knows calls, whose heads lie in one head of the mask and one weight group.
+HeadGeometry with_heads(const Conv2dGeometry& c) {
+  const std::int64_t channels = std::gcd(c.head_channels(), c.weight_group_channels());
+  return {c.geometry, c.geometry.channels / channels, 1};
+}
+
+/// grad_output as an image, whose groups are the weight groups.
+Geometry as_image(const Conv2dGeometry& c) {
+  Geometry g = c.geometry;
+  g.channels = c.out_channels;
+  g.groups = c.weight_groups;
+  g.h.size = g.h.out_size;
+  g.w.size = g.w.out_size;
+  return g;
+}
+
+template <class T>
+class ConvBackward {
+ public:
+  ConvBackward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given)
+      : c_(c),
+        types_(types),
+        given_(given),
+        image_(with_heads(c), format_of(with_heads(c), given.input_format), kVec<T>,
+               is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)),
+        outputs_(as_image(c)),
+        wants_columns_(given.grad_input || given.grad_map || given.grad_mask) {
+    make_params();
+    make_weight_params();
+    Workspace workspace(given.workspace);
+    const Geometry& g = c.geometry;
+    const bool samples = given.grad_map || given.grad_mask || given.grad_weight;
+    if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
+    if (!own_outputs_) outputs_copy_ = workspace.template take<T>(channels_last::numel(outputs_, params_.outputs));
+    if (wants_columns_) packed_weights_ = workspace.template take<uint4>(packed_numel());
+    if (given.grad_input) {
+      sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
+    }
+    const std::int64_t slices = params_.slices;
+    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.units * slices * (g.map_batch == 1 ? g.batch : 1),
+                 false);
+    map_.always_sums(workspace);
+    mask_.lay_out(workspace, given.grad_mask, types.input, c.mask_numel(),
+                  params_.head_units * slices * (c.mask_batch == 1 ? g.batch : 1), false);
+    if (mask_.arrays != 1) mask_.always_sums(workspace);
+    if (given.grad_weight) weight_sums_ = workspace.template take<float>(weight_.splits * weight_.part);
+    bytes_ = workspace.bytes();
+  }
+  std::size_t bytes() const { return bytes_; }
+
+  void run(Stream stream) const {
+    prepare(stream);
+    if (wants_columns_) run_columns(stream);
+    if (given_.grad_weight) {
+      if (wide()) {
+        run_weight<kWide>(stream);
+      } else {
+        run_weight<kNarrow>(stream);
+      }
+    }
+    if (given_.grad_input && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
+    map_.finish(stream);
+    mask_.finish(stream);
+  }
+
+ private:
+  static constexpr int kNarrow = 64, kWide = sizeof(T) == 2 ? 128 : kNarrow;  // outputs of a block of the weight's gradient
+
+  bool wide() const { return c_.weight_group_outputs() > kNarrow; }
+  std::int64_t all_units() const { return c_.geometry.channels / params_.unit_channels; }
+  std::int64_t packed_numel() const { return all_units() * params_.taps * packed_.of_tap(); }
+  /// Whether the gradient holds its sums itself.
+  bool in_place() const { return image_.own && std::is_same_v<T, float>; }
+  const T* image() const { return copy_ ? copy_ : static_cast<const T*>(given_.input); }
+  const T* outputs() const { return outputs_copy_ ? outputs_copy_ : static_cast<const T*>(given_.grad_output); }
+
+  void make_params() {
+    const Geometry& g = c_.geometry;
+    ConvBackwardParams& p = params_;
+    static_cast<RowParams<float>&>(p) = sizes_of<float>(g, types_, image_.rows);
+    const std::int64_t unit = ImageRows::unit_channels(with_heads(c_));
+    p.row = g.w.size * image_.rows.pixel;
+    p.image_vectors = image_.vectors;
+    p.heads = static_cast<int>(c_.heads);
+    p.shared_mask = c_.mask_batch == 1;
+    p.units = static_cast<int>(g.group_channels() / unit);
+    p.head_units = static_cast<int>(c_.head_channels() / unit);
+    p.weight_units = static_cast<int>(c_.weight_group_channels() / unit);
+    p.unit_channels = static_cast<int>(unit);
+    p.unit_stride = static_cast<int>(image_.stride);
+    own_outputs_ = given_.input_format == MemoryFormat::channels_last || c_.out_channels == 1;
+    p.outputs = own_outputs_ ? own_rows(outputs_) : padded_rows(outputs_, kVec<T>);
+    p.group_outputs = static_cast<int>(c_.weight_group_outputs());
+    p.output_vectors = !own_outputs_ || whole_vectors(outputs_, given_.grad_output, kVec<T>);
+    p.by_units = Divider(static_cast<unsigned>(p.units));
+    p.by_head_units = Divider(static_cast<unsigned>(p.head_units));
+    p.by_weight_units = Divider(static_cast<unsigned>(p.weight_units));
+    packed_ = {static_cast<int>(ceil_div(p.group_outputs, kDepthStep<T>)), static_cast<int>(ceil_div(unit, kMmaColumns))};
+
+    const std::int64_t vectors = ceil_div(unit, kColumnChannels);
+    p.log_lanes = std::max(1, log2_at_least(vectors, 4));  // half of a warp's positions at once, at least
+    if (ceil_div(vectors, 16) * 16 - vectors >= 8 && p.log_lanes > 3) p.log_lanes = 3;
+    p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
+    cut_positions(g, kColumnPositions, p);
+    p.tap_chunk = p.taps;
+    p.tap_chunks = 1;
+    p.by_slices = Divider(static_cast<unsigned>(p.slices));
+    p.by_groups = Divider(static_cast<unsigned>(all_units()));
+  }
+  void make_weight_params() {
+    ConvWeightParams& p = weight_;
+    static_cast<ConvBackwardParams&>(p) = params_;
+    cut_positions(c_.geometry, kWeightRun, p);
+    p.by_slices = p.by_groups = Divider(1);  // images alone are counted beside positions
+    p.position_blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * c_.geometry.batch);
+    p.channel_slices = static_cast<int>(ceil_div(p.unit_channels, kWeightChannels));
+    p.output_slices = static_cast<int>(ceil_div(p.group_outputs, wide() ? kWide : kNarrow));
+    p.padded_channels = static_cast<int>(ceil_div(p.unit_channels, 4) * 4);
+    p.part = all_units() * p.taps * p.group_outputs * p.padded_channels;
+    // Sums are read as often as they are written: no more of them than blocks that run at once.
+    const std::int64_t wanted = ceil_div(std::int64_t{2} * current_device().multiprocessors, weight_tiles());
+    const std::int64_t share = ceil_div(p.position_blocks, std::min(wanted, p.position_blocks));
+    p.splits = static_cast<int>(ceil_div(p.position_blocks, share));
+    p.by_splits = Divider(static_cast<unsigned>(p.splits));
+    p.by_output_slices = Divider(static_cast<unsigned>(p.output_slices));
+    p.by_channel_slices = Divider(static_cast<unsigned>(p.channel_slices));
+    p.by_taps = Divider(static_cast<unsigned>(p.taps));
+  }
+  std::int64_t weight_tiles() const { return all_units() * weight_.taps * weight_.channel_slices * weight_.output_slices; }
+
+  void prepare(Stream stream) const {
+    map_.clear(stream);
+    mask_.clear(stream);
+    // Sums that have the layout of a copy are cleared beside it.
+    const bool beside = given_.grad_input && !image_.own;
+    if (given_.grad_input && !beside) {
+      DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
+    }
+    if (wants_columns_) {
+      launch(pack_for_columns_kernel<T>, {grid_size(ceil_div(packed_numel(), 256)), 256, 0, true}, stream, params_, packed_,
+             static_cast<const T*>(given_.weight), packed_weights_, packed_numel());
+    }
+    if (copy_ || beside) {
+      RowsToClear cleared;
+      if (beside) cleared = {static_cast<unsigned char*>(sums_.words), int(sizeof(float))};
+      planes_to_rows(image_.units, types_.input, image_.rows, {}, given_.input, copy_, cleared, nullptr, stream);
+    }
+    if (outputs_copy_) {
+      planes_to_rows(outputs_, types_.input, params_.outputs, {}, given_.grad_output, outputs_copy_, {}, nullptr, stream);
+    }
+  }
+  void run_columns(Stream stream) const {
+    const ConvBackwardParams& p = params_;
+    ConvColumnsPointers<T> tensors{};
+    tensors.grad_output = outputs();
+    tensors.image = image();
+    tensors.weights = packed_weights_;
+    tensors.mask = static_cast<const T*>(given_.mask);
+    tensors.map = given_.dilation_map;
+    tensors.sums = sums_.as<FloatingSums<T>>();
+    tensors.grad_map = map_.sums;
+    tensors.map_part = map_.part();
+    tensors.grad_mask = static_cast<T*>(given_.grad_mask);
+    tensors.mask_sums = mask_.sums;
+    tensors.mask_part = mask_.part();
+    const int shared = kRowWarps * (TapTable<float, true>::bytes(kColumnPositions) + ColumnTile::kBytes);
+    const unsigned blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * p.slices * all_units() * p.images);
+    launch(conv_columns_backward_kernel<T>, {blocks, kRowThreads, static_cast<std::size_t>(shared), true}, stream, p, packed_,
+           tensors);
+  }
+  template <int kOutputs>
+  void run_weight(Stream stream) const {
+    const ConvWeightPointers<T> tensors{outputs(), image(), static_cast<const T*>(given_.mask), given_.dilation_map,
+                                        weight_sums_};
+    const int shared = 2 * WeightStage<T, kOutputs>::kBytes + kRowWarps * TapTable<float, false>::bytes(kWeightRun);
+    launch(conv_weight_backward_kernel<T, kOutputs>,
+           {grid_size(weight_tiles() * weight_.splits), kRowThreads, static_cast<std::size_t>(shared), true}, stream, weight_,
+           tensors);
+    launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 256)), 256, 0, true}, stream, weight_,
+           static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight), weight_.part);
+  }
+
+  const Conv2dGeometry& c_;
+  Types types_;
+  const Conv2dBackward& given_;
+  ImageRows image_;
+  Geometry outputs_;
+  bool wants_columns_, own_outputs_ = false;
+  ConvBackwardParams params_{};
+  ConvWeightParams weight_{};
+  ColumnWeights packed_{};
+  T *copy_ = nullptr, *outputs_copy_ = nullptr;  // of the input and of grad_output, in rows
+  uint4* packed_weights_ = nullptr;
+  ImageSums sums_;
+  SharedGradient<float> map_, mask_;
+  float* weight_sums_ = nullptr;
+  std::size_t bytes_;
+};
+
+/// Calls body(ConvBackward) for the type of a call.
+template <class Body>
+void visit_backward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given, Body body) {
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) < 8) body(ConvBackward<T>(c, types, given));
+  });
+}
+
+bool any_wanted(const Conv2dBackward& given) {
+  return given.grad_input || given.grad_weight || given.grad_map || given.grad_mask;
+}
+bool is_empty(const Conv2dGeometry& c) { return c.geometry.columns_numel() == 0 || c.output_numel() == 0; }
+
+void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
+  check_types(types);
+  if (conv2d_backward_supported(c, types, deterministic)) return;
+  throw unsupported_device(
+      deterministic
+          ? "the fused backward of conv2d is not deterministic"
+          : "the fused backward of conv2d is for half types, and for float32 where TF32 is allowed, on sm_80 and later");
+}
+
+}  // namespace
+
+bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
+  return !deterministic && current_device().has_mma &&
+         (is_half(types.input) || (types.input == DType::float32 && c.allow_tf32));
+}
+
+std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2dBackward& given,
+                                            bool deterministic) {
+  check_call(c, types, deterministic);
+  if (!any_wanted(given) || is_empty(c)) return 0;
+  std::size_t bytes = 0;
+  visit_backward(c, types, given, [&](const auto& backward) { bytes = backward.bytes(); });
+  return bytes;
+}
+
+void conv2d_backward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given, bool deterministic, Stream stream) {
+  check_call(c, types, deterministic);
+  if (!any_wanted(given)) return;
+  if (is_empty(c)) {  // no column carries a gradient
+    const auto clear = [&](void* gradient, DType type, std::int64_t count) {
+      const std::size_t bytes = size_of(type) * static_cast<std::size_t>(count);
+      if (gradient && bytes > 0) DDU_CUDA_CHECK(cudaMemsetAsync(gradient, 0, bytes, stream));
+    };
+    clear(given.grad_input, types.input, c.geometry.input_numel());
+    clear(given.grad_weight, types.input, c.weight_numel());
+    clear(given.grad_map, types.map, c.geometry.map_numel());
+    return clear(given.grad_mask, types.input, c.mask_numel());
+  }
+  visit_backward(c, types, given, [&](const auto& backward) { backward.run(stream); });
+}
+
+}  // namespace ddu::cuda

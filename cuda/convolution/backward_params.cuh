@@ -1,0 +1,82 @@
+#pragma once
+
+// How the backward of the convolution divides its channels. They belong to groups, which share rates, to heads, which share a
+// mask, and to weight groups, which share outputs; a *unit* is a run of channels that lies in one of each:
+//
+//   channels      | c0 … c7 | c8 … c15 | c16 … c23 | …       unit = gcd of the three sizes
+//   groups        |       0            |       1
+//   heads         |              0                  | …
+//   weight groups |   0     |    1     |    2       | …
+//   units         |   0     |    1     |    2       | …
+//
+// Both kernels read rows of channels: the image's, and those of grad_output, whose channels are the outputs.
+
+#include "../channels_last/columns_backward.cuh"
+#include "../channels_last/heads.cuh"
+#include "../core/mma.cuh"
+
+namespace ddu::cuda {
+
+struct ConvBackwardParams : RowParams<float> {
+  std::int64_t row;                     // elements of the image from one pixel to the one below
+  bool image_vectors;                   // whether 16 bytes of channels can be moved at once
+  int heads;                            // of the mask
+  bool shared_mask;                     // one mask for all images
+  int units, head_units, weight_units;  // of a group, a head and a weight group
+  int unit_channels, unit_stride;       // channels, and elements of a pixel from one unit to the next
+  RowLayout outputs;                    // rows of grad_output; their group is a weight group
+  int group_outputs;                    // of a weight group
+  bool output_vectors;                  // whether 16 bytes of outputs can be moved at once
+  Divider by_units, by_head_units, by_weight_units;
+
+  /// Whether and where a position's 16 bytes of outputs, from `output` of a weight group on, are loaded.
+  template <class T>
+  __device__ __forceinline__ Bits16<T> load_outputs(const T* row_of_position, bool there, int output) const {
+    const int count = there ? group_outputs - output : 0;
+    if (count <= 0) return {};
+    return output_vectors ? load_channels<true, kVec<T>>(row_of_position + output, count)
+                          : load_channels<false, kVec<T>>(row_of_position + output, count);
+  }
+};
+
+/// Where a unit lies.
+struct ConvUnit {
+  int index, group, head, weight_group;
+  int of_group, of_head, of_weight_group;  // which of their units it is
+
+  __device__ __forceinline__ ConvUnit(const ConvBackwardParams& p, int unit) : index(unit) {
+    auto rest = unsigned(unit);
+    group = int(p.by_units.take(rest));
+    of_group = int(rest);
+    rest = unsigned(unit);
+    head = int(p.by_head_units.take(rest));
+    of_head = int(rest);
+    rest = unsigned(unit);
+    weight_group = int(p.by_weight_units.take(rest));
+    of_weight_group = int(rest);
+  }
+  /// Its first element in an image's rows.
+  __device__ __forceinline__ std::int64_t pixels(const ConvBackwardParams& p, int image) const {
+    return image * p.rows.image + std::int64_t{index} * p.unit_stride;
+  }
+  /// The first tap of an image's mask.
+  __device__ __forceinline__ std::int64_t mask(const ConvBackwardParams& p, int image) const {
+    return (std::int64_t{p.shared_mask ? 0 : image} * p.heads + head) * p.taps * p.positions;
+  }
+  /// The first position of an image in the rows of grad_output.
+  __device__ __forceinline__ std::int64_t outputs(const ConvBackwardParams& p, int image) const {
+    return image * p.outputs.image + weight_group * p.outputs.group;
+  }
+};
+
+/// 16 bytes of T as words of a product's factor.
+template <class T>
+__device__ __forceinline__ Bits16<T> as_factor(Bits16<T> bits) {
+  if constexpr (sizeof(T) == 4) {
+#pragma unroll
+    for (int w = 0; w < 4; ++w) bits.word[w] = to_tf32(__uint_as_float(bits.word[w]));
+  }
+  return bits;
+}
+
+}  // namespace ddu::cuda

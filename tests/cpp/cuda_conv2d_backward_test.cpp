@@ -1,0 +1,204 @@
+// The backward of the convolution's CUDA kernels against its definition.
+
+#include "conv2d_backward_oracle.h"
+#include "cuda_call.h"
+#include "ddu/conv2d.h"
+#include "ddu/error.h"
+
+namespace {
+
+using cuda_call::any_rates;
+using cuda_call::Environment;
+using cuda_call::error;
+using cuda_call::has_device;
+using cuda_call::near_rates;
+using cuda_call::Shifted;
+using cuda_call::turned;
+using cuda_call::Workspace;
+using oracle::ConvCase;
+using oracle::ConvGradients;
+
+// Whole vectors and none; more outputs and channels than a block takes at once; units smaller than groups, heads and weight
+// groups; one channel; strides, even kernels, many taps; maps and masks for all images; border; a part of the positions.
+const ConvCase kCases[] = {
+    {{2, 16, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24},
+    {{1, 12, 7, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 8, 2, 2},
+    {{1, 72, 5, 6, {{3, 2}, {1, 1}, {1, 1}, {1, 2}, 1, ddu::PaddingMode::border}}, 72},
+    {{2, 8, 9, 10, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1, ddu::PaddingMode::border}, true}, 5, 1, 1, true},
+    {{1, 5, 6, 7, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 3},
+    {{1, 1, 19, 17, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 1, 1, 1},
+    {{1, 136, 3, 7, {{1, 3}, {1, 1}, {0, 1}, {1, 1}, 1}}, 130},
+    {{2, 4, 8, 7, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2}}, 8, 4, 4},
+    {{1, 40, 7, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 2}}, false, {4, 5}}, 16},
+};
+
+struct How {
+  bool channels_last = false;
+  std::size_t shift = 0;  // elements from where memory is aligned to where every tensor starts
+  bool input = true, weight = true, map = true, mask = true;  // gradients wanted
+};
+
+template <class T, class M>
+struct Gradients {
+  oracle::Tensor<T> input, weight, mask;
+  oracle::Tensor<M> map;
+};
+
+template <class T, class M>
+Gradients<T, M> backward(const oracle::ConvProblem<T, M>& problem, const How& how) {
+  const ddu::Conv2dGeometry& c = problem.c;
+  const ddu::Geometry& g = c.geometry;
+  const auto formatted = [&](const oracle::Tensor<T>& tensor, std::int64_t channels, std::int64_t count, bool back = false) {
+    return how.channels_last ? turned(g.batch, channels, count, tensor, back)
+                             : turned(1, 1, g.batch * channels * count, tensor);
+  };
+  const Shifted<T> grad_output(formatted(problem.grad_output, c.out_channels, g.positions()), how.shift),
+      input(formatted(problem.input, g.channels, g.pixels()), how.shift), weight(problem.weight, how.shift),
+      mask(problem.mask, how.shift);
+  const Shifted<M> map(problem.map, how.shift);
+  const Shifted<T> grad_input(g.input_numel(), how.shift), grad_weight(c.weight_numel(), how.shift),
+      grad_mask(c.mask_numel(), how.shift);
+  const Shifted<M> grad_map(g.map_numel(), how.shift);
+  ddu::Conv2dBackward tensors{};
+  tensors.grad_output = grad_output.data();
+  tensors.input = input.data();
+  tensors.weight = weight.data();
+  tensors.dilation_map = map.data();
+  if (c.has_mask) tensors.mask = mask.data();
+  if (how.input) tensors.grad_input = grad_input.data();
+  if (how.weight) tensors.grad_weight = grad_weight.data();
+  if (how.map) tensors.grad_map = grad_map.data();
+  if (c.has_mask && how.mask) tensors.grad_mask = grad_mask.data();
+  tensors.input_format = how.channels_last ? ddu::MemoryFormat::channels_last : ddu::MemoryFormat::contiguous;
+  const Workspace workspace(ddu::cuda::conv2d_backward_workspace_bytes(c, problem.types(), tensors, false));
+  tensors.workspace = workspace.data();
+  ddu::cuda::conv2d_backward(c, problem.types(), tensors, false, nullptr);
+  EXPECT_TRUE(workspace.kept_within());
+  return {formatted(grad_input.on_host(), g.channels, g.pixels(), true), grad_weight.on_host(), grad_mask.on_host(),
+          grad_map.on_host()};
+}
+
+template <class Input, class Map>
+struct Types {
+  using T = Input;
+  using M = Map;
+};
+
+template <class Given>
+class CudaConv2dBackward : public testing::Test {
+ protected:
+  using T = typename Given::T;
+
+  /// Factors of a product that every type holds, TF32 as well: so what the kernels round is sampled values and results.
+  struct P : oracle::ConvProblem<T, typename Given::M> {
+    P(const ConvCase& c, double (*rate)(std::mt19937&)) : oracle::ConvProblem<T, typename Given::M>(c, rate) {
+      for (oracle::Tensor<T>* tensor : {&this->weight, &this->mask, &this->grad_output})
+        for (std::int64_t i = 0; i < std::int64_t(tensor->size()); ++i) tensor->set(i, std::round((*tensor)[i] * 8) / 8);
+    }
+  };
+
+  void SetUp() override {
+    if (!has_device()) GTEST_SKIP() << "no CUDA device";
+    if (!ddu::cuda::conv2d_backward_supported(kCases[0].geometry(), P::types(), false))
+      GTEST_SKIP() << "no kernels of the convolution's backward in this build, or for this device";
+  }
+  /// Every gradient that is wanted.
+  static void expect(const P& problem, const ConvGradients& expected, const How& how) {
+    SCOPED_TRACE(testing::Message() << (how.channels_last ? "channels last" : "planes") << ", shift " << how.shift
+                                    << ", wanted " << how.input << how.weight << how.map << how.mask);
+    // A sampled value is rounded to the product's type: to TF32's 11 bits, where other sums of float32 keep all of theirs.
+    const double of_samples = sizeof(T) == 4 ? 200 : 2;
+    const auto actual = backward(problem, how);
+    if (how.input) {
+      EXPECT_LE(error(actual.input, expected.input), 1);
+    }
+    if (how.weight) {
+      EXPECT_LE(error(actual.weight, expected.weight), of_samples);
+    }
+    if (how.map) {
+      EXPECT_LE(error(actual.map, expected.map), 1);
+    }
+    if (how.mask) {
+      EXPECT_LE(error(actual.mask, expected.mask), 1);
+    }
+  }
+};
+using Every = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
+TYPED_TEST_SUITE(CudaConv2dBackward, Every);
+
+TYPED_TEST(CudaConv2dBackward, AgainstTheOracle) {
+  const bool other_way = std::is_same_v<typename TypeParam::T, ddu::bfloat16>;  // so that each case has both formats
+  for (const ConvCase& c : kCases) {
+    SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
+    const typename TestFixture::P problem(c, near_rates);
+    this->expect(problem, oracle::gradients_of(problem), {((&c - kCases) % 2 == 0) != other_way});
+  }
+}
+
+TYPED_TEST(CudaConv2dBackward, RatesThatAreFarOrNotFinite) {
+  const typename TestFixture::P problem(kCases[1], any_rates);
+  this->expect(problem, oracle::gradients_of(problem), {});
+}
+
+TYPED_TEST(CudaConv2dBackward, TensorsMayStartAnywhere) {
+  const typename TestFixture::P problem(kCases[0], near_rates);
+  const ConvGradients expected = oracle::gradients_of(problem);
+  for (const bool channels_last : {false, true}) this->expect(problem, expected, {channels_last, 1});
+}
+
+using CudaConv2dBackwardHalf = CudaConv2dBackward<Types<ddu::float16, float>>;
+
+TEST_F(CudaConv2dBackwardHalf, OnlyWhatIsWanted) {
+  const P problem(kCases[1], near_rates);
+  const ConvGradients expected = oracle::gradients_of(problem);
+  for (unsigned wanted = 0; wanted < 15; ++wanted)
+    expect(problem, expected, {wanted % 3 == 0, 0, (wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0, (wanted & 8) != 0});
+}
+
+TEST_F(CudaConv2dBackwardHalf, ValuesThatAreNotFinite) {
+  const double strange[] = {NAN, INFINITY, -INFINITY};
+  P problem(kCases[0], near_rates);
+  for (std::int64_t i = 0; i < 3; ++i) problem.input.set(i * 577 % std::int64_t(problem.input.size()), strange[i]);
+  How how{true};
+  how.map = false;  // differences of infinities
+  expect(problem, oracle::gradients_of(problem), how);
+  P gradients(kCases[0], near_rates);
+  gradients.grad_output.set(1000, INFINITY);
+  expect(gradients, oracle::gradients_of(gradients), how);
+}
+
+TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
+  const P few(kCases[0], near_rates), many(kCases[5], any_rates);
+  for (const P* problem : {&few, &many}) {
+    How how;
+    how.input = how.map = how.mask = false;
+    const auto once = backward(*problem, how);
+    const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
+    EXPECT_EQ(once.weight, backward(*problem, how).weight);
+  }
+}
+
+TEST_F(CudaConv2dBackwardHalf, NothingToDo) {
+  ConvCase c = kCases[0];
+  c.sizes.channels = 0;
+  const P no_channels(c, near_rates);
+  expect(no_channels, oracle::gradients_of(no_channels), {});
+  c = kCases[1];
+  c.outputs = 0;
+  const P no_outputs(c, near_rates);
+  expect(no_outputs, oracle::gradients_of(no_outputs), {});
+}
+
+TEST(CudaConv2dBackwardCalls, WhatIsNotServed) {
+  if (!has_device()) GTEST_SKIP() << "no CUDA device";
+  ddu::Conv2dGeometry c = kCases[0].geometry();
+  const ddu::Types float32{ddu::DType::float32, ddu::DType::float32}, float64{ddu::DType::float64, ddu::DType::float64};
+  EXPECT_FALSE(ddu::cuda::conv2d_backward_supported(c, float64, false));
+  EXPECT_FALSE(ddu::cuda::conv2d_backward_supported(c, float32, true));
+  EXPECT_THROW(ddu::cuda::conv2d_backward(c, float32, {}, true, nullptr), ddu::unsupported_device);
+  c.allow_tf32 = false;
+  EXPECT_FALSE(ddu::cuda::conv2d_backward_supported(c, float32, false));
+  EXPECT_THROW(ddu::cuda::conv2d_backward(c, float32, {}, false, nullptr), ddu::unsupported_device);
+}
+
+}  // namespace
