@@ -68,10 +68,10 @@ class Tile {
     for_each_run(
         [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_offset + position, length, rate + n); });
     std::fill(rate + count, rate + padded, rate[0]);
-    Acc spoilt = 0;
+    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise, unlike sums of floats
     for (int n = 0; n < padded; ++n) {
       nan[n] = nan_unless_finite(rate[n]);
-      spoilt += nan[n];
+      spoilt |= nan[n] == 0 ? 0 : 1;
     }
     all_finite = spoilt == 0;
     if (!all_finite) {
@@ -108,24 +108,27 @@ class Tile {
   }
 
  private:
-  void find_cells(const Sampler<Acc> sampler, std::int64_t kernel_size, const std::int32_t* base, Taps& taps) const {
+  void find_cells(const Sampler<Acc> sampler, std::int64_t kernel_size, const std::int32_t* __restrict base, Taps& taps) const {
     const int positions = padded;  // copies, which stores through pointers cannot change
-    const Acc* const rates = rate;
+    const Acc* __restrict rates = rate;
     std::int32_t least = INT32_MAX, most = INT32_MIN;
     for (int k = 0; k < kernel_size; ++k) {
       const Acc offset = sampler.offset(k);
-      std::int32_t* index = taps.offset + k * positions;
-      Acc* fraction = taps.fraction + k * positions;
-      std::int32_t between = 0;  // whether a tap lies between pixels, in a type that compilers vectorise
+      std::int32_t* __restrict index = taps.offset + k * positions;
+      Acc* __restrict fraction = taps.fraction + k * positions;
       for (int n = 0; n < positions; ++n) {
-        Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
-        if (sampler.has_one_pixel(cell.index)) cell.fraction = 0;
+        const Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
         index[n] = cell.index;
         fraction[n] = cell.fraction;
-        between |= cell.fraction != 0 ? 1 : 0;
         least = std::min(least, cell.index);
         most = std::max(most, cell.index);
       }
+      // Asked once for the tap: with the question in the loop above, GCC leaves the loop for zeros a scalar one.
+      if (sampler.border) {
+        for (int n = 0; n < positions; ++n) fraction[n] = sampler.has_one_pixel(index[n]) ? Acc(0) : fraction[n];
+      }
+      std::int32_t between = 0;  // whether a tap lies between pixels
+      for (int n = 0; n < positions; ++n) between |= fraction[n] != 0 ? 1 : 0;
       taps.whole[k] = between == 0;
     }
     taps.first = least;
