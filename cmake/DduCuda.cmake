@@ -44,14 +44,13 @@ endif()
 
 function(ddu_cuda_sources library)
   if(NOT DDU_HAS_CUDA)
-    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d_forward.cpp cpp/src/no_conv2d_backward.cpp)
+    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d.cpp)
     return()
   endif()
-  target_sources(${library} PRIVATE cpp/src/no_conv2d_forward.cpp)
   if(DDU_FUSED_CONV2D)
-    target_sources(${library} PRIVATE cuda/conv2d_backward.cu)
+    target_sources(${library} PRIVATE cuda/conv2d_forward.cu cuda/conv2d_backward.cu cuda/convolution/image.cu)
   else()
-    target_sources(${library} PRIVATE cpp/src/no_conv2d_backward.cpp)
+    target_sources(${library} PRIVATE cpp/src/no_conv2d.cpp)
   endif()
   target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu
                  cuda/aggregate.cu cuda/correlate.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu

@@ -242,7 +242,7 @@ void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
 }  // namespace
 
 bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
-  return !deterministic && current_device().has_mma &&
+  return !deterministic && !requests_columns() && current_device().has_mma &&
          (is_half(types.input) || (types.input == DType::float32 && c.allow_tf32));
 }
 

@@ -27,8 +27,10 @@ struct TapTable {
 
   static constexpr int kEntryBytes = int(sizeof(CornerWeights) + sizeof(Where) + (kSlopes ? sizeof(Slopes) : 0));
   /// Entries for a run: those of several taps where the run is short, so that every lane works one out.
-  __host__ __device__ static int entries(int run) { return run < 32 ? 32 : run; }
-  __host__ __device__ static int bytes(int run) { return (entries(run) * kEntryBytes + run * int(sizeof(Acc)) + 15) / 16 * 16; }
+  __host__ __device__ static constexpr int entries(int run) { return run < 32 ? 32 : run; }
+  __host__ __device__ static constexpr int bytes(int run) {
+    return (entries(run) * kEntryBytes + run * int(sizeof(Acc)) + 15) / 16 * 16;
+  }
 
   __device__ TapTable(char* shared, int run) {
     char* mine = shared + int(threadIdx.x) / 32 * bytes(run);

@@ -77,6 +77,11 @@ Path requested_path() {
   return Path::either;
 }
 
+bool requests_columns() {
+  const char* way = std::getenv("DDU_CUDA_CONV2D");
+  return way && std::strcmp(way, "columns") == 0;
+}
+
 int toolkit_version() { return CUDART_VERSION; }
 const char* architectures() { return DDU_CUDA_ARCHITECTURES; }
 

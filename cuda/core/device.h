@@ -24,5 +24,7 @@ const Device& current_device();
 /// Which kernels the environment asks for, where there is a choice: DDU_CUDA_PATH=planar or channels_last. For tests.
 enum class Path { either, planar, channels_last };
 Path requested_path();
+/// Whether it asks for columns where the convolution has kernels of its own: DDU_CUDA_CONV2D=columns. For comparisons.
+bool requests_columns();
 
 }  // namespace ddu::cuda

@@ -206,3 +206,32 @@ def correlate_plain(
 def correlate_plain_backward(
     ctx: object, grad: Tensor, /
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...
+
+# The convolution, on devices with kernels of its own. None, or False, where columns in chunks are the way.
+
+def conv2d_supported(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    allow_tf32: bool,
+    /,
+) -> bool: ...
+def conv2d_forward(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    allow_tf32: bool,
+    /,
+) -> Tensor | None: ...

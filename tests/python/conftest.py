@@ -22,6 +22,10 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 
+# Tolerances of float32 are those of its own arithmetic: what rounds to TF32 is tested where it is asked for.
+torch.backends.cudnn.allow_tf32 = False
+
+
 @functools.cache
 def missing_cuda() -> str | None:
     """Why the CUDA kernels cannot be tested here."""

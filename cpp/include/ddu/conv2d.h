@@ -51,11 +51,12 @@ struct Conv2dBackward {
 namespace cuda {
 
 /// Whether conv2d_forward serves such calls on the current device, in this build: half types, or float32 whose product may be
-/// in TF32, on sm_80 and later. A build without these kernels, or without CUDA, says false.
+/// in TF32, on sm_80 and later. A build without these kernels, or without CUDA, says false, and so it is where the environment
+/// has DDU_CUDA_CONV2D=columns, to compare.
 DDU_API bool conv2d_supported(const Conv2dGeometry& geometry, Types types);
 /// Throws ddu::unsupported_device where conv2d_supported says false.
 DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, Stream stream);
-/// Scratch bytes of conv2d_forward with the same arguments on the current device (no pointer of `tensors` is read).
+/// Scratch bytes of conv2d_forward with the same arguments on the current device (`tensors.workspace` is not read).
 DDU_API size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors);
 
 /// The same for conv2d_backward. `deterministic` calls may be refused where others are not.

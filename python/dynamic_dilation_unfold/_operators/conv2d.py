@@ -1,4 +1,7 @@
-"""conv2d: a convolution whose dilation is a map, computed in chunks of columns (``_chunks.py``)."""
+"""conv2d: a convolution whose dilation is a map, in chunks of columns (``_chunks.py``) or by kernels of its own.
+
+Those are for some calls on some CUDA devices. ``DDU_CUDA_CONV2D=columns`` asks for chunks everywhere, to compare.
+"""
 
 from __future__ import annotations
 
@@ -121,6 +124,11 @@ class Conv2d(Operator):
     # --- Its chunks ---------------------------------------------------------------------------------------------------
 
     def compute(self, tensors: Tensors, options: Options) -> Tensor:
+        if tensors[0].device.type == "cuda":
+            call: Any = _C.conv2d_forward
+            fused: Tensor | None = call(*tensors, *options, _allows_tf32())
+            if fused is not None:
+                return fused
         output = _kernels.new_output(self, tensors, options)
         input, weight, dilation_map, bias, mask = _batched(tensors)
         window = _window(weight.shape, dilation_map.shape[1], options)
@@ -206,6 +214,15 @@ def _batched(tensors: Tensors) -> tuple[Any, ...]:
     if input.dim() == 4:
         return tensors
     return input.unsqueeze(0), weight, dilation_map.unsqueeze(0), bias, None if mask is None else mask.unsqueeze(0)
+
+
+def _allows_tf32() -> bool:
+    """Whether F.conv2d may round the factors of float32 products to TF32."""
+    cudnn: Any = torch.backends.cudnn
+    of_convolutions: Any = getattr(cudnn, "conv", None)  # of torch 2.9 and later, which does not mix it with the flag
+    if hasattr(of_convolutions, "fp32_precision"):
+        return bool(cudnn.enabled and of_convolutions.fp32_precision == "tf32")
+    return bool(cudnn.enabled and cudnn.allow_tf32)
 
 
 def _has_kernels(tensor: Tensor) -> bool:

@@ -13,5 +13,8 @@ namespace {
 bool conv2d_supported(const Conv2dGeometry&, Types) { return false; }
 void conv2d_forward(const Conv2dGeometry&, Types, const Conv2d&, Stream) { unavailable(); }
 std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2d&) { unavailable(); }
+bool conv2d_backward_supported(const Conv2dGeometry&, Types, bool) { return false; }
+void conv2d_backward(const Conv2dGeometry&, Types, const Conv2dBackward&, bool, Stream) { unavailable(); }
+std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2dBackward&, bool) { unavailable(); }
 
 }  // namespace ddu::cuda

@@ -1,0 +1,152 @@
+// The host side of the convolution without columns:
+//
+//     (planes_to_rows_kernel  the input, channels-last, unless it lies so)
+//     (pad_rows_kernel        a channels_last input to whole vectors of channels, unless it has them)
+//     pack_weights_kernel     the weights, in the order of the products
+//     convolution_kernel      the output, in the input's format
+
+#include "convolution/forward.cuh"
+
+#include "convolution/image.h"
+#include "ddu/conv2d.h"
+
+namespace ddu::cuda {
+namespace {
+
+using namespace convolution;
+
+/// Warps that share a band: as many as have outputs, where the device has the shared memory.
+template <int kShare>
+constexpr std::size_t kSharedBytes =
+    BlockShape<kShare>::kTables +
+    BlockShape<kShare>::kWarps * TapTable<float, false>::bytes(BlockShape<kShare>::kRows * kBandWidth);
+
+int share_of(const Conv2dGeometry& c) {
+  const auto most = static_cast<std::size_t>(current_device().shared_per_block);
+  if (c.weight_group_outputs() > BlockShape<2>::kOutputs && kSharedBytes<4> <= most) return 4;
+  if (c.weight_group_outputs() > BlockShape<1>::kOutputs && kSharedBytes<2> <= most) return 2;
+  return 1;
+}
+
+WeightSizes weight_sizes(const Conv2dGeometry& c, DType type, int share) {
+  const std::int64_t unit = units_of(c).head_channels(), bytes = unit * static_cast<std::int64_t>(size_of(type));
+  WeightSizes sizes{};
+  sizes.taps = static_cast<int>(c.geometry.taps());
+  sizes.units = static_cast<int>(c.weight_group_channels() / unit);
+  sizes.unit_channels = static_cast<int>(unit);
+  sizes.unit_blocks = static_cast<int>(ceil_div(bytes, std::int64_t{kStepBytes}));
+  sizes.group_channels = static_cast<int>(c.weight_group_channels());
+  sizes.group_outputs = static_cast<int>(c.weight_group_outputs());
+  const int outputs = kWarpOutputs * share;
+  sizes.output_blocks = static_cast<int>(ceil_div(c.weight_group_outputs(), std::int64_t{outputs}));
+  sizes.vectors =
+      c.weight_groups * sizes.output_blocks * sizes.units * sizes.unit_blocks * c.geometry.taps() * (outputs * kStepBytes / 16);
+  return sizes;
+}
+
+/// Where a call's scratch memory lies: packed weights, and behind them a copy of the image.
+struct Scratch {
+  int share;
+  WeightSizes weight;
+  Workspace workspace;
+  uint4* slices;
+  ImageOfUnits image;
+
+  Scratch(const Conv2dGeometry& c, DType type, const Conv2d& tensors, void* memory)
+      : share(share_of(c)),
+        weight(weight_sizes(c, type, share)),
+        workspace(memory),
+        slices(workspace.take<uint4>(weight.vectors)),
+        image(c, type, tensors.input_format, tensors.input,
+              memory ? static_cast<unsigned char*>(memory) + workspace.bytes() : nullptr) {}
+  std::size_t bytes() const { return workspace.bytes() + image.bytes; }
+};
+
+template <class T>
+ConvolutionParams params_of(const Conv2dGeometry& c, Types types, const Scratch& scratch, const Conv2d& tensors) {
+  const Geometry& g = c.geometry;
+  const channels_last::ImageRows& rows = scratch.image.rows;
+  ConvolutionParams p{};
+  static_cast<RowParams<float>&>(p) = channels_last::sizes_of<float>(g, types, rows.rows);
+  p.out_height = static_cast<int>(g.h.out_size);
+  p.heads = static_cast<int>(c.heads);
+  p.shared_mask = c.mask_batch == 1;
+  p.row = g.w.size * rows.rows.pixel;
+  p.units = scratch.weight.units;
+  p.unit_channels = scratch.weight.unit_channels;
+  p.unit_stride = static_cast<int>(rows.stride);
+  p.unit_vectors = scratch.image.unit_vectors(types.input);
+  p.unit_blocks = scratch.weight.unit_blocks;
+  p.group_outputs = scratch.weight.group_outputs;
+  p.head_channels = static_cast<int>(c.head_channels());
+  const auto columns = static_cast<unsigned>(ceil_div(g.w.out_size, std::int64_t{kTileWidth}));
+  p.by_tile_columns = Divider(columns);
+  p.by_tiles = Divider(grid_size(columns * ceil_div(g.h.out_size, std::int64_t{kTileHeight})));
+  p.by_output_blocks = Divider(static_cast<unsigned>(scratch.weight.output_blocks));
+  p.by_weight_groups = Divider(static_cast<unsigned>(c.weight_groups));
+  const bool vectors = c.weight_group_outputs() % kVec<T> == 0 && is_aligned(tensors.output, 16);
+  p.output = tensors.input_format == MemoryFormat::channels_last
+                 ? ValueLayout{g.positions() * c.out_channels, 1, c.out_channels, vectors, false}
+                 : ValueLayout{c.out_channels * g.positions(), g.positions(), 1, false, false};
+  return p;
+}
+
+template <class T, int kShare>
+void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scratch& scratch, Stream stream) {
+  const ConvolutionParams p = params_of<T>(c, types, scratch, tensors);
+  const void* input = scratch.image.read(types.input, tensors.input, stream);
+  const auto pack_blocks = std::min(ceil_div(scratch.weight.vectors, std::int64_t{256}), std::int64_t{16384});
+  launch(pack_weights_kernel<T, kShare>, {grid_size(pack_blocks), 256, 0, true}, stream, scratch.weight,
+         static_cast<const T*>(tensors.weight), scratch.slices);
+  const ConvolutionPointers<T> pointers{static_cast<const T*>(input),
+                                        scratch.slices,
+                                        tensors.dilation_map,
+                                        static_cast<const T*>(tensors.mask),
+                                        static_cast<const T*>(tensors.bias),
+                                        static_cast<T*>(tensors.output),
+                                        scratch.image.strange()};
+  const std::int64_t blocks =
+      std::int64_t{p.by_tiles.divisor} * p.by_output_blocks.divisor * c.weight_groups * c.geometry.batch;
+  launch(convolution_kernel<T, kShare>, {grid_size(blocks), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream,
+         p, pointers);
+}
+
+template <class T>
+void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scratch& scratch, Stream stream) {
+  if (scratch.share == 4) return run<T, 4>(c, types, tensors, scratch, stream);
+  if (scratch.share == 2) return run<T, 2>(c, types, tensors, scratch, stream);
+  run<T, 1>(c, types, tensors, scratch, stream);
+}
+
+}  // namespace
+
+bool conv2d_supported(const Conv2dGeometry& c, Types types) {
+  check_types(types);
+  const Geometry& g = c.geometry;
+  if (g.channels == 0 || c.out_channels == 0 || g.taps() == 0) return false;
+  if (types.input == DType::float64 || (types.input == DType::float32 && !c.allow_tf32)) return false;
+  if (!current_device().has_mma || requests_columns()) return false;
+  // Products are of 64 bytes of channels and 32 outputs or more. What would be zeros for the most part is left to others.
+  const std::int64_t unit = units_of(c).head_channels(), vector = static_cast<std::int64_t>(16 / size_of(types.input));
+  if (unit < vector && unit < g.channels) return false;
+  if (c.weight_groups > 1 && c.weight_group_outputs() < 8) return false;
+  const std::int64_t steps = ceil_div(unit, 4 * vector) * (c.weight_group_channels() / unit);
+  return c.out_channels <= INT_MAX && g.channels <= INT_MAX && g.taps() <= INT_MAX / 64 && steps <= INT_MAX / g.taps();
+}
+
+std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {
+  if (!conv2d_supported(c, types) || c.output_numel() == 0) return 0;
+  return Scratch(c, types.input, tensors, nullptr).bytes();
+}
+
+void conv2d_forward(const Conv2dGeometry& c, Types types, const Conv2d& tensors, Stream stream) {
+  if (!conv2d_supported(c, types)) throw unsupported_device("conv2d has no kernels for this call: see conv2d_supported");
+  if (c.output_numel() == 0) return;
+  const Scratch scratch(c, types.input, tensors, tensors.workspace);
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) < 8) run<T>(c, types, tensors, scratch, stream);
+  });
+}
+
+}  // namespace ddu::cuda

@@ -1,0 +1,152 @@
+#pragma once
+
+// The forward kernel, for any rates, kernel sizes, channels and outputs: params.cuh draws how a block is made.
+
+#include "../channels_last/conversion.cuh"
+#include "samples.cuh"
+
+namespace ddu::cuda {
+
+template <class T>
+struct ConvolutionPointers {
+  const T* input;       // channels-last, each unit in whole vectors
+  const uint4* slices;  // of weights
+  const void* map;
+  const T* mask;  // or null
+  const T* bias;  // or null
+  T* output;
+  StrangePixels strange;
+};
+
+/// A warp's sums: of a band, 64 outputs. Of 16 positions, product i has columns 2q and 2q + 1 of column g's rows.
+struct BandSums {
+  float of[kBandRows / 2][kProducts][4];
+
+  __device__ __forceinline__ BandSums() {
+#pragma unroll
+    for (auto& rows : of) {
+#pragma unroll
+      for (auto& product : rows) {
+#pragma unroll
+        for (float& sum : product) sum = 0;
+      }
+    }
+  }
+  /// Adds a half of a step: samples of all rows of the band times weights, for so many outputs, a multiple of half of them.
+  template <class T, int kShare>
+  __device__ __forceinline__ void add(const Fragments<kShare>& fragments, const WeightSlices<kShare>& weights, int step,
+                                      int half, int column, int outputs) {
+    uint4 row[kBandRows];
+#pragma unroll
+    for (int r = 0; r < kBandRows; ++r) row[r] = fragments.get(step, r, half);
+    const uint4* const of_products = weights.fragments(step, half, column);
+#pragma unroll
+    for (int first = 0; first < kProducts; first += kProducts / 2) {
+      if (first * kMmaColumns >= outputs) break;
+#pragma unroll
+      for (int i = first; i < first + kProducts / 2; ++i) {
+        const uint4 b = of_products[i * 32];
+#pragma unroll
+        for (int m = 0; m < kBandRows / 2; ++m) {
+          const uint4 low = row[2 * m], high = row[2 * m + 1];
+          mma<T>(of[m][i], {low.x, high.x, low.y, high.y}, {b.x, b.y});
+          mma<T>(of[m][i], {low.z, high.z, low.w, high.w}, {b.z, b.w});
+        }
+      }
+    }
+  }
+  template <class T, int kShare>
+  __device__ __forceinline__ void store(const ConvolutionParams& p, const ConvolutionWork<kShare>& work, const T* bias,
+                                        T* output) const;
+};
+
+/// A lane has, of each position of its column, every fourth run of 16 bytes of outputs.
+template <class T, int kShare>
+__device__ __forceinline__ void BandSums::store(const ConvolutionParams& p, const ConvolutionWork<kShare>& work, const T* bias,
+                                                T* output) const {
+  constexpr int kN = kVec<T>;
+  const int lane = int(threadIdx.x) % 32, ox = work.band_x + lane / 4;
+#pragma unroll
+  for (int run = 0; run < kWarpOutputs / (4 * kN); ++run) {
+    const int first = work.first_output() + (run * 4 + lane % 4) * kN;
+    const int there = p.group_outputs - first;  // outputs from the first on
+    const std::int64_t channel = std::int64_t{work.weight_group} * p.group_outputs + first;
+    if (there <= 0 || ox >= p.out_width) continue;
+    float added[kN] = {};
+    if (bias) {
+#pragma unroll
+      for (int c = 0; c < kN; ++c) added[c] = c < there ? widen(__ldg(bias + channel + c)) : 0;
+    }
+#pragma unroll
+    for (int r = 0; r < kBandRows; ++r) {
+      const int oy = work.band_y + r;
+      if (oy >= p.out_height) continue;
+      float value[kN];
+#pragma unroll
+      for (int c = 0; c < kN; ++c) value[c] = of[r / 2][run * (kN / 2) + c / 2][r % 2 * 2 + c % 2] + added[c];
+      T* to = output + work.image * p.output.image + channel * p.output.channel +
+              (std::int64_t{oy} * p.out_width + ox) * p.output.position;
+      if (p.output.channel_vectors) {
+        store_vector(to, value);
+        continue;
+      }
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        if (c < there) to[c * p.output.channel] = narrow<T>(value[c]);
+      }
+    }
+  }
+}
+
+template <class T, int kShare>
+__global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShare>::kBlocksOfMultiprocessor)
+    convolution_kernel(const ConvolutionParams p, const ConvolutionPointers<T> tensors) {
+  if constexpr (kHasMma) {
+    using Of = BlockShape<kShare>;
+    extern __shared__ char shared[];
+    const ConvolutionWork<kShare> work(p);
+    wait_for_previous();
+    const std::int64_t first_step =
+        (std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block) * p.steps();
+    const WeightSlices<kShare> weights{reinterpret_cast<uint4*>(shared),
+                                       tensors.slices + first_step * WeightSlices<kShare>::kVectors};
+    Fragments<kShare> fragments(shared + 2 * Of::kSliceBytes, work.band);
+    const ConvolutionTaps<kShare> taps{shared + Of::kTables};
+    const int shift = tensors.strange.corner_shift(work.image);
+    const int outputs = p.group_outputs - work.first_output(), g = int(threadIdx.x) % 32 / 4;
+    const T* image = tensors.input + work.image * p.rows.image;
+    BandSums sums;
+    ChannelBlock block(p, work, 0, kVec<T>);
+    weights.load(0, block.halves);
+    int step = 0;
+#pragma unroll 1
+    for (int n = 0; n < p.units * p.unit_blocks; ++n) {
+      if (block.first) taps.load_rates(p, work, tensors.map, block.group);
+      const int next_halves = ChannelBlock(p, work, min(n + 1, p.units * p.unit_blocks - 1), kVec<T>).halves;
+#pragma unroll 1
+      for (int tap = 0; tap < p.taps; ++tap, ++step) {
+        const int t = tap % taps.kAtOnce;
+        if (t == 0) taps.fill(p, work, tensors.mask, block.head, tap);
+        const auto table = taps.table();
+#pragma unroll
+        for (int r = 0; r < Of::kRows; ++r) {
+          const int entry = t * taps.kRun + r * kBandWidth + g;
+          const auto where = table.where[entry];
+          const PositionSamples samples =
+              sample_position(p, image + block.at + (where >> 8), unsigned(where) >> shift & 15, table.weights[entry], block);
+          fragments.put(step, work.column * Of::kRows + r, samples, block.halves);
+        }
+        wait_for_copies();
+        __syncthreads();  // as drawn in params.cuh
+        if (step + 1 < p.steps()) weights.load(step + 1, tap + 1 < p.taps ? block.halves : next_halves);
+        if (outputs <= 0) continue;
+        sums.template add<T>(fragments, weights, step, 0, work.column, outputs);
+        if (block.halves > 1) sums.template add<T>(fragments, weights, step, 1, work.column, outputs);
+      }
+      if (n + 1 < p.units * p.unit_blocks) block = ChannelBlock(p, work, n + 1, kVec<T>);
+    }
+    sums.template store<T>(p, work, tensors.bias, tensors.output);
+  }
+}
+
+}  // namespace ddu::cuda

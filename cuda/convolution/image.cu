@@ -1,0 +1,64 @@
+#include "image.h"
+
+#include <numeric>
+
+namespace ddu::cuda::convolution {
+namespace {
+
+struct PadSizes {
+  std::int64_t vectors;  // of 16 bytes, of the whole copy
+  int unit_channels, unit_vectors;
+};
+
+/// Rows of channels without gaps to rows of whole vectors, filled up with zeros. Elements are words of 2 or 4 bytes.
+template <class Word>
+__global__ void __launch_bounds__(256) pad_rows_kernel(const PadSizes sizes, const Word* from, Word* to) {
+  constexpr int kOfVector = 16 / int(sizeof(Word));
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+  for (std::int64_t n = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; n < sizes.vectors; n += step) {
+    const std::int64_t unit = n / sizes.unit_vectors;
+    const int channel = int(n - unit * sizes.unit_vectors) * kOfVector;
+    Word element[kOfVector];
+#pragma unroll
+    for (int c = 0; c < kOfVector; ++c) {
+      element[c] = channel + c < sizes.unit_channels ? __ldg(from + unit * sizes.unit_channels + channel + c) : Word(0);
+    }
+    uint4 whole;
+    memcpy(&whole, element, sizeof whole);
+    reinterpret_cast<uint4*>(to)[n] = whole;
+  }
+}
+
+template <class Word>
+void pad_rows(const PadSizes& sizes, const void* from, void* to, Stream stream) {
+  const std::int64_t enough = std::int64_t{16} * current_device().multiprocessors;
+  launch(pad_rows_kernel<Word>, {grid_size(std::min(ceil_div(sizes.vectors, std::int64_t{256}), enough)), 256}, stream, sizes,
+         static_cast<const Word*>(from), static_cast<Word*>(to));
+}
+
+}  // namespace
+
+HeadGeometry units_of(const Conv2dGeometry& c) {
+  const std::int64_t unit = std::gcd(std::gcd(c.geometry.group_channels(), c.head_channels()), c.weight_group_channels());
+  return {c.geometry, c.geometry.channels / unit, c.geometry.batch};
+}
+
+ImageOfUnits::ImageOfUnits(const Conv2dGeometry& c, DType type, MemoryFormat format, const void* input, void* memory)
+    : units(units_of(c)), given(units, type, format, input, memory), rows(given.image), bytes(given.bytes) {
+  if (!rows.own || rows.vectors) return;
+  rows = channels_last::ImageRows(units, MemoryFormat::contiguous, static_cast<int>(16 / size_of(type)), true);
+  Workspace workspace(memory);
+  padded = workspace.take<unsigned char>(rows.numel() * static_cast<std::int64_t>(size_of(type)));
+  bytes = workspace.bytes();
+}
+
+const void* ImageOfUnits::read(DType type, const void* input, Stream stream) const {
+  if (!padded) return given.read(type, input, stream);
+  const PadSizes sizes{rows.numel() * static_cast<std::int64_t>(size_of(type)) / 16, static_cast<int>(units.head_channels()),
+                       unit_vectors(type)};
+  size_of(type) == 2 ? pad_rows<unsigned short>(sizes, input, padded, stream)
+                     : pad_rows<unsigned>(sizes, input, padded, stream);
+  return padded;
+}
+
+}  // namespace ddu::cuda::convolution

@@ -1,0 +1,33 @@
+#pragma once
+
+// The image as the convolution's kernels read it: rows of channels in which each unit, a run of channels with one group, one
+// head and one weight group, starts and ends with whole vectors of 16 bytes. A caller's channels_last tensor often is so.
+
+#include "../channels_last/image_rows.h"
+#include "ddu/conv2d_geometry.h"
+
+namespace ddu::cuda::convolution {
+
+/// The units of a call, as heads.
+HeadGeometry units_of(const Conv2dGeometry& c);
+
+struct ImageOfUnits {
+  HeadGeometry units;
+  channels_last::ImageToRead given;  // of planes, a copy
+  channels_last::ImageRows rows;     // that the kernels read
+  void* padded = nullptr;            // a copy of a channels_last tensor whose units have no whole vectors
+  std::size_t bytes;                 // of scratch memory
+
+  /// `input` tells whether a caller's rows start at multiples of 16 bytes; it is not read.
+  ImageOfUnits(const Conv2dGeometry& c, DType type, MemoryFormat format, const void* input, void* memory);
+  /// Makes the copy, if there is one, and returns the rows.
+  const void* read(DType type, const void* input, Stream stream) const;
+  /// Which images of the copy have pixels that are not finite.
+  StrangePixels strange() const { return {given.strange, given.strange_count}; }
+  /// Vectors of a unit of a pixel.
+  int unit_vectors(DType type) const {
+    return static_cast<int>(ceil_div(units.head_channels() * static_cast<std::int64_t>(size_of(type)), std::int64_t{16}));
+  }
+};
+
+}  // namespace ddu::cuda::convolution

@@ -1,0 +1,90 @@
+// The kernels of the convolution called with tensors, where there are some: elsewhere Python has columns in chunks for it.
+
+#include "ddu/conv2d.h"
+
+#include <cstdint>
+
+#include "call.h"
+#include "run.h"
+
+namespace direct {
+namespace {
+
+struct Conv2dCall {
+  static constexpr Py_ssize_t tensors = 5;  // input, weight, dilation_map, bias, mask; the last two may be None
+  static constexpr Py_ssize_t options = 5;  // stride, padding, dilation, padding_mode, allow_tf32
+
+  Tensor input, weight, map, bias, mask;
+  bool has_bias, has_mask;
+  ddu::Types types;
+  ddu::Conv2dGeometry sizes;
+
+  /// False for calls that have no kernels. Throws for what does not fit together.
+  bool read(PyObject* const* arguments) {
+    ddu::Options given;
+    PyObject* const* const option = arguments + tensors;
+    has_bias = arguments[3] != Py_None;
+    has_mask = arguments[4] != Py_None;
+    if (!input.read(arguments[0], true) || input.device == kCpu || !weight.read(arguments[1]) || !map.read(arguments[2]) ||
+        (has_bias && !bias.read(arguments[3])) || (has_mask && !mask.read(arguments[4]))) {
+      return false;
+    }
+    if (!read_pair(option[0], given.stride) || !read_pair(option[1], given.padding) || !read_pair(option[2], given.dilation) ||
+        !read_padding_mode(option[3], given.padding_mode)) {
+      return false;
+    }
+    if (!of_one_kind(weight) || (has_bias && !of_one_kind(bias)) || (has_mask && !of_one_kind(mask)) ||
+        !on_current_device(input, map)) {
+      return false;
+    }
+    types = {static_cast<ddu::DType>(input.type), static_cast<ddu::DType>(map.type)};
+    ddu::check_types(types);
+    sizes =
+        ddu::make_conv2d_geometry(input.shape(), weight.shape(), map.shape(), has_mask ? mask.shape() : ddu::Shape{}, given);
+    sizes.allow_tf32 = option[4] == Py_True;
+    return ddu::cuda::conv2d_supported(sizes, types);
+  }
+  /// False for tensors without memory of their own.
+  bool find_data() {
+    return input.find_data() && weight.find_data() && map.find_data() && (!has_bias || bias.find_data()) &&
+           (!has_mask || mask.find_data());
+  }
+
+  py::object forward() {
+    std::int64_t output_sizes[4], *size = output_sizes;
+    if (input.dims == 4) *size++ = sizes.geometry.batch;
+    for (const std::int64_t each : {sizes.out_channels, sizes.geometry.h.out_size, sizes.geometry.w.out_size}) *size++ = each;
+    py::object output = empty(input.device, output_sizes, input.dims, attached.dtypes[input.type], input.format);
+    ddu::Conv2d pointers{input.data, weight.data, map.data, mask.data, bias.data, address_of(output.ptr()),
+                         nullptr,    input.format};
+    constexpr Forward<ddu::Conv2dGeometry, ddu::Conv2d> functions{nullptr, nullptr, ddu::cuda::conv2d_forward,
+                                                                  ddu::cuda::conv2d_forward_workspace_bytes};
+    run(input.device, functions, sizes, types, pointers);
+    return output;
+  }
+
+ private:
+  bool of_one_kind(const Tensor& other) const { return other.type == input.type && other.device == input.device; }
+};
+
+py::object conv2d_forward(PyObject* const* arguments) {
+  Conv2dCall call;
+  return call.read(arguments) && call.find_data() ? call.forward() : py::none();
+}
+
+py::object conv2d_supported(PyObject* const* arguments) {
+  Conv2dCall call;
+  return py::bool_(call.read(arguments));
+}
+
+}  // namespace
+
+void add_conv2d(py::module_& module) {
+  constexpr Py_ssize_t count = Conv2dCall::tensors + Conv2dCall::options;
+  static PyMethodDef methods[] = {method("conv2d_forward", &with_arguments<conv2d_forward, count>),
+                                  method("conv2d_supported", &with_arguments<conv2d_supported, count>),
+                                  {nullptr, nullptr, 0, nullptr}};
+  add_methods(module, methods);
+}
+
+}  // namespace direct

@@ -1,0 +1,198 @@
+// The CUDA kernels of the convolution without columns against its definition.
+
+#include <cstring>
+#include <type_traits>
+
+#include "conv2d_oracle.h"
+#include "cuda_call.h"
+#include "ddu/conv2d.h"
+#include "ddu/error.h"
+
+namespace {
+
+using cuda_call::any_rates;
+using cuda_call::Environment;
+using cuda_call::has_device;
+using cuda_call::Memory;
+using cuda_call::near_rates;
+using cuda_call::turned;
+using cuda_call::wide_rates;
+using cuda_call::Workspace;
+using oracle::ConvCase;
+using oracle::Sum;
+
+// In this order: one block of channels, whole, of 64 outputs; a part of one, odd numbers of channels and outputs; two and a
+// half blocks, 128 and more outputs, a mask; weight groups; map groups, heads and weight groups that cross; kernels of 1 and 5,
+// strides, padding, dilation; an even kernel, border; few positions and many taps; a part of a call; no position near the
+// image.
+const ConvCase kCases[] = {
+    {{1, 64, 9, 19, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 64, 1, 0, false, true},
+    {{1, 3, 11, 10, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 21, 1, 1, false, true},
+    {{1, 160, 5, 7, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}}, 130, 1, 1},
+    {{2, 32, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true}, 24, 2, 2, true, true},
+    {{1, 96, 6, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 4}}, 70, 2, 3},
+    {{2, 9, 8, 13, {{1, 1}, {2, 3}, {0, 0}, {1, 1}, 1}}, 5, 1, 1},
+    {{1, 17, 12, 11, {{5, 5}, {2, 1}, {4, 3}, {2, 1}, 1}}, 33, 1, 0, false, true},
+    {{1, 24, 7, 9, {{4, 2}, {1, 1}, {2, 1}, {1, 1}, 1, ddu::PaddingMode::border}}, 40, 1, 3},
+    {{3, 16, 3, 2, {{7, 5}, {1, 1}, {3, 2}, {1, 1}, 2, ddu::PaddingMode::border}}, 12, 1, 0, false, true},
+    {{2, 8, 9, 11, {{3, 3}, {1, 2}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 1}}, false, {4, 5}}, 65},
+    {{1, 40, 2, 3, {{3, 3}, {1, 1}, {9, 9}, {1, 1}, 1}}, 150, 1, 0, false, true},
+};
+
+template <class T, class M>
+using Problem = oracle::ConvProblem<T, M>;
+
+struct How {
+  bool channels_last = false;
+  std::size_t shift = 0;  // elements from where memory is aligned to where input and output start
+};
+
+template <class T, class M>
+oracle::Tensor<T> forward(const Problem<T, M>& problem, const How& how) {
+  const ddu::Geometry& g = problem.c.geometry;
+  const auto shifted = [&](const oracle::Tensor<T>& from) {
+    oracle::Tensor<T> to(static_cast<std::int64_t>(from.size() + how.shift));
+    std::memcpy(to.data() + how.shift, from.data(), from.size() * sizeof(T));
+    return to;
+  };
+  const Memory input(shifted(how.channels_last ? turned(g, problem.input) : problem.input)), weight(problem.weight),
+      map(problem.map), mask(problem.mask), bias(problem.bias), output((problem.grad_output.size() + how.shift) * sizeof(T));
+  ddu::Conv2d tensors{static_cast<T*>(input.data()) + how.shift,
+                      weight.data(),
+                      map.data(),
+                      problem.c.has_mask ? mask.data() : nullptr,
+                      problem.has_bias ? bias.data() : nullptr,
+                      static_cast<T*>(output.data()) + how.shift};
+  if (how.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
+  const Workspace workspace(ddu::cuda::conv2d_forward_workspace_bytes(problem.c, problem.types(), tensors));
+  tensors.workspace = workspace.data();
+  ddu::cuda::conv2d_forward(problem.c, problem.types(), tensors, nullptr);
+  EXPECT_TRUE(workspace.kept_within());
+  const auto whole = output.template on_host<T>();
+  oracle::Tensor<T> result(static_cast<std::int64_t>(problem.grad_output.size()));
+  std::memcpy(result.data(), whole.data() + how.shift, result.size() * sizeof(T));
+  return how.channels_last ? turned(g.batch, problem.c.out_channels, g.positions(), result, true) : result;
+}
+
+/// Rates near and far, that are not finite, and that lead far outside.
+double mixed_rates(std::mt19937& random) { return random() % 3 == 0 ? wide_rates(random) : any_rates(random); }
+
+/// The error in units of what rounding may cause: of each factor of a product, of sums in float32, and of the result. The
+/// larger one of the worst element's, where all round the same way, and of their norm, where they do not.
+template <class T>
+double error_of(const oracle::Tensor<T>& actual, std::vector<Sum> expected) {
+  const bool tf32 = std::is_same_v<T, float>;
+  const double rounding = std::is_same_v<T, ddu::bfloat16> ? std::ldexp(1, -8) : std::ldexp(1, -11);
+  double worst = actual.size() == expected.size() ? 0 : INFINITY;
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const double value = actual[static_cast<std::int64_t>(i)];
+    double& right = expected[i].value;
+    if (!std::isfinite(value) || !std::isfinite(right)) {
+      // An infinity times factors of both signs is NaN, and is an infinity where all of the others are zero.
+      if (std::isfinite(value) != std::isfinite(right)) return INFINITY;
+      right = value;
+      continue;
+    }
+    const double allowed = rounding * (expected[i].magnitude * (tf32 ? 2 : 1) + (tf32 ? 0 : std::fabs(right))) + 1e-6;
+    worst = std::max(worst, std::fabs(value - right) / allowed);
+  }
+  return std::max(worst, cuda_call::error(actual, expected) / (tf32 ? 250 : 1));
+}
+
+template <class Input, class Map>
+struct Types {
+  using T = Input;
+  using M = Map;
+};
+
+template <class Given>
+class CudaConv2d : public testing::Test {
+ protected:
+  using P = Problem<typename Given::T, typename Given::M>;
+
+  void SetUp() override {
+    if (!has_device()) GTEST_SKIP() << "no CUDA device";
+    if (!ddu::cuda::conv2d_supported(kCases[0].geometry(), P::types())) GTEST_SKIP() << "no kernels for this device";
+  }
+  template <class Body>
+  static void for_each_case(Body body) {
+    for (const ConvCase& c : kCases) {
+      if (!ddu::cuda::conv2d_supported(c.geometry(), P::types())) {
+        ADD_FAILURE() << "case " << &c - kCases << " is not supported";
+        continue;
+      }
+      for (const bool channels_last : {false, true}) {
+        SCOPED_TRACE(testing::Message() << "case " << &c - kCases << (channels_last ? ", channels last" : ""));
+        body(c, How{channels_last, 0});
+      }
+    }
+  }
+};
+using Every = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
+TYPED_TEST_SUITE(CudaConv2d, Every);
+
+TYPED_TEST(CudaConv2d, AgainstTheOracle) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  this->for_each_case([&](const ConvCase& c, const How& how) {
+    const P problem(c, mixed_rates);
+    EXPECT_LE(error_of(forward(problem, how), output_of(problem)), 1);
+  });
+}
+
+TYPED_TEST(CudaConv2d, TensorsMayStartAnywhere) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  for (const int which : {0, 3}) {
+    const P problem(kCases[which], near_rates);
+    const std::vector<Sum> expected = output_of(problem);
+    for (const bool channels_last : {false, true})
+      EXPECT_LE(error_of(forward(problem, {channels_last, 1}), expected), 1) << "case " << which;
+  }
+}
+
+TYPED_TEST(CudaConv2d, PixelsThatAreNotFinite) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  const double strange[] = {NAN, INFINITY, -INFINITY};
+  for (const int which : {1, 4}) {
+    P problem(kCases[which], near_rates);
+    for (std::int64_t i = 0; i < 3; ++i) problem.input.set(i * 7919 % std::int64_t(problem.input.size()), strange[i]);
+    const std::vector<Sum> expected = output_of(problem);
+    for (const bool channels_last : {false, true})
+      EXPECT_LE(error_of(forward(problem, {channels_last}), expected), 1) << "case " << which;
+  }
+}
+
+TYPED_TEST(CudaConv2d, NoOrderOfThreadsMatters) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  for (const int which : {3, 4}) {  // warps that share a band, and that do not
+    const P problem(kCases[which], mixed_rates);
+    const auto once = forward(problem, {});
+    const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
+    EXPECT_EQ(once, forward(problem, {}));
+  }
+}
+
+TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  const auto supported = [](ConvCase c, bool allow_tf32 = true) {
+    ddu::Conv2dGeometry geometry = c.geometry();
+    geometry.allow_tf32 = allow_tf32;
+    return ddu::cuda::conv2d_supported(geometry, P::types());
+  };
+  ConvCase c = kCases[0];
+  EXPECT_EQ(supported(c, false), (!std::is_same_v<typename TypeParam::T, float>));
+  c.weight_groups = 64;  // nothing to multiply
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
+  c.sizes.channels = 0;
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
+  c.heads = 64;
+  EXPECT_FALSE(supported(c));
+  EXPECT_FALSE(ddu::cuda::conv2d_supported(kCases[0].geometry(), {ddu::DType::float64, ddu::DType::float64}));
+  // An empty batch is nothing to do.
+  c = kCases[0];
+  c.sizes.batch = 0;
+  EXPECT_EQ(forward(P(c, near_rates), {}).size(), 0u);
+}
+
+}  // namespace

@@ -1,0 +1,82 @@
+"""dynamic_dilation_conv2d by kernels of its own, where a build and a device have them, beside chunks of columns."""
+
+import pytest
+import torch
+from dynamic_dilation_unfold import _C, dynamic_dilation_conv2d
+from dynamic_dilation_unfold._operators.conv2d import CONV2D, _allows_tf32
+from helpers import relative_error
+from torch import Tensor
+
+TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 6e-3, torch.float32: 1e-3}  # of products in TF32
+
+# Input, weight, groups of the map, heads of the mask (0: none), stride, padding, padding_mode.
+CASES = [
+    ((2, 64, 40, 33), (64, 64, 3, 3), 1, 0, 1, 1, "zeros"),
+    ((1, 3, 31, 30), (21, 3, 5, 5), 1, 1, (2, 1), 2, "zeros"),
+    ((2, 96, 18, 17), (130, 48, 3, 3), 4, 3, 1, 1, "border"),
+    ((256, 20, 19), (256, 256, 3, 3), 1, 1, 1, 1, "zeros"),
+]
+
+
+@pytest.fixture
+def tf32():
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def tensors_of(case: tuple, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> tuple:
+    input_shape, weight_shape, groups, heads, stride, padding, _ = case
+    generator = torch.Generator().manual_seed(0)
+    strides = stride if isinstance(stride, tuple) else (stride, stride)
+    positions = [
+        (size + 2 * padding - k) // s + 1
+        for size, k, s in zip(input_shape[-2:], weight_shape[2:], strides, strict=True)
+    ]
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    x, batch = random(*input_shape), input_shape[:-3]
+    if x.dim() == 4:
+        x = x.contiguous(memory_format=memory_format)
+    rates = 3 * random(*batch, groups, *positions).sigmoid()
+    mask = random(*batch, heads, weight_shape[2] * weight_shape[3], *positions) if heads else None
+    return x, random(*weight_shape), rates, random(weight_shape[0]), mask
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case[1]))
+def test_equals_chunks(case, dtype, memory_format, tf32, monkeypatch):
+    tensors = tensors_of(case, dtype, "cuda", memory_format)
+    options = CONV2D.read((*case[4:6], 1, case[6]))
+    if not _C.conv2d_supported(*tensors, *options, True):
+        pytest.skip("this build, or this device, has no such kernels")
+    x, weight, rates, bias, mask = tensors
+    fused = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
+    monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
+    assert not _C.conv2d_supported(*tensors, *options, True)
+    chunks = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
+    assert (fused.shape, fused.stride()) == (chunks.shape, chunks.stride())
+    exact = CONV2D.reference(tuple(t if t is None else t.double() for t in tensors), options)
+    assert relative_error(fused, exact) < TOLERANCE[dtype]
+    assert relative_error(chunks, exact) < TOLERANCE[dtype]
+
+
+def test_other_devices_have_none():
+    tensors = tensors_of(CASES[0], torch.bfloat16, "cpu", torch.channels_last)
+    options = CONV2D.read((1, 1, 1, "zeros"))
+    assert not _C.conv2d_supported(*tensors, *options, True)
+    assert _C.conv2d_forward(*tensors, *options, True) is None
+
+
+def test_tf32_is_what_convolutions_of_torch_use(tf32, monkeypatch):
+    assert _allows_tf32()
+    torch.backends.cudnn.allow_tf32 = False
+    assert not _allows_tf32()
+    torch.backends.cudnn.allow_tf32 = True
+    with torch.backends.cudnn.flags(enabled=False):
+        assert not _allows_tf32()
