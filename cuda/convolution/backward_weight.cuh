@@ -259,7 +259,6 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       work.group = block.unit.group;
       const Rows rows{p, block, tensors, work,
                       work.any ? int(min(p.positions - work.first_position, std::int64_t{kWeightRun})) : 0};
-      __syncwarp();  // the rates before have been read
       table.load_rates(p, work, tensors.map);
       table.fill(p, work, block.tap);
 #pragma unroll 1

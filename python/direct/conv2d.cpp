@@ -19,7 +19,7 @@ struct Conv2dCall {
   ddu::Types types;
   ddu::Conv2dGeometry sizes;
 
-  /// False for calls that have no kernels. Throws for what does not fit together.
+  /// False for calls that are not for the kernels. Throws for what does not fit together.
   bool read(PyObject* const* arguments) {
     ddu::Options given;
     PyObject* const* const option = arguments + tensors;
@@ -42,7 +42,12 @@ struct Conv2dCall {
     sizes =
         ddu::make_conv2d_geometry(input.shape(), weight.shape(), map.shape(), has_mask ? mask.shape() : ddu::Shape{}, given);
     sizes.allow_tf32 = option[4] == Py_True;
-    return ddu::cuda::conv2d_supported(sizes, types);
+    return true;
+  }
+  bool has_forward() const { return ddu::cuda::conv2d_supported(sizes, types); }
+  bool has_backward() const {
+    const bool deterministic = call(attached.is_deterministic).ptr() == Py_True;
+    return ddu::cuda::conv2d_backward_supported(sizes, types, deterministic);
   }
   /// False for tensors without memory of their own.
   bool find_data() {
@@ -51,9 +56,8 @@ struct Conv2dCall {
   }
 
   py::object forward() {
-    std::int64_t output_sizes[4], *size = output_sizes;
-    if (input.dims == 4) *size++ = sizes.geometry.batch;
-    for (const std::int64_t each : {sizes.out_channels, sizes.geometry.h.out_size, sizes.geometry.w.out_size}) *size++ = each;
+    std::int64_t output_sizes[4];
+    write_output_sizes(output_sizes);
     py::object output = empty(input.device, output_sizes, input.dims, attached.dtypes[input.type], input.format);
     ddu::Conv2d pointers{input.data, weight.data, map.data, mask.data, bias.data, address_of(output.ptr()),
                          nullptr,    input.format};
@@ -62,19 +66,59 @@ struct Conv2dCall {
     run(input.device, functions, sizes, types, pointers);
     return output;
   }
+  /// `grad` may lie as it likes: it is read as the input is. No gradient of the bias: that is a sum, which torch has.
+  py::object backward(Tensor& grad, PyObject* const* output_mask) {
+    std::int64_t output_sizes[4];
+    write_output_sizes(output_sizes);
+    if (!is_like(grad, output_sizes, input.dims, input) || !grad.find_data_as(input.format)) return py::none();
+    ddu::Conv2dBackward pointers{};
+    pointers.grad_output = grad.data;
+    pointers.input = input.data;
+    pointers.weight = weight.data;
+    pointers.dilation_map = map.data;
+    pointers.mask = mask.data;
+    pointers.input_format = input.format;
+    const py::object grad_input = new_gradient(input, output_mask[0], pointers.grad_input);
+    const py::object grad_weight = new_gradient(weight, output_mask[1], pointers.grad_weight);
+    const py::object grad_map = new_gradient(map, output_mask[2], pointers.grad_map);
+    const py::object grad_mask = has_mask ? new_gradient(mask, output_mask[4], pointers.grad_mask) : py::none();
+    constexpr Backward<ddu::Conv2dGeometry, ddu::Conv2dBackward> functions{nullptr, nullptr, ddu::cuda::conv2d_backward,
+                                                                           ddu::cuda::conv2d_backward_workspace_bytes};
+    run(input.device, functions, sizes, types, pointers);
+    return own(PyTuple_Pack(5, grad_input.ptr(), grad_weight.ptr(), grad_map.ptr(), Py_None, grad_mask.ptr()));
+  }
 
  private:
+  void write_output_sizes(std::int64_t* size) const {
+    if (input.dims == 4) *size++ = sizes.geometry.batch;
+    for (const std::int64_t each : {sizes.out_channels, sizes.geometry.h.out_size, sizes.geometry.w.out_size}) *size++ = each;
+  }
   bool of_one_kind(const Tensor& other) const { return other.type == input.type && other.device == input.device; }
 };
 
 py::object conv2d_forward(PyObject* const* arguments) {
   Conv2dCall call;
-  return call.read(arguments) && call.find_data() ? call.forward() : py::none();
+  return call.read(arguments) && call.has_forward() && call.find_data() ? call.forward() : py::none();
+}
+
+/// `arguments`: gradient, tensors, options, which gradients.
+py::object conv2d_backward(PyObject* const* arguments) {
+  Conv2dCall call;
+  Tensor grad;
+  if (!call.read(arguments + 1) || !grad.read(arguments[0], true) || !call.has_backward() || !call.find_data()) {
+    return py::none();
+  }
+  return call.backward(grad, &PyTuple_GET_ITEM(arguments[1 + Conv2dCall::tensors + Conv2dCall::options], 0));
 }
 
 py::object conv2d_supported(PyObject* const* arguments) {
   Conv2dCall call;
-  return py::bool_(call.read(arguments));
+  return py::bool_(call.read(arguments) && call.has_forward());
+}
+
+py::object conv2d_backward_supported(PyObject* const* arguments) {
+  Conv2dCall call;
+  return py::bool_(call.read(arguments) && call.has_backward());
 }
 
 }  // namespace
@@ -82,7 +126,9 @@ py::object conv2d_supported(PyObject* const* arguments) {
 void add_conv2d(py::module_& module) {
   constexpr Py_ssize_t count = Conv2dCall::tensors + Conv2dCall::options;
   static PyMethodDef methods[] = {method("conv2d_forward", &with_arguments<conv2d_forward, count>),
+                                  method("conv2d_backward", &with_arguments<conv2d_backward, count + 2>),
                                   method("conv2d_supported", &with_arguments<conv2d_supported, count>),
+                                  method("conv2d_backward_supported", &with_arguments<conv2d_backward_supported, count>),
                                   {nullptr, nullptr, 0, nullptr}};
   add_methods(module, methods);
 }

@@ -222,6 +222,19 @@ def conv2d_supported(
     allow_tf32: bool,
     /,
 ) -> bool: ...
+def conv2d_backward_supported(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    allow_tf32: bool,
+    /,
+) -> bool: ...
 def conv2d_forward(
     input: Tensor,
     weight: Tensor,
@@ -235,3 +248,18 @@ def conv2d_forward(
     allow_tf32: bool,
     /,
 ) -> Tensor | None: ...
+def conv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    allow_tf32: bool,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, ...] | None: ...

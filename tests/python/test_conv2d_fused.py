@@ -66,11 +66,54 @@ def test_equals_chunks(case, dtype, memory_format, tf32, monkeypatch):
     assert relative_error(chunks, exact) < TOLERANCE[dtype]
 
 
+def gradients_of(tensors: tuple, options: tuple, grad: Tensor) -> tuple[Tensor, ...]:
+    leaves = [t if t is None else t.detach().requires_grad_() for t in tensors]
+    x, weight, rates, bias, mask = leaves
+    output = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
+    return torch.autograd.grad(output, [t for t in leaves if t is not None], grad)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: str(case[1]))
+def test_gradients_equal_those_of_chunks(case, dtype, memory_format, tf32, monkeypatch):
+    tensors = tensors_of(case, dtype, "cuda", memory_format)
+    options = CONV2D.read((*case[4:6], 1, case[6]))
+    if not _C.conv2d_backward_supported(*tensors, *options, True):
+        pytest.skip("this build, or this device, has no such kernels")
+    grad = torch.randn(CONV2D.output_shape(tensors, options), device="cuda").to(dtype)
+    fused = gradients_of(tensors, options, grad)
+    monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
+    assert not _C.conv2d_backward_supported(*tensors, *options, True)
+    chunks = gradients_of(tensors, options, grad)
+    for ours, theirs in zip(fused, chunks, strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
+        assert relative_error(ours, theirs) < 2 * TOLERANCE[dtype]  # both round
+
+
+@pytest.mark.cuda
+def test_deterministic_gradients_are_those_of_chunks(tf32):
+    tensors = tensors_of(CASES[0], torch.bfloat16, "cuda", torch.channels_last)
+    options = CONV2D.read((1, 1, 1, "zeros"))
+    if not _C.conv2d_backward_supported(*tensors, *options, True):
+        pytest.skip("this build, or this device, has no such kernels")
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not _C.conv2d_backward_supported(*tensors, *options, True)
+        assert _C.conv2d_supported(*tensors, *options, True)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_other_devices_have_none():
     tensors = tensors_of(CASES[0], torch.bfloat16, "cpu", torch.channels_last)
     options = CONV2D.read((1, 1, 1, "zeros"))
     assert not _C.conv2d_supported(*tensors, *options, True)
+    assert not _C.conv2d_backward_supported(*tensors, *options, True)
     assert _C.conv2d_forward(*tensors, *options, True) is None
+    grad = torch.zeros(CONV2D.output_shape(tensors, options), dtype=torch.bfloat16)
+    assert _C.conv2d_backward(grad, *tensors, *options, True, (True,) * 5) is None
 
 
 def test_tf32_is_what_convolutions_of_torch_use(tf32, monkeypatch):

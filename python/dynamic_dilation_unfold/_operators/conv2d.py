@@ -138,6 +138,12 @@ class Conv2d(Operator):
         return output
 
     def compute_backward(self, grad: Tensor, tensors: Tensors, options: Options, mask: Mask) -> Gradients:
+        if grad.device.type == "cuda":
+            call: Any = _C.conv2d_backward
+            fused: Gradients | None = call(grad, *tensors, *options, _allows_tf32(), tuple(mask))
+            if fused is not None:
+                of_bias = _bias_gradient(grad, tensors[3]) if mask[3] else None
+                return (*fused[:3], of_bias, fused[4])
         grad_input = _kernels.new_gradient(self, tensors, 0) if mask[0] else None
         input, weight, dilation_map, _, factors = _batched(tensors)
         window = _window(weight.shape, dilation_map.shape[1], options)
@@ -214,6 +220,13 @@ def _batched(tensors: Tensors) -> tuple[Any, ...]:
     if input.dim() == 4:
         return tensors
     return input.unsqueeze(0), weight, dilation_map.unsqueeze(0), bias, None if mask is None else mask.unsqueeze(0)
+
+
+def _bias_gradient(grad: Tensor, bias: Tensor | None) -> Tensor | None:
+    if bias is None:
+        return None
+    sums = grad.sum((-2, -1) if grad.dim() == 3 else (0, 2, 3), dtype=torch.promote_types(grad.dtype, torch.float32))
+    return sums.to(bias.dtype)
 
 
 def _allows_tf32() -> bool:
