@@ -36,9 +36,9 @@ struct BandSums {
   template <class T, int kShare>
   __device__ __forceinline__ void add(const Fragments<kShare>& fragments, const WeightSlices<kShare>& weights, int step,
                                       int half, int column, int outputs) {
-    uint4 row[kBandRows];
+    PairOfRows rows[kBandRows / 2];
 #pragma unroll
-    for (int r = 0; r < kBandRows; ++r) row[r] = fragments.get(step, r, half);
+    for (int m = 0; m < kBandRows / 2; ++m) rows[m] = fragments.get(step, m, half);
     const uint4* const of_products = weights.fragments(step, half, column);
 #pragma unroll
     for (int first = 0; first < kProducts; first += kProducts / 2) {
@@ -48,9 +48,9 @@ struct BandSums {
         const uint4 b = of_products[i * 32];
 #pragma unroll
         for (int m = 0; m < kBandRows / 2; ++m) {
-          const uint4 low = row[2 * m], high = row[2 * m + 1];
-          mma<T>(of[m][i], {low.x, high.x, low.y, high.y}, {b.x, b.y});
-          mma<T>(of[m][i], {low.z, high.z, low.w, high.w}, {b.z, b.w});
+          const auto& [first_a, second_a] = rows[m].of;
+          mma<T>(of[m][i], {first_a.x, first_a.y, first_a.z, first_a.w}, {b.x, b.y});
+          mma<T>(of[m][i], {second_a.x, second_a.y, second_a.z, second_a.w}, {b.z, b.w});
         }
       }
     }
@@ -98,6 +98,33 @@ __device__ __forceinline__ void BandSums::store(const ConvolutionParams& p, cons
   }
 }
 
+/// Samples a warp's rows of a step, from entry `t` of each position in the table of taps.
+template <int kShare, class T>
+__device__ __forceinline__ void sample_rows(const ConvolutionParams& p, const ConvolutionWork<kShare>& work, const T* image,
+                                            const ConvolutionTaps<kShare>& taps, int t, int shift, const ChannelBlock& block,
+                                            int step, Fragments<kShare>& fragments) {
+  using Of = BlockShape<kShare>;
+  const auto table = taps.table();
+  const int g = int(threadIdx.x) % 32 / 4, odd = block.halves > 1 ? g % 2 : 0;
+#pragma unroll
+  for (int pair = 0; pair < Of::kRows / 2; ++pair) {
+#pragma unroll
+    for (int taken = 0; taken < Of::kHalves; ++taken) {
+      if (taken + work.first_half() >= block.halves) continue;
+      const int half = (taken + work.first_half()) ^ odd;
+      uint4 row[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int entry = t * taps.kRun + (pair * 2 + r) * kBandWidth + g;
+        const auto where = table.where[entry];
+        row[r] = sample_half(p, image + (where >> 8), unsigned(where) >> shift & 15, table.weights[entry], block, half);
+      }
+      fragments.put(step, work.first_pair() + pair, taken, half, PairOfRows(row[0], row[1]));
+    }
+    fragments.sort(pair, odd);
+  }
+}
+
 template <class T, int kShare>
 __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShare>::kBlocksOfMultiprocessor)
     convolution_kernel(const ConvolutionParams p, const ConvolutionPointers<T> tensors) {
@@ -113,7 +140,7 @@ __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShar
     Fragments<kShare> fragments(shared + 2 * Of::kSliceBytes, work.band);
     const ConvolutionTaps<kShare> taps{shared + Of::kTables};
     const int shift = tensors.strange.corner_shift(work.image);
-    const int outputs = p.group_outputs - work.first_output(), g = int(threadIdx.x) % 32 / 4;
+    const int outputs = p.group_outputs - work.first_output();
     const T* image = tensors.input + work.image * p.rows.image;
     BandSums sums;
     ChannelBlock block(p, work, 0, kVec<T>);
@@ -127,15 +154,7 @@ __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShar
       for (int tap = 0; tap < p.taps; ++tap, ++step) {
         const int t = tap % taps.kAtOnce;
         if (t == 0) taps.fill(p, work, tensors.mask, block.head, tap);
-        const auto table = taps.table();
-#pragma unroll
-        for (int r = 0; r < Of::kRows; ++r) {
-          const int entry = t * taps.kRun + r * kBandWidth + g;
-          const auto where = table.where[entry];
-          const PositionSamples samples =
-              sample_position(p, image + block.at + (where >> 8), unsigned(where) >> shift & 15, table.weights[entry], block);
-          fragments.put(step, work.column * Of::kRows + r, samples, block.halves);
-        }
+        sample_rows<kShare>(p, work, image + block.at, taps, t, shift, block, step, fragments);
         wait_for_copies();
         __syncthreads();  // as drawn in params.cuh
         if (step + 1 < p.steps()) weights.load(step + 1, tap + 1 < p.taps ? block.halves : next_halves);

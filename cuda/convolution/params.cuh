@@ -13,8 +13,9 @@
 //                     a block                                        half 0          half 1              q of each half
 //
 // What a lane samples is its fragment of A as it is: the weights are packed in the order of channels that this makes
-// (weights.cuh). One warp does a band of 64 outputs alone. For 128 or 256 outputs, 2 or 4 warps share a band: each samples some
-// of its rows, all multiply all of them, by way of shared memory. A *step* is a tap of a block of channels (128 bytes or less):
+// (weights.cuh). One warp does a band of 64 outputs alone. For 128 or 256 outputs, 2 or 4 warps share a band: each samples two
+// of its rows, of four warps one half of a step's channels, and all multiply all of them, by way of shared memory. A *step* is
+// a tap of a block of channels (128 bytes or less):
 //
 //   step n     sample rows ── (fragments to shared memory) ── barrier ── copy of step n + 1's weights starts ── products
 //
@@ -33,7 +34,8 @@ constexpr int kStepBytes = 128;  // of channels
 template <int kShare>
 struct BlockShape {
   static constexpr int kWarps = kBands * kShare, kThreads = 32 * kWarps;
-  static constexpr int kRows = kBandRows / kShare;  // of a band that a warp samples
+  static constexpr int kRows = kShare == 1 ? kBandRows : 2;  // of a band that a warp samples
+  static constexpr int kHalves = kShare == 4 ? 1 : 2;        // of a step that a lane samples
   static constexpr int kOutputs = kWarpOutputs * kShare;
   static constexpr int kSliceBytes = kOutputs * kStepBytes;  // weights of a step
   static constexpr int kFragmentBytes = kShare > 1 ? kBands * kBandRows * kBandWidth * kStepBytes : 0;
@@ -84,12 +86,15 @@ struct ConvolutionWork {
   /// Position `index` of those that this warp samples. Beyond the output's edges it is the last one there, whose sum nobody
   /// stores.
   __device__ __forceinline__ void place(const ConvolutionParams& p, int index, int& oy, int& ox) const {
-    oy = min(band_y + column * BlockShape<kShare>::kRows + index / kBandWidth, p.out_height - 1);
+    oy = min(band_y + 2 * first_pair() + index / kBandWidth, p.out_height - 1);
     ox = min(band_x + index % kBandWidth, p.out_width - 1);
   }
   __device__ __forceinline__ void place(const RowParams<float>& p, int index, int& oy, int& ox) const {
     place(static_cast<const ConvolutionParams&>(p), index, oy, ox);
   }
+  /// Which two rows of the band this warp samples first, and which half of a step's channels.
+  __device__ int first_pair() const { return column * BlockShape<kShare>::kHalves / 2; }
+  __device__ int first_half() const { return BlockShape<kShare>::kHalves == 1 ? column % 2 : 0; }
   /// The first output of this warp within its weight group, and how many there are from it on.
   __device__ int first_output() const { return (output_block * kShare + column) * kWarpOutputs; }
 };

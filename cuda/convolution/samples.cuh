@@ -7,11 +7,6 @@
 
 namespace ddu::cuda {
 
-/// A lane's values of one position, rounded: word k of each half's.
-struct PositionSamples {
-  uint4 half[2];
-};
-
 /// 16 bytes of factors from values.
 template <class T>
 __device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
@@ -34,56 +29,66 @@ __device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
   return bits.whole;
 }
 
-/// A lane's samples of a position of column g of its band. `at`: corner a of the tap, at the block's first channel. Lanes of
-/// odd columns take the upper half first: two positions that a quarter of a warp reads at once then meet in no bank of L1.
+/// A lane's samples of a position, of one half of a step. `at`: corner a of the tap, at the block's first channel.
 template <class T, class CornerWeights>
-__device__ __forceinline__ PositionSamples sample_position(const ConvolutionParams& p, const T* at, unsigned corners,
-                                                           const CornerWeights& weights, const ChannelBlock& block) {
-  const int lane = int(threadIdx.x) % 32;
-  const int upper = block.halves > 1 ? lane / 4 & 1 : 0;
-  PositionSamples samples;
-#pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (j >= block.halves) break;
-    const int piece = (j ^ upper) * 4 + lane % 4;
-    const auto read = Corners<T, kVec<T>>::template load<true>(at + piece * kVec<T>, p.rows.pixel, p.row,
-                                                               piece < block.vectors ? corners : 0, kVec<T>);
-    float value[kVec<T>];
-    blend(read, weights, value);
-    samples.half[j] = factors_of<T>(value);
-  }
-  if (upper) {
-    const uint4 first = samples.half[0];
-    samples.half[0] = samples.half[1];
-    samples.half[1] = first;
-  }
-  return samples;
+__device__ __forceinline__ uint4 sample_half(const ConvolutionParams& p, const T* at, unsigned corners,
+                                             const CornerWeights& weights, const ChannelBlock& block, int half) {
+  const int piece = half * 4 + int(threadIdx.x) % 4;
+  const auto read = Corners<T, kVec<T>>::template load<true>(at + piece * kVec<T>, p.rows.pixel, p.row,
+                                                             piece < block.vectors ? corners : 0, kVec<T>);
+  float value[kVec<T>];
+  blend(read, weights, value);
+  return factors_of<T>(value);
 }
 
-/// The samples of a band, as the warps that share it pass them on: of one warp, in its registers.
+/// A lane's fragments of A for two products, of the samples of a column's position in two rows of the band.
+struct PairOfRows {
+  uint4 of[2];
+
+  PairOfRows() = default;
+  __device__ __forceinline__ PairOfRows(const uint4& low, const uint4& high)
+      : of{{low.x, high.x, low.y, high.y}, {low.z, high.z, low.w, high.w}} {}
+};
+
+/// The samples of a band, as the warps that share it pass them on. Lanes of odd columns take the upper half of a step's
+/// channels where others take the lower one: two positions that a quarter of a warp reads at once then meet in no bank of L1.
 template <int kShare>
 struct Fragments {
-  uint4* shared;  // of the band: [row][half][lane], of a step and of the next one
+  uint4* shared;  // of the band: [two rows][half][product][lane], of a step and of the next one
 
   static constexpr int kVectors = BlockShape<kShare>::kFragmentBytes / 16;
   __device__ __forceinline__ Fragments(char* memory, int band)
-      : shared(reinterpret_cast<uint4*>(memory) + band * kBandRows * 2 * 32 + threadIdx.x % 32) {}
-  __device__ __forceinline__ void put(int step, int row, const PositionSamples& samples, int halves) const {
-    uint4* to = shared + step % 2 * kVectors + row * 2 * 32;
-    to[0] = samples.half[0];
-    if (halves > 1) to[32] = samples.half[1];
+      : shared(reinterpret_cast<uint4*>(memory) + band * (kBandRows / 2) * 4 * 32 + threadIdx.x % 32) {}
+  __device__ __forceinline__ void put(int step, int pair, int, int half, const PairOfRows& rows) const {
+    uint4* to = shared + step % 2 * kVectors + (pair * 2 + half) * 2 * 32;
+    to[0] = rows.of[0];
+    to[32] = rows.of[1];
   }
-  __device__ __forceinline__ uint4 get(int step, int row, int half) const {
-    return shared[step % 2 * kVectors + (row * 2 + half) * 32];
+  __device__ __forceinline__ void sort(int, int) const {}
+  __device__ __forceinline__ PairOfRows get(int step, int pair, int half) const {
+    const uint4* from = shared + step % 2 * kVectors + (pair * 2 + half) * 2 * 32;
+    PairOfRows rows;
+    rows.of[0] = from[0];
+    rows.of[1] = from[32];
+    return rows;
   }
 };
+/// Of one warp, in its registers.
 template <>
 struct Fragments<1> {
-  PositionSamples row[kBandRows];
+  PairOfRows rows[kBandRows / 2][2];
 
   __device__ __forceinline__ Fragments(char*, int) {}
-  __device__ __forceinline__ void put(int, int r, const PositionSamples& samples, int) { row[r] = samples; }
-  __device__ __forceinline__ uint4 get(int, int r, int half) const { return row[r].half[half]; }
+  /// The `taken`-th half of those that the lane takes.
+  __device__ __forceinline__ void put(int, int pair, int taken, int, const PairOfRows& of) { rows[pair][taken] = of; }
+  /// Halves that were taken in the other order change places.
+  __device__ __forceinline__ void sort(int pair, int first_half) {
+    if (first_half == 0) return;
+    const PairOfRows first = rows[pair][0];
+    rows[pair][0] = rows[pair][1];
+    rows[pair][1] = first;
+  }
+  __device__ __forceinline__ PairOfRows get(int, int pair, int half) const { return rows[pair][half]; }
 };
 
 /// A warp's table of taps: where those of its positions lie, and what their corners weigh, the mask included.
