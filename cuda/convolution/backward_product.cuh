@@ -92,6 +92,7 @@ template <class T>
 __device__ __forceinline__ void column_gradients(const ConvBackwardParams& p, const ColumnWeights& packed, const uint4* weights,
                                                  int tiles, const T* row, int there, const ColumnTile& tile) {
   const int g = int(threadIdx.x) % 32 / 4, q = int(threadIdx.x) % 4;
+  constexpr int kTilesAtOnce = 4;
   float d[kColumnTiles][4] = {};
 #pragma unroll 1
   for (int step = 0; step < packed.steps; ++step) {
@@ -101,11 +102,15 @@ __device__ __forceinline__ void column_gradients(const ConvBackwardParams& p, co
     const unsigned first[4] = {a.word[0], b.word[0], a.word[1], b.word[1]};
     const unsigned second[4] = {a.word[2], b.word[2], a.word[3], b.word[3]};
 #pragma unroll
-    for (int n = 0; n < kColumnTiles; ++n) {
+    for (int n = 0; n < kColumnTiles; n += kTilesAtOnce) {
       if (n >= tiles) break;
-      const uint4 w = __ldg(weights + n * 32);
-      mma<T>(d[n], first, {w.x, w.y});
-      mma<T>(d[n], second, {w.z, w.w});
+      uint4 w[kTilesAtOnce];  // on their way together; tiles that there are not are multiplied, and not stored
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) w[i] = __ldg(weights + min(n + i, tiles - 1) * 32);
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) mma<T>(d[n + i], first, {w[i].x, w[i].y});
+#pragma unroll
+      for (int i = 0; i < kTilesAtOnce; ++i) mma<T>(d[n + i], second, {w[i].z, w[i].w});
     }
     weights += packed.tiles * 32;
   }

@@ -225,6 +225,7 @@ struct StageRows {
       Bits16<T> bits;
       if (entry < there && channels > 0) {
         const Table::Where where = table.where[entry];
+        const float scale = tensors.mask ? widen(__ldg(tensors.mask + at_mask + entry)) : 1.f;
         float value[kVec<T>];
         if (p.image_vectors) {
           const auto corners =
@@ -233,7 +234,6 @@ struct StageRows {
         } else {
           blend_elements(image + (where >> 8), unsigned(where), channels, table.weights[entry], value);
         }
-        const float scale = tensors.mask ? widen(__ldg(tensors.mask + at_mask + entry)) : 1.f;
 #pragma unroll
         for (int c = 0; c < kVec<T>; ++c) bits.set(c, narrow<T>(c < channels ? scale * value[c] : 0));
       }
