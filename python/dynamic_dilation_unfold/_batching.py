@@ -70,22 +70,24 @@ def backward(
     run: Callable[..., Tensors],
     size: int,
     dims: Dims,
-    tensors: Tensors,  # the gradient first
-    mask: Mask,
+    tensors: Tensors,  # the gradient first, or what is said to stand before it
+    mask: Mask,  # of the results, which are like the tensors but for the first
+    before: Sequence[Argument] = (),
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
     """``run`` for each of ``size`` slices, each with gradients of its own: nothing is shared among slices."""
-    arguments = (Argument("grad", operator.output_dims), *operator.arguments)
+    arguments = (*before, Argument("grad", operator.output_dims), *operator.arguments)
     out_dims = tuple(0 if want else None for want in mask)
-    own_weights = any(a.batch == "none" and want for a, want in zip(operator.arguments, mask, strict=True))
+    own_weights = any(a.batch == "none" and want for a, want in zip(arguments[1:], mask, strict=True))
     if own_weights or _has_mapped_weights(arguments, dims):
         each = zip(*_loop(run, size, dims, tensors), strict=True)
         return tuple(torch.stack(g) if want else g[0] for g, want in zip(each, mask, strict=True)), out_dims
-    unbatched = _is_unbatched(operator, dims[1:], tensors[1:])
+    own = 1 + len(before)
+    unbatched = _is_unbatched(operator, dims[own:], tensors[own:])
     lead = [
         t if t is None or a.batch == "none" else _lead(t, dim, size, a.dims)
         for a, t, dim in zip(arguments, tensors, dims, strict=True)
     ]
-    batch = lead[1].shape[1]
+    batch = lead[own].shape[1]
     grads = list(
         run(*(t if t is None or a.batch == "none" else _fold(t, batch) for a, t in zip(arguments, lead, strict=True)))
     )

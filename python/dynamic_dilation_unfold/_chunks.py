@@ -14,7 +14,7 @@ large as all columns is ever allocated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,7 @@ class Part(NamedTuple):
     width: int  # their number
 
 
-def _slices(size: int, step: int) -> Iterator[slice]:
+def slices(size: int, step: int) -> Iterator[slice]:
     return (slice(i, min(i + step, size)) for i in range(0, size, step))
 
 
@@ -62,6 +62,16 @@ def _even(size: int, step: int) -> int:
     step = max(1, min(step, size))
     pieces = -(-size // step)
     return -(-size // pieces) if pieces else 1
+
+
+def channel_step(channels: int, counts: Sequence[int], most: int) -> int:
+    """At most so many channels that, from 0 on, are whole groups or parts of one, for each number of groups."""
+    fitting = (
+        n
+        for n in range(min(most, channels), 1, -1)
+        if channels % n == 0 and all(n % (channels // count) == 0 or channels // count % n == 0 for count in counts)
+    )
+    return next(fitting, 1)
 
 
 class _Call:
@@ -95,21 +105,16 @@ class _Call:
         """Images and rows, of all channels."""
         rows = _even(self.rows, self.budget // max(1, self.channels * self.bytes))
         images = self.whole_images() if rows == self.rows else 1
-        return ((i, r) for i in _slices(self.batch, images) for r in _slices(self.rows, rows))
+        return ((i, r) for i in slices(self.batch, images) for r in slices(self.rows, rows))
 
     def channel_step(self) -> int:
         """Channels in a chunk: whole groups or parts of one, of each kind of groups."""
         heads = 1 if self.mask is None else self.mask.shape[1]
-        sizes = [self.channels // n for n in (self.map.shape[1], self.conv_groups, heads)]
+        counts = [self.map.shape[1], self.conv_groups, heads]
         # The output's gradient is read once for each chunk: not for less than half as many rows of columns.
         least = -(-self.outputs // (2 * self.taps * self.conv_groups))
         most = max(self.budget // (self.rows * self.bytes), least)
-        fitting = (
-            n
-            for n in range(min(most, self.channels), 1, -1)
-            if self.channels % n == 0 and all(n % size == 0 or size % n == 0 for size in sizes)
-        )
-        return next(fitting, 1)
+        return channel_step(self.channels, counts, most)
 
     # --- The parts of a chunk -----------------------------------------------------------------------------------------
 
@@ -274,13 +279,13 @@ def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums
     step = call.channel_step()
     rows_step = _even(call.rows, GROWTH * call.budget // (step * call.bytes))
     in_parts = rows_step < call.rows and grad_input is not None
-    for images in _slices(call.batch, call.whole_images() if step == call.channels else 1):
+    for images in slices(call.batch, call.whole_images() if step == call.channels else 1):
         matrices = grad[images].flatten(2).to(call.dtype)
-        for channels in _slices(call.channels, step):
+        for channels in slices(call.channels, step):
             pixels = call.input[images, channels].to(call.dtype)
             pixels = pixels if step == call.channels else pixels.contiguous()
             total = torch.zeros_like(pixels, dtype=call.sum_dtype) if in_parts else None
-            for rows in _slices(call.rows, rows_step):
+            for rows in slices(call.rows, rows_step):
                 positions = slice(rows.start * call.row, rows.stop * call.row)
                 chunk = _Chunk(call, images, channels, rows, pixels, matrices[:, :, positions])
                 grad_pixels = chunk.backward(grad_input is not None, in_parts, sums)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from ._torch_private import unwrapped
 
@@ -15,12 +16,17 @@ if TYPE_CHECKING:
     from ._operator import Gradients, Mask, Operator, Tensors
 
 
+def apply(function: type[Function], *arguments: Any) -> Any:
+    """``function.apply``, which has no types in torch: called in this one place, for the type checker."""
+    return function.apply(*arguments)
+
+
 def has_dtensor(*tensors: Any) -> bool:
     module = sys.modules.get("torch.distributed.tensor")  # takes a second to import
     return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
 
-def _refuse_dtensors(tensors: Sequence[Tensor | None]) -> None:
+def refuse_dtensors(tensors: Sequence[Tensor | None]) -> None:
     if has_dtensor(*(t if t is None else unwrapped(t) for t in tensors)):
         raise RuntimeError(
             "of DTensors there are first derivatives in reverse mode alone: for second derivatives or forward mode, "
@@ -32,7 +38,7 @@ def reference_of(operator: Operator, options: Any) -> Callable[..., Tensor]:
     """The reference as a function of the tensors."""
 
     def forward(*tensors: Tensor) -> Tensor:
-        _refuse_dtensors(tensors)
+        refuse_dtensors(tensors)
         return operator.reference(tensors, operator.resolved(tensors, options))
 
     return forward
@@ -42,7 +48,7 @@ def backward_of(operator: Operator, options: Any, mask: Mask) -> Callable[..., T
     """The backward in differentiable torch, as a function of gradient and tensors."""
 
     def backward(grad: Tensor, *tensors: Tensor) -> Tensors:
-        _refuse_dtensors(tensors)
+        refuse_dtensors(tensors)
         return filled(operator.vjp(grad, tensors, operator.resolved(tensors, options), mask), tensors[0])
 
     return backward

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import _batching, _kernels
+from . import _batching, _kernels, _second
 from . import _torch_private as private
-from ._derivatives import backward_of, filled, has_dtensor, pullback, reference_of
+from ._derivatives import apply, backward_of, filled, has_dtensor, reference_of
 from ._operator import Mask, Operator, Tensors
 
 NAME = "dynamic_dilation_unfold"
@@ -181,11 +181,6 @@ class _BackwardRules(_Rules):
 # --- Derivatives ------------------------------------------------------------------------------------------------------
 
 
-def apply(function: type[Function], *arguments: Any) -> Any:
-    """``function.apply``, which has no types in torch: called in this one place, for the type checker."""
-    return function.apply(*arguments)
-
-
 class _RecordedForward(Function):
     """A registered operator, recorded for plain autograd; torch.library.register_autograd refuses torch.func."""
 
@@ -207,13 +202,26 @@ class _RecordedBackward(Function):
     def forward(ctx: Any, rules: _BackwardRules, keyset: Any, options: Any, mask: Mask, *tensors: Tensor) -> Any:
         ctx.save_for_backward(*tensors)
         ctx.operator, ctx.options, ctx.mask = rules.operator, options, mask
+        ctx.set_materialize_grads(False)
         return rules.below_autograd(keyset, *tensors, *options, mask)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        derivative = backward_of(ctx.operator, ctx.options, ctx.mask)
-        grads = pullback(derivative, ctx.saved_tensors, ctx.needs_input_grad[4:], cotangents)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = _second.vjp_of_backward(
+            ctx.operator, ctx.saved_tensors, cotangents, ctx.options, ctx.mask, ctx.needs_input_grad[4:], _Registered()
+        )
         return None, None, None, None, *grads
+
+
+class _Registered:
+    """Calls of the registered operators, for second derivatives."""
+
+    def forward(self, operator: Operator, tensors: Tensors, options: Any) -> Tensor:
+        output: Tensor = operator.op(*tensors, *options)
+        return output
+
+    def backward(self, operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Tensors:
+        return operator.call_backward_op(grad, tensors, options, mask)
 
 
 def _in_torch(tensors: Tensors) -> bool:

@@ -6,6 +6,7 @@ in the C++ library and their direct call in ``python/direct/``. From it come
 ==================  ==================================================================================================
 ``_kernels.py``     checks of the tensors, the call of a kernel, the reference where there is none
 ``_eager.py``       plain calls and their record for backward; which surroundings get which route (the table is there)
+``_second.py``      second derivatives and forward mode, by the same kernels as far as they go
 ``_transforms.py``  the Functions under torch.func, forward mode, modes and subclasses
 ``_dispatch.py``    schemas, kernels, fakes, autograd, vmap and FLOPs of the registered operators
 ``_batching.py``    vmap by folding the mapped dimension into the batch
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import _torch_private as private
-from ._derivatives import pullback, pushforward
+from ._derivatives import pullback
 from ._geometry import full_map
 from ._options import Int, kinds_of
 
@@ -54,6 +55,7 @@ class Operator(ABC):
     output_dims: ClassVar[int]  # of a batched call
     # Whether compute() and compute_backward() stand for kernels in _C: they are made of other operators, on any device.
     in_torch: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False  # in each tensor but the map: _second.py then has its derivatives by kernels
     image: ClassVar[int] = 0  # which tensor is the image that the window slides over; its memory format is the call's
 
     # --- What every operator says -------------------------------------------------------------------------------------
@@ -87,12 +89,12 @@ class Operator(ABC):
     # --- What follows from the reference, unless an operator says better ----------------------------------------------
 
     def vjp(self, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Gradients:
-        """Gradients that can be differentiated again: of double backward, and of devices without kernels."""
+        """Gradients that can be differentiated again: of functions of the reference, and of devices without kernels."""
         return pullback(lambda *t: self.reference(t, options), tensors, mask, grad)
 
-    def jvp(self, tensors: Tensors, tangents: Sequence[Tensor | None], options: Any) -> Tensor:
-        tangent: Tensor = pushforward(lambda *t: self.reference(t, options), tensors, tangents)
-        return tangent
+    def of_channels(self, options: Any, part: int, channels: int) -> Any:
+        """Options of a call on a part of the channels: whole groups and heads, or a part of one."""
+        return options
 
     def compute(self, tensors: Tensors, options: Any) -> Tensor:
         """The output of a call that was checked, in torch; nothing is recorded."""
@@ -115,6 +117,7 @@ class Operator(ABC):
         self.arguments = self.arguments  # an attribute of its own: the compiler of torch 2.4 reads no others
         self.kinds = kinds_of(self.options)
         self.count = len(self.arguments)
+        self.map = next(i for i, a in enumerate(self.arguments) if a.is_map)
         self.record: Callable[..., Tensor] | None = None  # (*tensors, (output, options)) -> output, of _eager.py
 
     @property

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+_FEW = 1 << 19  # elements of columns
 _FAR = 2.0**30  # beyond every image; cut in floating point, before the conversion to an integer
 
 
@@ -115,8 +117,15 @@ def each_tap(input: Tensor, dilation_map: Tensor, options: Any) -> Iterator[Tens
     accumulate = torch.promote_types(input.dtype, torch.float32)
     pixels, taps = input.to(accumulate), window(dilation_map, accumulate, options)
     shape = (*input.shape[:2], *dilation_map.shape[2:])
-    for ky in range(options.kernel_size[0]):
-        for kx in range(options.kernel_size[1]):
+    height, width = options.kernel_size
+    if not torch.compiler.is_compiling() and prod(shape) * height * width <= _FEW:
+        # Few enough to be had at once, in far fewer operators. A compiler would make a guard of the comparison.
+        yield from (
+            sample(pixels, taps, slice(None), slice(None)).reshape(*shape[:2], height * width, *shape[2:]).unbind(2)
+        )
+        return
+    for ky in range(height):
+        for kx in range(width):
             yield sample(pixels, taps, slice(ky, ky + 1), slice(kx, kx + 1)).reshape(shape)
 
 

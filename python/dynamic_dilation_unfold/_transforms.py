@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _batching, _kernels
+from . import _batching, _kernels, _second
 from . import _torch_private as private
-from ._derivatives import backward_of, filled, pullback, pushforward, reference_of
-from ._dispatch import apply
+from ._derivatives import apply, backward_of, filled, reference_of
 from ._operator import Gradients, Mask, Operator, Tensors
 
 
@@ -66,15 +65,17 @@ class _TransformedForward(Function):
         ctx.operator, ctx.options, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)  # what is None costs no call of a kernel
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * len(ctx.needs_input_grad)
         return None, None, *gradients(ctx.operator, grad, ctx.saved_tensors, ctx.options, ctx.needs_input_grad[2:])
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        options = ctx.operator.resolved(ctx.saved_tensors, ctx.options)
-        return ctx.operator.jvp(ctx.saved_tensors, tangents[2:], options)
+        return _second.jvp(ctx.operator, ctx.saved_tensors, tangents[2:], ctx.options, _Transformed())
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, *tensors: Tensor) -> Any:
@@ -83,7 +84,7 @@ class _TransformedForward(Function):
 
 
 class _TransformedBackward(Function):
-    """Its own derivatives come from the reference."""
+    """Its own derivatives are calls of both Functions again, and of the reference; see ``_second.py``."""
 
     @staticmethod
     def forward(operator: Operator, options: Any, mask: Mask, *tensors: Tensor) -> Tensors:
@@ -97,17 +98,32 @@ class _TransformedBackward(Function):
         ctx.operator, ctx.options, ctx.mask, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        derivative = backward_of(ctx.operator, ctx.options, ctx.mask)
-        return None, None, None, *pullback(derivative, ctx.saved_tensors, ctx.needs_input_grad[3:], cotangents)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        grads = _second.vjp_of_backward(
+            ctx.operator, ctx.saved_tensors, cotangents, ctx.options, ctx.mask, ctx.needs_input_grad[3:], _Transformed()
+        )
+        return None, None, None, *grads
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        return pushforward(backward_of(ctx.operator, ctx.options, ctx.mask), ctx.saved_tensors, tangents[3:])
+        return _second.jvp_of_backward(
+            ctx.operator, ctx.saved_tensors, tangents[3:], ctx.options, ctx.mask, _Transformed()
+        )
 
     @staticmethod
     def vmap(info: Any, dims: tuple[Any, ...], operator: Operator, options: Any, mask: Mask, *tensors: Tensor) -> Any:
         run = lambda *t: apply(_TransformedBackward, operator, options, mask, *t)  # noqa: E731
         return _batching.backward(operator, run, info.batch_size, dims[3:], tensors, mask)
+
+
+class _Transformed:
+    """Calls by these Functions, for second derivatives."""
+
+    def forward(self, operator: Operator, tensors: Tensors, options: Any) -> Tensor:
+        return forward(operator, tensors, options)
+
+    def backward(self, operator: Operator, grad: Tensor, tensors: Tensors, options: Any, mask: Mask) -> Tensors:
+        return backward(operator, grad, tensors, options, mask)

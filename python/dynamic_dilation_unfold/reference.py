@@ -1,7 +1,7 @@
 """The operator in pure torch: the definition that everything else is tested against.
 
-It runs on any device, differentiates as often as torch does, and is the path of devices without kernels and of second
-derivatives. It needs a few copies of the columns as memory.
+It runs on any device, differentiates as often as torch does, and is the path of devices without kernels and of those
+derivatives that no kernel computes (``_second.py``). It needs a few copies of the columns as memory.
 """
 
 from __future__ import annotations

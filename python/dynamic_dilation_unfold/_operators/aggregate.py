@@ -30,6 +30,7 @@ class Aggregate(Operator):
         Argument("dilation_map", 4, "shared", is_map=True),
     )
     options = Options
+    is_linear = True
     output_dims = 4
 
     def output_shape(self, tensors: Tensors, options: Options) -> tuple[Int, ...]:

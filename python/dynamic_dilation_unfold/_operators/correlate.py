@@ -31,6 +31,7 @@ class Correlate(Operator):
         Argument("dilation_map", 4, "shared", is_map=True),
     )
     options = Options
+    is_linear = True
     output_dims = 5
     image = 1
 
@@ -53,6 +54,9 @@ class Correlate(Operator):
         if isinstance(options.heads, int) and options.heads < 0 and tensors[0].dim() >= 3:
             return options._replace(heads=tensors[0].shape[-3] // -options.heads)
         return options
+
+    def of_channels(self, options: Options, part: int, channels: int) -> Options:
+        return options._replace(heads=max(1, options.heads * part // channels))
 
     def shards(self, specs: Sequence[Any], options: Options) -> list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
         query, key, dilation_map = specs

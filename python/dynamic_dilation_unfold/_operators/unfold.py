@@ -29,6 +29,7 @@ class Unfold(Operator):
         Argument("dilation_map", 4, "shared", is_map=True),
     )
     options = Options
+    is_linear = True
     output_dims = 3
 
     def output_shape(self, tensors: Tensors, options: Options) -> tuple[Int, ...]:
@@ -52,6 +53,9 @@ class Unfold(Operator):
         if isinstance(options.groups, int) and options.groups == 0 and tensors[1].dim() >= 3:
             return options._replace(groups=tensors[1].shape[-3])
         return options
+
+    def of_channels(self, options: Options, part: int, channels: int) -> Options:
+        return options._replace(groups=max(1, options.groups * part // channels))
 
     def shards(self, specs: Sequence[Any], options: Options) -> list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
         from .._sharding import Partial, Replicate, Shard, splits_evenly
