@@ -55,7 +55,7 @@ def call(public: Callable[..., Any], operator: Operator, tensors: Tensors, given
     operator.require_dense(tensors)
     if private.is_tracing() or _is_functionalized(tensors):
         return _registered(operator, tensors, options)
-    tensors = _checked(operator, operator.autocast(tensors), options)
+    tensors = checked(operator, operator.autocast(tensors), options)
     if _kernels.may_read(*tensors):
         return _plain(operator, tensors, options)
     if _dispatch.is_sharded(*tensors):
@@ -80,11 +80,11 @@ def reference(public: Callable[..., Any], operator: Operator, tensors: Tensors, 
         tensors = operator.full_maps(tensors, options)
     else:
         operator.require_dense(tensors)
-        tensors = _checked(operator, tensors, options)
+        tensors = checked(operator, tensors, options)
     return operator.reference(tensors, options)
 
 
-def _checked(operator: Operator, tensors: Tensors, options: Any) -> Tensors:
+def checked(operator: Operator, tensors: Tensors, options: Any) -> Tensors:
     """The tensors with full maps, once they and the options fit."""
     full = operator.full_maps(tensors, options)
     _kernels.check_tensors(operator, full)

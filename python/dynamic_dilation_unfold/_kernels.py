@@ -87,17 +87,17 @@ def new_output(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
     is_like_image = operator.output_dims == 4
     first, shape = tensors[0], operator.output_shape(tensors, options)
     return torch.empty(
-        shape, dtype=first.dtype, device=first.device, memory_format=_format(operator, tensors, is_like_image)
+        shape, dtype=first.dtype, device=first.device, memory_format=format_of(operator, tensors, is_like_image)
     )
 
 
 def new_gradient(operator: Operator, tensors: Tensors, index: int) -> Tensor:
     """Memory for the gradient of one of the tensors, in the format in which the kernels write it."""
     follows_image = operator.arguments[index].channels_last
-    return torch.empty_like(tensors[index], memory_format=_format(operator, tensors, follows_image))
+    return torch.empty_like(tensors[index], memory_format=format_of(operator, tensors, follows_image))
 
 
-def _format(operator: Operator, tensors: Tensors, follows_image: bool) -> torch.memory_format:
+def format_of(operator: Operator, tensors: Tensors, follows_image: bool) -> torch.memory_format:
     image = tensors[operator.image]
     reads = follows_image and image.dim() == 4 and image.device.type in _C.reads_channels_last
     if reads and not image.is_contiguous() and image.is_contiguous(memory_format=torch.channels_last):

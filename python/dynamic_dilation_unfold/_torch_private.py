@@ -48,6 +48,12 @@ watchers: tuple[Callable[[], Any], ...] = (
     _find("torch._C:_autograd._profiler_enabled", _always),
     is_tracing,
 )
+_PROFILER = 3
+
+
+def any_transformer() -> bool:
+    """Whether anyone looks, or may look, who makes something else of a call: of the watchers a profiler does not."""
+    return any(watches() for i, watches in enumerate(watchers) if i != _PROFILER)
 
 
 class _ForwardModeUnknown:
@@ -56,6 +62,11 @@ class _ForwardModeUnknown:
 
 # What has ``_current_level``, which is -1 where no forward-mode differentiation is going on.
 forward_mode: Any = _ForwardModeUnknown if _forward_ad_level is None else forward_ad
+
+
+def in_forward_mode() -> bool:
+    """Whether forward mode differentiates anything, as far as torch tells."""
+    return bool(forward_mode._current_level >= 0)
 
 
 def transforms_active() -> bool:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dynamic_dilation_unfold import (
+    _attention,
     _dispatch,
     dynamic_dilation_attention,
     dynamic_dilation_coverage,
@@ -242,6 +243,53 @@ def test_fx_keeps_the_calls():
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_parts(padding_mode, device, monkeypatch):
+    """A head, or a group's heads, of an image at a time: the same as all at once, and all that was asked for."""
+    monkeypatch.setattr(_attention, "DEVICES", {device})
+    monkeypatch.setattr(_attention, "LEAST_BYTES", 0)
+    of_parts = []
+    weights_of = _attention.weights_of
+    monkeypatch.setattr(_attention, "weights_of", lambda t, o: of_parts.append(o.heads) or weights_of(t, o))
+    case = CASE if padding_mode == "zeros" else CASE.border
+    query, key, value, rates, bias = example(device, case, 4, 12)
+    function = attend(case, 4, padding_mode=padding_mode)
+    own = bias.expand(2, -1, -1, 5, 6).cos()  # of each image and position
+    for tensors, heads in (
+        ([query, key, value, rates, bias], 1),
+        ([query, key, value, rates[:1, :1, :, :1], own], 1),
+        ([query[0], key[0], value[0], rates[0], bias], 1),
+    ):
+        of_parts.clear()
+        actual = gradients(function, tensors)
+        assert of_parts[-1] == heads
+        assert len(of_parts) >= 4
+        with monkeypatch.context() as whole:
+            whole.setattr(_attention, "DEVICES", set())
+            of_parts.clear()
+            assert_close(actual, gradients(function, tensors))
+            assert of_parts == [4]
+    # Of some of the gradients, and the same in a half type beside a float32 map.
+    expected = actual[1:]
+    for i, tensor in enumerate(tensors):
+        leaves = [t.detach().requires_grad_(t is tensor) for t in tensors]
+        (gradient,) = torch.autograd.grad(function(*leaves).sin().sum(), leaves[i : i + 1])
+        assert_close(gradient, expected[i])
+    halves = [*(t.bfloat16() for t in tensors[:3]), tensors[3].float(), tensors[4].bfloat16()]
+    found = gradients(function, halves)
+    assert [t.dtype for t in found] == [torch.bfloat16, *(t.dtype for t in halves)]
+    assert all(relative_error(one, other) <= 0.05 for one, other in zip(found, actual, strict=True))
+
+
+def test_learnt_scale(device):
+    query, key, value, rates, _ = example(device)
+    scale = torch.tensor(0.3, dtype=torch.double, device=device, requires_grad=True)
+    output = attend(CASE, 4, scale=scale)(query, key, value, rates)
+    assert_close(output, attend(CASE, 4, scale=0.3)(query, key, value, rates))
+    output.square().sum().backward()
+    assert scale.grad
+
+
 def test_errors(device):
     query, key, value, rates, bias = example(device)
     good = {
@@ -262,6 +310,30 @@ def test_errors(device):
         ({"key": key.float()}, TypeError, "query and key must have one dtype"),
         ({"query": query[:, :, 1:]}, ValueError, "query must have shape"),
         ({"query": [1.0]}, TypeError, "query must be a torch.Tensor, got list"),
+        ({"bias": [0.0]}, TypeError, "bias must be None or a torch.Tensor of a floating dtype, got list"),
+        ({"bias": bias.long()}, TypeError, "bias must be None or a torch.Tensor of a floating dtype, got torch.int64"),
+        ({"bias": bias.to("meta")}, RuntimeError, "query and bias must be on one device"),
+        ({"value": value.to("meta")}, RuntimeError, "query and value must be on one device"),
+        ({"key": key.to("meta")}, RuntimeError, "query and key must be on one device"),
+        (
+            {"dilation_map": rates.half()},
+            TypeError,
+            "dilation_map must have query's dtype torch.float64, got torch.float16",
+        ),
+        (
+            {"dilation_map": rates[:, :, 1:]},
+            ValueError,
+            r"dilation_map must have shape \[2, 2, 5, 6\].*got \[2, 2, 4, 6\]",
+        ),
+        ({"dilation_map": rates[:, :0]}, ValueError, "must be 1 or divide the heads, got 0 groups"),
+        ({"key": key[:, 1:]}, ValueError, r"same batch and channels, got query \[2, 8, 5, 6\] and key \[2, 7, 5, 6\]"),
+        ({"query": query[:1]}, ValueError, r"same batch and channels, got query \[1, 8, 5, 6\]"),
+        ({"value": value[:1]}, ValueError, r"value must have shape \[2, channels, 5, 6\].*got \[1, 8, 5, 6\]"),
+        ({"value": value[:, 1:]}, ValueError, r"divide the channels of query .* and value \[2, 7, 5, 6\], got 4"),
+        ({"heads": 0}, ValueError, "heads must be positive"),
+        ({"heads": 2.5}, TypeError, "heads must be an int"),
+        ({"scale": "1"}, TypeError, "scale must be None or a number, got str"),
+        ({"stride": 0}, ValueError, "stride"),
         ({"bias": bias[:3]}, ValueError, r"bias must broadcast to the scores' shape \[2, 4, 9, 5, 6\]"),
         ({"kernel_size": 5}, ValueError, "dilation_map must have shape"),
         ({"padding_mode": "reflect"}, ValueError, "padding_mode"),
@@ -276,14 +348,15 @@ def test_errors(device):
 def test_memory_of_a_training_step():
     """At most 8 inputs beside the tensors given, where columns alone are 9; see docs/torch.md for what counts."""
     peak_memory = runpy.run_path(str(ROOT / "examples" / "training_step.py"))["peak_memory"]
-    x, weights = torch.randn(1, 64, 64, 64), torch.randn(1, 4, 9, 64, 64)
-    rates = (0.5 + 2.5 * torch.rand(1, 1, 64, 64)).requires_grad_()
+    x, weights = torch.randn(4, 64, 48, 48), torch.randn(4, 4, 9, 48, 48)
+    rates = (0.5 + 2.5 * torch.rand(4, 1, 48, 48)).requires_grad_()
     x.requires_grad_()
     weights.requires_grad_()
     calls = {
         "aggregate": (lambda: functional.aggregate(x, weights, rates, 3, padding=1), 5),
         "correlate": (lambda: functional.correlate(x, x, rates, 3, padding=1, heads=4), 5),
-        "attention": (lambda: functional.attention(x, x, x, rates, 3, padding=1, heads=4), 8.5),
+        "attention": (lambda: functional.attention(x, x, x, rates, 3, padding=1, heads=4), 8),
+        "attention, 7x7": (lambda: functional.attention(x, x, x, rates, 7, padding=3, heads=2), 8),
     }
 
     def step(call: Any) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import _torch_private as private
+from .._attention import Options, attention
 from .._eager import handed_over, is_compiling
-from .._options import integer
-from .aggregate import dynamic_dilation_aggregate
-from .correlate import dynamic_dilation_correlate
-from .coverage import dynamic_dilation_coverage
+from .._options import Pair, integer, pair
+from .._options import padding_mode as read_padding_mode
 
 
 def dynamic_dilation_attention(
@@ -27,7 +28,7 @@ def dynamic_dilation_attention(
     dilation: int | Sequence[int] = 1,
     heads: int = 1,
     bias: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
 ) -> Tensor:
     r"""Attention of each position to the taps of its window, without columns.
@@ -54,7 +55,8 @@ def dynamic_dilation_attention(
         heads: Divides C and Cv.
         bias: Added to the scores, and broadcast to ``[B, heads, kH*kW, Ho, Wo]``; ``[heads, kH*kW, 1, 1]`` is a
             relative position bias. Any floating dtype.
-        scale: Of the scores; ``(C / heads) ** -0.5`` if not given. The query is multiplied by it.
+        scale: Of the scores; ``(C / heads) ** -0.5`` if not given. The query is multiplied by it. A
+            tensor may be learnt.
         padding_mode: What a tap outside the image reads: ``"zeros"``, it takes no part; or ``"border"``, the nearest
             pixel of the edge, and all taps take part.
 
@@ -67,9 +69,10 @@ def dynamic_dilation_attention(
         RuntimeError: The tensors are on different devices, or this build cannot serve the device.
 
     Differentiable in query, key, value, dilation_map and bias. Scores are as large as the query times
-    ``heads * kH*kW / C``; backward keeps two tensors of that size. In a half type scores and weights are rounded to
-    that type once each, as in ``(q @ k).softmax(-1) @ v``, and the softmax is float32; in float16 a position counts as
-    outside where less than 6e-5 of its weight meets the image.
+    ``heads * kH*kW / C``; backward keeps two tensors of that size. Where they are larger than the query, a plain call
+    on a CPU has a part of them at a time, keeps nothing but its arguments, and computes them again in backward. In a
+    half type scores and weights are rounded to that type once each, as in ``(q @ k).softmax(-1) @ v``, and the softmax
+    is float32; in float16 a position counts as outside where less than 6e-5 of its weight meets the image.
     """
     named = {
         "query": query,
@@ -89,52 +92,28 @@ def dynamic_dilation_attention(
     if others is not None:
         return others
     heads = integer("heads", heads)
+    window = (
+        pair("kernel_size", kernel_size),
+        pair("stride", stride),
+        pair("padding", padding),
+        pair("dilation", dilation),
+    )
+    reads_outside = read_padding_mode("padding_mode", padding_mode)
     if not is_compiling():
-        _check(query, key, value, dilation_map, heads)
-    if scale is None:
-        scale = 1 / math.sqrt(query.shape[-3] // heads) if query.shape[-3] else 1.0
-    window = (kernel_size, stride, padding, dilation)
-    scores = dynamic_dilation_correlate(query * scale, key, dilation_map, *window, heads, padding_mode)
-    dtype = scores.dtype  # autocast's, under autocast
-    exact = torch.promote_types(dtype, torch.float32)
-    weights = scores.to(exact)
-    del scores
-    if bias is not None:
-        weights = _biased(weights, bias)
-    if padding_mode == "border":
-        weights = weights.softmax(-3)
+        _check(query, key, value, dilation_map, bias, heads, window[0])
+    if isinstance(scale, Tensor):  # a learnt one
+        query, scale = query * scale, 1.0
+    elif scale is not None:
+        scale = _scale(scale)
     else:
-        coverage = dynamic_dilation_coverage(dilation_map.to(exact), key.shape[-2:], *window)
-        groups = coverage.shape[-4]
-        by_group = weights.unflatten(-4, (groups, heads // groups))
-        del weights
-        weights = covered_softmax(by_group, coverage.unsqueeze(-4), torch.finfo(dtype).tiny).flatten(-5, -4)
-    return dynamic_dilation_aggregate(value, weights.to(dtype), dilation_map, *window, padding_mode)
+        scale = 1 / math.sqrt(query.shape[-3] // heads) if query.shape[-3] else 1.0
+    options = Options(*window, heads, scale, reads_outside)
+    return attention((query, key, value, dilation_map, bias), options)  # type: ignore[arg-type]  # None for no bias
 
 
-def covered_softmax(scores: Tensor, coverage: Tensor, tiny: float) -> Tensor:
-    """``e^s_t / sum_t m_t e^s_t`` over dimension -3, the taps; 0 where that sum of the softmax's m is less than tiny.
-
-    Taps outside the image have no say in what is subtracted, and their gradients are 0. Where no tap meets the image
-    nothing is masked, as a softmax of nothing but -inf is NaN.
-    """
-    outside = coverage == 0
-    outside = outside & ~outside.all(-3, keepdim=True)
-    weights = scores.masked_fill(outside, -torch.inf).softmax(-3)
-    inside = (weights * coverage).sum(-3, keepdim=True)
-    return weights / inside.masked_fill(inside < tiny, torch.inf)
-
-
-def _biased(scores: Tensor, bias: Tensor) -> Tensor:
-    if not is_compiling() and isinstance(bias, Tensor):
-        shape, wanted = list(bias.shape), list(scores.shape)
-        lead = len(wanted) - len(shape)
-        if lead < 0 or any(n not in (1, m) for n, m in zip(shape, wanted[lead:], strict=True)):
-            raise ValueError(f"bias must broadcast to the scores' shape {wanted}, got {shape}")
-    return scores + bias.to(scores.dtype)
-
-
-def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, heads: int) -> None:
+def _check(
+    query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, bias: Any, heads: int, kernel_size: Pair
+) -> None:
     """What correlate and aggregate would say of other arguments than the caller gave, or not at all."""
     given = {"query": query, "key": key, "value": value, "dilation_map": dilation_map}
     for name, tensor in given.items():
@@ -145,6 +124,9 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, head
                 f"query, key, value and dilation_map must all have 4 dimensions, or 3 without a batch; query has shape "
                 f"{list(query.shape)}, {name} {list(tensor.shape)}"
             )
+    if bias is not None and not (isinstance(bias, Tensor) and bias.is_floating_point()):
+        kind = bias.dtype if isinstance(bias, Tensor) else type(bias).__name__
+        raise TypeError(f"bias must be None or a torch.Tensor of a floating dtype, got {kind}")
     if private.is_tracing():  # sizes are tensors then, and to compare them would be a part of the trace
         return
     if heads < 1 or query.shape[-3] % heads or value.shape[-3] % heads:
@@ -158,6 +140,11 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, head
             f"value must have shape [{', '.join(map(str, expected))}], as key {list(key.shape)}, got "
             f"{list(value.shape)}"
         )
+    if query.shape[:-2] != key.shape[:-2]:
+        names = "batch and channels" if query.dim() == 4 else "channels"
+        raise ValueError(
+            f"query and key must have the same {names}, got query {list(query.shape)} and key {list(key.shape)}"
+        )
     groups = dilation_map.shape[-3]
     if groups < 1 or heads % groups:
         raise ValueError(
@@ -166,3 +153,24 @@ def _check(query: Tensor, key: Tensor, value: Tensor, dilation_map: Tensor, head
         )
     if value.dtype != query.dtype:
         raise TypeError(f"query and value must have one dtype, got {query.dtype} and {value.dtype}")
+    halves = (torch.float16, torch.bfloat16)
+    fits = dilation_map.dtype == query.dtype or (query.dtype in halves and dilation_map.dtype == torch.float32)
+    if not fits and query.is_floating_point() and not private.any_autocast():
+        beside = " or torch.float32" if query.dtype in halves else ""
+        raise TypeError(f"dilation_map must have query's dtype {query.dtype}{beside}, got {dilation_map.dtype}")
+    for name, other in {"value": value, "bias": bias}.items():
+        if other is not None and other.device != query.device:
+            raise RuntimeError(
+                f"query and {name} must be on one device, got query on {query.device} and {name} on {other.device}"
+            )
+    if bias is not None:
+        wanted = [*query.shape[:-3], heads, kernel_size[0] * kernel_size[1], *query.shape[-2:]]
+        lead = len(wanted) - bias.dim()
+        if lead < 0 or any(n not in (1, m) for n, m in zip(bias.shape, wanted[lead:], strict=True)):
+            raise ValueError(f"bias must broadcast to the scores' shape {wanted}, got {list(bias.shape)}")
+
+
+def _scale(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, (Real, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"scale must be None or a number, got {type(given).__name__}")
+    return given  # type: ignore[return-value]  # a symbol serves as a float
