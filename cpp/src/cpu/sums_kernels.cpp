@@ -21,7 +21,7 @@ void sum_taps(const HeadGeometry& heads, DType map_type, const TapSum& tensors, 
   const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice);
   const auto result = Image<T>::of_positions(static_cast<T*>(tensors.result), tensors.format, g, slice);
   for_each_vec(tile, heads, slice, [&](auto lanes, std::int64_t first, int used) {
-    constexpr int N = std::max<int>(lanes, 1), M = kBlock<N>;
+    constexpr int N = std::max<int>(lanes, 1);
     using V = Vec<Acc, N>;
     const Image<const T> input = image.from(first);
     Factors<N, T, Acc> factors(heads, tile, tensors.factors, slice.image, slice.channel(g) + first, used, scratch.factors,
@@ -35,20 +35,11 @@ void sum_taps(const HeadGeometry& heads, DType map_type, const TapSum& tensors, 
       if constexpr (lanes == 0) {
         Acc* const values = Stage<Acc, 1>::in(scratch.transfer).row[0];
         sample_scalar(tile, ky, kx, input, values);
-        for (int n = 0; n < tile.count; ++n) sums[n] += factors.row[n] * values[n];
+        for (int n = 0; n < tile.count; ++n) sums[n] += factors.of_tap.row[n] * values[n];
       } else {
         Tap<Acc> tap(tile, ky, kx);
         if (!finite) tap.with_all_corners();
-        for (int n = 0; n < tile.padded; n += M) {
-          if (factors.shared) {
-            for_each_sample<M>(tap, n, factors.row, window.pixel, [&](int i, const V& value) { sums[n + i] += value; });
-          } else {
-            typename Stage<Acc, N>::Block factor, value;
-            factors.load(n, factor);
-            sample(tap, n, window.pixel, value);
-            for (int i = 0; i < M; ++i) sums[n + i] += factor[i] * value[i];
-          }
-        }
+        add_samples(tap, tile.padded, window.pixel, factors.of_tap, sums);
       }
     });
     store_values<N>(tile, sums, result.from(first), used, scratch.transfer);
@@ -73,7 +64,7 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Chann
   const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice);
   const auto all_values = Image<const T>::of_positions(static_cast<const T*>(tensors.values), tensors.format, g, slice);
   for_each_vec(tile, heads, slice, [&](auto lanes, std::int64_t first, int used) {
-    constexpr int N = std::max<int>(lanes, 1), M = kBlock<N>;
+    constexpr int N = std::max<int>(lanes, 1);
     using V = Vec<Acc, N>;
     const Image<const T> input = image.from(first);
     const std::int64_t channel = slice.channel(g) + first;
@@ -93,11 +84,7 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Chann
       } else {
         Tap<Acc> tap(tile, ky, kx);
         if (!finite) tap.with_all_corners();
-        for (int n = 0; n < tile.padded; n += M) {
-          typename Stage<Acc, N>::Block block;
-          for_each_sample<M>(tap, n, ones, window.pixel, [&](int i, const V& value) { block[i] = value * values[n + i]; });
-          one_head ? add_lanes<Acc, N>(block, row + n) : products.store(n, block);
-        }
+        multiply_samples(tap, tile.padded, window.pixel, ones, values, one_head ? row : nullptr, products);
         for (int c = 0; !one_head && c < used; ++c) {
           Acc* const sums = scores.row_of_channel(channel + c, index);
           for (int n = 0; n < tile.padded; ++n) sums[n] += products.row[c][n];
@@ -145,13 +132,29 @@ void sum_channels(const HeadGeometry& heads, DType map_type, const ChannelSum& t
   if (nontemporal) finish_nontemporal();
 }
 
-/// A source of gradients that are products of a factor and a value: see backward.h.
+/// A tap's gradients that are products of a factor and a value.
+template <class Acc, int N>
+struct Products {
+  FactorRows<Acc, N> factors;
+  const Vec<Acc, N>* values;
+
+  void load(int n, typename Stage<Acc, N>::Block& block) const {
+    if (factors.shared) {
+      for (int i = 0; i < kBlock<N>; ++i) block[i] = factors.row[n + i] * values[n + i];
+    } else {
+      factors.load(n, block);
+      for (int i = 0; i < kBlock<N>; ++i) block[i] *= values[n + i];
+    }
+  }
+};
+
+/// A source of them: see backward.h.
 template <int N, class T, class Acc>
-class Products {
+class ProductSource {
  public:
   using V = Vec<Acc, N>;
 
-  Products(const HeadGeometry& heads, const Tile<Acc>& tile, const ProductBackward& tensors, const Slice& slice,
+  ProductSource(const HeadGeometry& heads, const Tile<Acc>& tile, const ProductBackward& tensors, const Slice& slice,
            std::int64_t first, int used, const Scratch& scratch)
       : values_(static_cast<V*>(scratch.values)),
         factors_(heads, tile, tensors.factors, slice.image, slice.channel(heads.geometry) + first, used, scratch.factors,
@@ -163,14 +166,9 @@ class Products {
       if (!is_finite(tile.nan[n])) values_[n] = V{};
     }
   }
-  void begin(std::int64_t tap) { factors_.begin(tap); }
-  void load(int n, typename Stage<Acc, N>::Block& block) const {
-    if (factors_.shared) {
-      for (int i = 0; i < kBlock<N>; ++i) block[i] = factors_.row[n + i] * values_[n + i];
-    } else {
-      factors_.load(n, block);
-      for (int i = 0; i < kBlock<N>; ++i) block[i] *= values_[n + i];
-    }
+  Products<Acc, N> gradients(std::int64_t tap) {
+    factors_.begin(tap);
+    return {factors_.of_tap, values_};
   }
 
  private:
@@ -186,7 +184,7 @@ void backward(const HeadGeometry& heads, DType map_type, const ProductBackward& 
       heads.geometry, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format}, slice, band, scratch,
       map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, heads, slice, body); },
       [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
-        return Products<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
+        return ProductSource<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
       });
 }
 

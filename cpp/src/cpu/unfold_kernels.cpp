@@ -63,7 +63,7 @@ class LoadedGrads {
   }
 
   /// Also asks for the gradients of the next tap.
-  void begin(std::int64_t tap) {
+  const Stage<Acc, N>& gradients(std::int64_t tap) {
     const Geometry& g = tile_.geometry;
     const std::int64_t column = g.positions(), channel = g.taps() * column;
     for (int c = 0; c < used_; ++c) {
@@ -77,8 +77,8 @@ class LoadedGrads {
         for (int n = 0; n < tile_.count; ++n) row[n] = is_finite(tile_.nan[n]) ? row[n] : Acc(0);
       }
     }
+    return grads_;
   }
-  void load(int n, typename Stage<Acc, N>::Block& block) const { grads_.load(n, block); }
 
  private:
   const Tile<Acc>& tile_;

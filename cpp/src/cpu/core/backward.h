@@ -3,8 +3,8 @@
 // The walk of a backward: gradients of columns, which never lie in memory as such, are added to the image and to the rates.
 // Internal linkage: compiled once per instruction set.
 //
-// The gradients come from a source, an object for the channels of one Vec and one tile with
-//   void begin(std::int64_t tap);             makes the gradients of a tap ready
+// The gradients come from a source, an object for the channels of one Vec and one tile. source.gradients(tap) makes those of a
+// tap ready, and returns what hands them out, whose type does not depend on that of the elements in memory:
 //   void load(int n, Block& block) const;     those of a block of positions: 0 where the rate is not finite, and beyond the
 //   tile
 
@@ -20,32 +20,39 @@
 namespace ddu::cpu {
 namespace {
 
+/// Adds the gradients of one tap to a window of sums and, summed over the lanes at the end, to `rate_sums`; null if not wanted.
+/// `from` is the same tap for reading `values`.
+template <class Acc, int N, class Grads, class V>
+DDU_ONE_COPY void backward_tap(const Tap<Acc>& to, const Tap<Acc>& from, int padded, const Grads& grads, V* sums, const V* values,
+                               V* rate_sums) {
+  for (int n = 0; n < padded; n += kBlock<N>) {
+    typename Stage<Acc, N>::Block grad;
+    grads.load(n, grad);
+    if (sums) scatter(to, n, grad, sums);
+    if (rate_sums) add_derivatives(from, n, grad, values, rate_sums + n);
+  }
+}
+
 /// Adds the gradients of one tile and up to N channels to `sums` and, per position, to `rate_sums`. Either may be null.
 template <int N, class T, class Acc, class Source>
 void backward_vec(const Tile<Acc>& tile, const Image<const T>& input, Source&& source, int used, const Sums<Acc>* sums,
                   Acc* rate_sums, const Scratch& scratch) {
   using V = Vec<Acc, N>;
-  using Block = typename Stage<Acc, N>::Block;
   Window<Acc, N> values(scratch.window, scratch.transfer), grad_sums(scratch.grad_window, scratch.transfer);
   V* vec_sums = static_cast<V*>(scratch.vec_sums);
   if (sums) grad_sums.clear(tile);
   if (rate_sums) std::fill_n(vec_sums, tile.padded, V{});
   const bool finite = !rate_sums || values.load(tile, input, used);
   for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
-    source.begin(index);
     const Tap<Acc> to(tile, ky, kx);
     Tap<Acc> from = to;
     if (!finite) from.with_all_corners();
-    for (int n = 0; n < tile.padded; n += kBlock<N>) {
-      Block grad;
-      source.load(n, grad);
-      if (sums) scatter(to, n, grad, grad_sums.pixel);
-      if (rate_sums) add_derivatives(from, n, grad, values.pixel, vec_sums + n);
-    }
+    backward_tap<Acc, N>(to, from, tile.padded, source.gradients(index), sums ? grad_sums.pixel : nullptr, values.pixel,
+                         rate_sums ? vec_sums : nullptr);
   });
   if (sums) grad_sums.add_to(*sums, tile, used);
   for (int n = 0; rate_sums && n < tile.padded; n += kBlock<N>) {
-    Block block;
+    typename Stage<Acc, N>::Block block;
     std::copy_n(vec_sums + n, kBlock<N>, block);
     add_lanes<Acc, N>(block, rate_sums + n);
   }
@@ -57,10 +64,10 @@ void backward_scalar(const Tile<Acc>& tile, const Image<const T>& input, Source&
                      const Scratch& scratch) {
   Acc* const grads = Stage<Acc, 1>::in(scratch.transfer).row[0];
   for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
-    source.begin(index);
+    const auto& gradients = source.gradients(index);
     for (int n = 0; n < tile.padded; n += kBlock<1>) {
       typename Stage<Acc, 1>::Block block;
-      source.load(n, block);
+      gradients.load(n, block);
       std::memcpy(grads + n, block, sizeof block);
     }
     if (sums) scatter_scalar(tile, ky, kx, input, grads, *sums);

@@ -43,11 +43,7 @@ void load_values(const Tile<Acc>& tile, const Image<const T>& values, int used, 
     }
     std::fill(row + (c < used ? tile.count : 0), row + tile.padded, Acc(0));
   }
-  for (int n = 0; n < tile.padded; n += kBlock<N>) {
-    typename Stage<Acc, N>::Block block;
-    stage.load(n, block);
-    std::copy_n(block, kBlock<N>, vecs + n);
-  }
+  stage.load_all(tile.padded, vecs);
 }
 
 /// Rounds and writes them.
@@ -65,11 +61,7 @@ void store_values(const Tile<Acc>& tile, const Vec<Acc, N>* vecs, const Image<T>
     return;
   }
   auto& stage = Stage<Acc, N>::in(transfer);
-  for (int n = 0; n < tile.padded; n += kBlock<N>) {
-    typename Stage<Acc, N>::Block block;
-    std::copy_n(vecs + n, kBlock<N>, block);
-    stage.store(n, block);
-  }
+  stage.store_all(tile.padded, vecs);
   for (int c = 0; c < used; ++c) {
     const Acc* row = stage.row[c];
     tile.for_each_run([&](int n, std::int64_t position, int length) {
@@ -80,43 +72,48 @@ void store_values(const Tile<Acc>& tile, const Vec<Acc, N>* vecs, const Image<T>
   }
 }
 
-/// The factors of a tile for the channels of a Vec, tap by tap: one row for all of them if they have one head, else a row for
-/// each lane. 0 where the rate is not finite, and beyond the tile.
+/// The factors of a tap for the channels of a Vec: one row for all of them if they have one head, else a row for each lane. 0
+/// where the rate is not finite, and beyond the tile.
+template <class Acc, int N>
+struct FactorRows {
+  bool shared;     // whether all lanes have the factors of `row`
+  Acc* const row;  // with a number for each position
+  Stage<Acc, N>& rows;
+
+  /// Of a block of positions, where they are not shared.
+  void load(int n, typename Stage<Acc, N>::Block& block) const { rows.load(n, block); }
+};
+
+/// Reads them, tap by tap.
 template <int N, class T, class Acc>
 class Factors {
  public:
-  using Block = typename Stage<Acc, N>::Block;
-
   /// `row` has a number for each position, `rows` a Stage; only one of them is used. `channel` is the first of the `used`.
   Factors(const HeadGeometry& heads, const Tile<Acc>& tile, const void* factors, std::int64_t image, std::int64_t channel,
           int used, void* row, void* rows)
-      : row(static_cast<Acc*>(row)),
+      : of_tap{false, static_cast<Acc*>(row), Stage<Acc, N>::in(rows)},
         tile_(tile),
         stride_(heads.geometry.taps() * heads.geometry.positions()),
         heads_(heads.head_channels()),
         channel_(channel),
-        used_(used),
-        rows_(Stage<Acc, N>::in(rows)) {
+        used_(used) {
     const std::int64_t first = channel / heads_;
     source_ = static_cast<const T*>(factors) + heads.factors_offset(image, first);
-    shared = N == 1 || first == (channel + used - 1) / heads_;
-    for (int c = used; !shared && c < N; ++c) std::fill_n(rows_.row[c], tile.padded, Acc(0));
+    of_tap.shared = N == 1 || first == (channel + used - 1) / heads_;
+    for (int c = used; !of_tap.shared && c < N; ++c) std::fill_n(of_tap.rows.row[c], tile.padded, Acc(0));
   }
 
-  bool shared;     // whether all lanes have the factors of `row`
-  Acc* const row;  // of the tap that has begun
+  FactorRows<Acc, N> of_tap;  // that has begun
 
   void begin(std::int64_t tap) {
-    if (shared) return read(source_, tap, row);
+    if (of_tap.shared) return read(source_, tap, of_tap.row);
     for (int c = 0; c < used_; ++c) {
       const std::int64_t head = (channel_ + c) / heads_ - channel_ / heads_;
       const bool again = c > 0 && (channel_ + c) % heads_ != 0;
-      again ? void(std::copy_n(rows_.row[c - 1], tile_.padded, rows_.row[c]))
-            : read(source_ + head * stride_, tap, rows_.row[c]);
+      again ? void(std::copy_n(of_tap.rows.row[c - 1], tile_.padded, of_tap.rows.row[c]))
+            : read(source_ + head * stride_, tap, of_tap.rows.row[c]);
     }
   }
-  /// Of a block of positions, where they are not shared.
-  void load(int n, Block& block) const { rows_.load(n, block); }
 
  private:
   void read(const T* factors, std::int64_t tap, Acc* target) const {
@@ -135,7 +132,6 @@ class Factors {
   const std::int64_t stride_, heads_, channel_;
   const int used_;
   const T* source_;
-  Stage<Acc, N>& rows_;
 };
 
 }  // namespace

@@ -4,11 +4,13 @@
 // their taps, so the kernels turn blocks of them around: then a tap's corner is one vector load, whatever the map. Internal
 // linkage: compiled once per instruction set.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "../../half.h"
+#include "../../sampling.h"
 #include "tiling.h"
 
 namespace ddu::cpu {
@@ -72,6 +74,16 @@ void transpose(V (&block)[N]) {
 template <int N>
 constexpr int kBlock = N == 1 ? 16 : N;
 
+// Of code that does not depend on the type of a tensor's elements: one copy serves all types that are summed alike, since a
+// compiler would put one into each of its callers, which then take minutes to compile. Worth it for a tile at a time, not less.
+#if defined(__GNUC__)
+#define DDU_ONE_COPY __attribute__((noinline))
+#elif defined(_MSC_VER)
+#define DDU_ONE_COPY __declspec(noinline)
+#else
+#define DDU_ONE_COPY
+#endif
+
 /// Rows of values, one for each of N channels: how channels lie in memory.
 template <class Acc, int N>
 struct Stage {
@@ -101,6 +113,28 @@ struct Stage {
       transpose(block);
 #pragma GCC unroll 16
       for (int c = 0; c < N; ++c) std::memcpy(row[c] + first, &block[c], sizeof(V));
+    }
+  }
+
+  /// Whole blocks of pixels 0 .. count, a Vec for each. Returns 0 in each lane whose values are all finite, else NaN.
+  DDU_ONE_COPY V load_all(int count, V* vecs) const {
+    V nan{};
+    for (int n = 0; n < count; n += kBlock<N>) {
+      Block block;
+      load(n, block);
+      for (int i = 0; i < kBlock<N>; ++i) {
+        vecs[n + i] = block[i];
+        nan += nan_unless_finite(block[i]);
+      }
+    }
+    return nan;
+  }
+  /// The inverse, of whole blocks too.
+  DDU_ONE_COPY void store_all(int count, const V* vecs) {
+    for (int n = 0; n < count; n += kBlock<N>) {
+      Block block;
+      std::copy_n(vecs + n, kBlock<N>, block);
+      store(n, block);
     }
   }
 };

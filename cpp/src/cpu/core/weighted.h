@@ -1,13 +1,13 @@
 #pragma once
 
-// Sums of sampled values in windows of Vecs: over taps, and over channels. What the corners of a block's cells weigh is worked
+// Sums of a tap's values in a window of Vecs, at all positions of a tile: over taps, and over channels. What the corners of a block's cells weigh is worked
 // out for all its positions at once, so that each corner is one load and one multiply-add. Internal linkage: compiled once per
 // instruction set.
 
 #include <cstdint>
 
 #include "taps.h"
-#include "vec.h"
+#include "values.h"
 
 namespace ddu::cpu {
 namespace {
@@ -54,6 +54,35 @@ void for_each_sample(const Tap<Acc>& tap, int n, const Acc* factor, const V* win
       body(i, weights.a[i] * cell[0] + weights.b[i] * cell[1] + weights.c[i] * cell[tap.pitch] +
                   weights.d[i] * cell[tap.pitch + 1]);
     }
+  }
+}
+
+/// sums += factor * the value of a tap, at `padded` positions.
+template <class Acc, int N, class V>
+DDU_ONE_COPY void add_samples(const Tap<Acc>& tap, int padded, const V* window, const FactorRows<Acc, N>& factors, V* sums) {
+  constexpr int M = kBlock<N>;
+  for (int n = 0; n < padded; n += M) {
+    if (factors.shared) {
+      for_each_sample<M>(tap, n, factors.row, window, [&](int i, const V& value) { sums[n + i] += value; });
+    } else {
+      typename Stage<Acc, N>::Block factor, value;
+      factors.load(n, factor);
+      sample(tap, n, window, value);
+      for (int i = 0; i < M; ++i) sums[n + i] += factor[i] * value[i];
+    }
+  }
+}
+
+/// The value of a tap times one of `values`, at `padded` positions: summed over lanes and added to `sums`, unless that is null:
+/// then stored in `products`, a row for each lane. `ones` has as many ones as a tile has positions.
+template <class Acc, int N, class V>
+DDU_ONE_COPY void multiply_samples(const Tap<Acc>& tap, int padded, const V* window, const Acc* ones, const V* values, Acc* sums,
+                                   Stage<Acc, N>& products) {
+  constexpr int M = kBlock<N>;
+  for (int n = 0; n < padded; n += M) {
+    typename Stage<Acc, N>::Block block;
+    for_each_sample<M>(tap, n, ones, window, [&](int i, const V& value) { block[i] = value * values[n + i]; });
+    sums ? add_lanes<Acc, N>(block, sums + n) : products.store(n, block);
   }
 }
 

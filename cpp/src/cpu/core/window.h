@@ -55,11 +55,7 @@ class Window {
         }
         return;
       }
-      for (int i = 0; i < length; i += kBlock<N>) {
-        typename Stage<Acc, N>::Block block;
-        std::copy_n(pixel + first + i, kBlock<N>, block);
-        stage_.store(i, block);
-      }
+      stage_.store_all(length, pixel + first);
       const std::int64_t step = sums.image.pixel_stride;
       for (int c = 0; c < used; ++c) {
         const Acc* __restrict values = stage_.row[c];
@@ -98,14 +94,7 @@ class Window {
         if (right < length) std::fill(row + right, row + length, outside(length - 1));
         std::fill(row + length, row + round_up(length, kBlock<N>), Acc(0));
       }
-      for (int i = 0; i < length; i += kBlock<N>) {  // the last block runs on into what is written next, or the spare end
-        typename Stage<Acc, N>::Block block;
-        stage_.load(i, block);
-        for (int k = 0; k < kBlock<N>; ++k) {
-          pixel[first + i + k] = block[k];
-          nan += nan_unless_finite(block[k]);
-        }
-      }
+      nan += stage_.load_all(length, pixel + first);  // the last block runs on into what is written next, or the spare end
     });
     return nan;
   }
