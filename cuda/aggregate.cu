@@ -8,7 +8,7 @@
 #include "ddu/aggregate.h"
 
 #include "channels_last/aggregate.cuh"
-#include "channels_last/image_rows.h"
+#include "channels_last/heads_forward.h"
 #include "channels_last/outer_product.h"
 
 namespace ddu::cuda {
@@ -18,16 +18,14 @@ using namespace channels_last;
 
 template <class T, int kN>
 void run(const HeadGeometry& h, Types types, const Aggregate& given, const ImageToRead& input, Stream stream) {
-  const std::size_t bytes_at_once = input.image.own ? kN * sizeof(T) : kVectorBytes<T>;
-  const auto p = head_params<T>(h, types, input.image, kN, false, is_aligned(given.output, bytes_at_once),
+  const auto p = head_params<T>(h, types, input.image, kN, false, is_aligned(given.output, value_bytes<T, kN>(input.image)),
                                 is_aligned(given.weights, kVectorBytes<T>));
   const AggregatePointers<T> tensors{static_cast<const T*>(input.read(types.input, given.input, stream)),
                                      static_cast<const T*>(given.weights),
                                      given.dilation_map,
                                      static_cast<T*>(given.output),
                                      {input.strange, input.strange_count}};
-  const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run));
-  launch(aggregate_kernel<T, kN>, {blocks_of(p), kRowThreads, shared, true}, stream, p, tensors);
+  launch_forward<T>(aggregate_kernel<T, kN>, p, tensors, stream);
 }
 
 OuterProduct as_outer_product(const AggregateBackward& given) {
@@ -48,19 +46,15 @@ OuterProduct as_outer_product(const AggregateBackward& given) {
 }  // namespace
 
 std::size_t aggregate_workspace_bytes(const HeadGeometry& h, Types types, const Aggregate& tensors) {
-  check_types(types);
-  if (h.geometry.columns_numel() == 0) return 0;
-  return ImageToRead(h, types.input, tensors.input_format, nullptr, nullptr).bytes;
+  return forward_workspace_bytes(h, types, tensors.input_format);
 }
 
 void aggregate(const HeadGeometry& h, Types types, const Aggregate& tensors, Stream stream) {
   check_types(types);
   if (h.geometry.columns_numel() == 0) return;
   const ImageToRead input(h, types.input, tensors.input_format, tensors.input, tensors.workspace);
-  visit(types.input, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (input.image.vectors) return run<T, kVec<T>>(h, types, tensors, input, stream);
-    run<T, 1>(h, types, tensors, input, stream);
+  visit_lanes(types.input, input.image, [&](auto* type, auto channels) {
+    run<std::remove_pointer_t<decltype(type)>, decltype(channels)::value>(h, types, tensors, input, stream);
   });
 }
 

@@ -8,7 +8,7 @@
 #include "ddu/correlate.h"
 
 #include "channels_last/correlate.cuh"
-#include "channels_last/image_rows.h"
+#include "channels_last/heads_forward.h"
 #include "channels_last/outer_product.h"
 
 namespace ddu::cuda {
@@ -18,15 +18,14 @@ using namespace channels_last;
 
 template <class T, int kN>
 void run(const HeadGeometry& h, Types types, const Correlate& given, const ImageToRead& key, Stream stream) {
-  const std::size_t bytes_at_once = key.image.own ? kN * sizeof(T) : kVectorBytes<T>;
-  const auto p = head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, bytes_at_once), false);
+  const auto p =
+      head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, value_bytes<T, kN>(key.image)), false);
   const CorrelatePointers<T> tensors{static_cast<const T*>(given.query),
                                      static_cast<const T*>(key.read(types.input, given.key, stream)),
                                      given.dilation_map,
                                      static_cast<T*>(given.scores),
                                      {key.strange, key.strange_count}};
-  const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run));
-  launch(correlate_kernel<T, kN>, {blocks_of(p), kRowThreads, shared, true}, stream, p, tensors);
+  launch_forward<T>(correlate_kernel<T, kN>, p, tensors, stream);
 }
 
 OuterProduct as_outer_product(const CorrelateBackward& given) {
@@ -47,9 +46,7 @@ OuterProduct as_outer_product(const CorrelateBackward& given) {
 }  // namespace
 
 std::size_t correlate_workspace_bytes(const HeadGeometry& h, Types types, const Correlate& tensors) {
-  check_types(types);
-  if (h.geometry.columns_numel() == 0) return 0;
-  return ImageToRead(h, types.input, tensors.input_format, nullptr, nullptr).bytes;
+  return forward_workspace_bytes(h, types, tensors.input_format);
 }
 
 void correlate(const HeadGeometry& h, Types types, const Correlate& tensors, Stream stream) {
@@ -60,10 +57,8 @@ void correlate(const HeadGeometry& h, Types types, const Correlate& tensors, Str
     return;
   }
   const ImageToRead key(h, types.input, tensors.input_format, tensors.key, tensors.workspace);
-  visit(types.input, [&](auto* type) {
-    using T = std::remove_pointer_t<decltype(type)>;
-    if (key.image.vectors) return run<T, kVec<T>>(h, types, tensors, key, stream);
-    run<T, 1>(h, types, tensors, key, stream);
+  visit_lanes(types.input, key.image, [&](auto* type, auto channels) {
+    run<std::remove_pointer_t<decltype(type)>, decltype(channels)::value>(h, types, tensors, key, stream);
   });
 }
 

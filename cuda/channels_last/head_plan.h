@@ -103,4 +103,10 @@ unsigned blocks_of(const HeadParams<Acc>& p) {
 template <class T>
 constexpr std::size_t kVectorBytes = kHeadPositions * sizeof(T) < 16 ? kHeadPositions * sizeof(T) : 16;
 
+/// Bytes of what a lane of kN channels moves at once of a tensor of values, which lies as the caller's image does.
+template <class T, int kN>
+std::size_t value_bytes(const ImageRows& image) {
+  return image.own ? kN * sizeof(T) : kVectorBytes<T>;
+}
+
 }  // namespace ddu::cuda::channels_last

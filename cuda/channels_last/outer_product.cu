@@ -24,8 +24,9 @@ class Backward {
   Backward(const HeadGeometry& h, Types types, const OuterProduct& given, const ImageRows& image, bool deterministic)
       : h_(h), types_(types), given_(given), image_(image) {
     const void* values_gradient = given.grad_values;  // moved as the values are
+    const std::size_t at_once = value_bytes<T, kN>(image);
     params_ = head_params<T>(h, types, image, kN, false,
-                             is_aligned(given.values, value_bytes()) && is_aligned(values_gradient, value_bytes()),
+                             is_aligned(given.values, at_once) && is_aligned(values_gradient, at_once),
                              is_aligned(given.factors, kVectorBytes<T>));
     Workspace workspace(given.workspace);
     samples_ = given.grad_map || given.grad_values || given.grad_factors;
@@ -76,8 +77,6 @@ class Backward {
   }
 
  private:
-  /// Bytes of what moves at once of the values.
-  std::size_t value_bytes() const { return image_.own ? kN * sizeof(T) : kVectorBytes<T>; }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, Word>; }
 

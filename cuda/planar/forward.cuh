@@ -6,7 +6,7 @@
 //
 //       largest rate of the tile -> window; too large for shared memory? marked, for channels_last/columns_forward.cuh
 //       channels [0, N)    window 0 <- global memory
-//       channels [N, 2N)   loads start ......  | columns of [0, N) from window 0, stored past L2
+//       channels [N, 2N)   loads start ......  | columns of [0, N) from window 0
 //                          window 1 <- loaded  |
 //       channels [2N, 3N)  loads start ......  | columns of [N, 2N) from window 1
 //       ...                                      N = TileConfig::vec; blocks of one step have one window
