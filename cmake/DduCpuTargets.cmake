@@ -26,11 +26,11 @@ function(ddu_cpu_targets library)
   endif()
   foreach(target IN LISTS targets)
     foreach(kernels IN LISTS DDU_CPU_KERNELS)
-      set(flags ${flags_${target}})
+      set(flags "${flags_${target}}")
       # With sanitizers each instruction set takes minutes. No line of the sums is compiled for AVX-512 alone but one of
       # core/nontemporal.h, which the unfold's kernels have too: so the sums run the baseline's code in its place.
       if(sanitized AND kernels STREQUAL "sums" AND target STREQUAL "avx512")
-        set(flags ${flags_baseline})
+        set(flags "${flags_baseline}")
       endif()
       set(object ddu_cpu_${target}_${kernels})
       add_library(${object} OBJECT cpp/src/cpu/${kernels}_kernels.cpp)

@@ -18,8 +18,7 @@ using namespace channels_last;
 
 template <class T, int kN>
 void run(const HeadGeometry& h, Types types, const Correlate& given, const ImageToRead& key, Stream stream) {
-  const auto p =
-      head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, value_bytes<T, kN>(key.image)), false);
+  const auto p = head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, value_bytes<T, kN>(key.image)), false);
   const CorrelatePointers<T> tensors{static_cast<const T*>(given.query),
                                      static_cast<const T*>(key.read(types.input, given.key, stream)),
                                      given.dilation_map,

@@ -25,9 +25,9 @@ class Backward {
       : h_(h), types_(types), given_(given), image_(image) {
     const void* values_gradient = given.grad_values;  // moved as the values are
     const std::size_t at_once = value_bytes<T, kN>(image);
-    params_ = head_params<T>(h, types, image, kN, false,
-                             is_aligned(given.values, at_once) && is_aligned(values_gradient, at_once),
-                             is_aligned(given.factors, kVectorBytes<T>));
+    params_ =
+        head_params<T>(h, types, image, kN, false, is_aligned(given.values, at_once) && is_aligned(values_gradient, at_once),
+                       is_aligned(given.factors, kVectorBytes<T>));
     Workspace workspace(given.workspace);
     samples_ = given.grad_map || given.grad_values || given.grad_factors;
     if (samples_ && !image.own) copy_ = workspace.template take<T>(image.numel());

@@ -1,34 +1,5 @@
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
+// Scratch memory: the class that all devices share.
 
-#include "integer.h"
-
-namespace ddu::cuda {
-
-/// Cuts the caller's scratch memory into arrays. One function lays out a call's arrays; it runs without memory to learn how
-/// many bytes they are, and with it to learn where they lie.
-class Workspace {
- public:
-  explicit Workspace(void* memory = nullptr) : memory_(static_cast<unsigned char*>(memory)) {}
-
-  /// The next array; null where it is empty or there is no memory.
-  template <class T>
-  T* take(std::int64_t count) {
-    const std::size_t offset = bytes_;
-    bytes_ += round_up(sizeof(T) * static_cast<std::size_t>(count), std::size_t{256});
-    return memory_ && count > 0 ? reinterpret_cast<T*>(memory_ + offset) : nullptr;
-  }
-  /// Of what was taken so far.
-  std::size_t bytes() const { return bytes_; }
-
-  /// Two layouts of the same memory, one used after the other: both start as copies of one Workspace.
-  static Workspace overlay(const Workspace& a, const Workspace& b) { return a.bytes_ > b.bytes_ ? a : b; }
-
- private:
-  unsigned char* memory_;
-  std::size_t bytes_ = 0;
-};
-
-}  // namespace ddu::cuda
+#include "../../cpp/src/workspace.h"

@@ -40,7 +40,7 @@ struct TapPlan {
 
   TapPlan(const HeadGeometry& heads, Types types, const SumsKernels& kernels, int threads)
       : scratch(scratch_sizes(types, kernels, 0)),
-        plan(heads.geometry, slice_unit(heads, kernels.lanes), Scratch::bytes(heads.geometry, scratch), threads) {}
+        plan(heads.geometry, slice_unit(heads, kernels.lanes), Scratch(nullptr, heads.geometry, scratch).bytes, threads) {}
 };
 
 void sum_taps(const HeadGeometry& heads, Types types, const TapSum& tensors, void* workspace, int threads) {
@@ -81,7 +81,7 @@ struct ChannelPlan {
     tasks = given.factors_batch * runs * tiling.count();
     threads = tasks == 0 ? 0 : team_size(tasks, max_threads);
     scratch = scratch_sizes(types, kernels, heads * scores);
-    thread_bytes = Scratch::bytes(given.geometry, scratch);
+    thread_bytes = Scratch(nullptr, given.geometry, scratch).bytes;
   }
   std::size_t bytes() const { return static_cast<std::size_t>(threads) * thread_bytes; }
 };

@@ -118,7 +118,7 @@ void sum_channels(const HeadGeometry& heads, DType map_type, const ChannelSum& t
       }
     }
   }
-  const bool nontemporal = heads.factors_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
+  const bool nontemporal = exceeds_caches(heads.factors_numel() * static_cast<std::int64_t>(sizeof(T)));
   for (std::int64_t head = run.first; head < run.last; ++head) {
     T* const result = at<T>(tensors.result, heads.factors_offset(run.image, head));
     for (std::int64_t tap = 0; tap < g.taps(); ++tap) {
@@ -155,7 +155,7 @@ class ProductSource {
   using V = Vec<Acc, N>;
 
   ProductSource(const HeadGeometry& heads, const Tile<Acc>& tile, const ProductBackward& tensors, const Slice& slice,
-           std::int64_t first, int used, const Scratch& scratch)
+                std::int64_t first, int used, const Scratch& scratch)
       : values_(static_cast<V*>(scratch.values)),
         factors_(heads, tile, tensors.factors, slice.image, slice.channel(heads.geometry) + first, used, scratch.factors,
                  scratch.rows) {

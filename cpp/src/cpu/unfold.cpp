@@ -14,7 +14,7 @@ namespace {
 const UnfoldKernels& kernels_of(DType type) { return DDU_KERNELS_FOR(unfold_kernels, type); }
 
 ForwardPlan forward_plan(const Geometry& g, Types types, const UnfoldKernels& kernels, int threads) {
-  return {g, kernels.lanes, Scratch::bytes(g, {value_bytes(types), kernels.lanes}), threads};
+  return {g, kernels.lanes, Scratch(nullptr, g, {value_bytes(types), kernels.lanes}).bytes, threads};
 }
 BackwardPlan backward_plan(const Geometry& g, Types types, const UnfoldBackward& tensors, const UnfoldKernels& kernels,
                            int threads) {
@@ -52,14 +52,6 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tenso
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& tensors, int threads) {
   check_types(types);
   return backward_plan(g, types, tensors, kernels_of(types.input), threads).bytes();
-}
-
-bool has_openmp() {
-#if defined(_OPENMP)
-  return true;
-#else
-  return false;
-#endif
 }
 
 }  // namespace ddu::cpu

@@ -18,7 +18,7 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
   const Tile<Acc> tile(g, tensors.dilation_map, map_type, g.map_offset(slice.image, slice.group), region, scratch.tile);
   const Image<const T> image(static_cast<const T*>(tensors.input), tensors.input_format, g, slice);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
-  const bool nontemporal = g.columns_numel() * static_cast<std::int64_t>(sizeof(T)) >= kLarge;
+  const bool nontemporal = exceeds_caches(g.columns_numel() * static_cast<std::int64_t>(sizeof(T)));
   for_each_vec(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
     constexpr int N = std::max<int>(lanes, 1);
     const Image<const T> input = image.from(first);

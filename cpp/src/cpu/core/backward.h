@@ -23,8 +23,8 @@ namespace {
 /// Adds the gradients of one tap to a window of sums and, summed over the lanes at the end, to `rate_sums`; null if not wanted.
 /// `from` is the same tap for reading `values`.
 template <class Acc, int N, class Grads, class V>
-DDU_ONE_COPY void backward_tap(const Tap<Acc>& to, const Tap<Acc>& from, int padded, const Grads& grads, V* sums, const V* values,
-                               V* rate_sums) {
+DDU_ONE_COPY void backward_tap(const Tap<Acc>& to, const Tap<Acc>& from, int padded, const Grads& grads, V* sums,
+                               const V* values, V* rate_sums) {
   for (int n = 0; n < padded; n += kBlock<N>) {
     typename Stage<Acc, N>::Block grad;
     grads.load(n, grad);

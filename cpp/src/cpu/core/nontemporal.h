@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "../../half.h"
-#include "scratch.h"
+#include "caches.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #endif
 
+#include "caches.h"
 #include "ddu/dtype.h"
 #include "parallel.h"
 #include "scratch.h"
@@ -25,7 +26,7 @@ inline void expect_whole_write([[maybe_unused]] void* output, [[maybe_unused]] s
   constexpr std::uintptr_t page = 4096;
   const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
   const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
-  if (bytes >= static_cast<std::size_t>(kLarge)) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  if (exceeds_caches(static_cast<std::int64_t>(bytes))) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
@@ -104,7 +105,7 @@ struct BackwardPlan {
     scratch.backward = true;
     scratch.heads = heads;
     scratch.sums = to_input && is_half(types.input) ? sums : 0;
-    thread_bytes = Scratch::bytes(g, scratch);
+    thread_bytes = Scratch(nullptr, g, scratch).bytes;
     map_sums = to_map ? static_cast<std::size_t>(g.positions()) * value_bytes(types) : 0;
   }
 

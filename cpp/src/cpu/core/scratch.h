@@ -1,34 +1,17 @@
 #pragma once
 
 // Scratch memory of one thread, in the caller's workspace: kernels run on stacks of 64 KiB. Its layout is stated here alone, by
-// constructors that hand out addresses; run from null, they tell the size.
+// constructors over a Workspace; run from null, they tell the size.
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
+#include "../../workspace.h"
+#include "caches.h"
 #include "tiling.h"
 
 namespace ddu::cpu {
-
-constexpr std::size_t kLine = 64;  // bytes of a line of memory
-
-/// Hands out memory piece by piece, each at a line of its own.
-class Carver {
- public:
-  explicit Carver(void* memory) : next_(reinterpret_cast<std::uintptr_t>(memory)) {}
-
-  template <class T>
-  T* take(std::int64_t count) {
-    T* const taken = reinterpret_cast<T*>(next_);
-    next_ = round_up(next_ + static_cast<std::size_t>(count) * sizeof(T), kLine);
-    return taken;
-  }
-  void* end() const { return reinterpret_cast<void*>(next_); }
-
- private:
-  std::uintptr_t next_;
-};
 
 /// Arrays of a Tile.
 template <class Acc>
@@ -40,20 +23,20 @@ struct TileArrays {
   std::int32_t* offset;  // of each tap and position: of all rows of taps, then of all columns
   Acc* fraction;
   bool* whole;  // of each tap: whether all its fractions are 0
-  void* end;
+  std::size_t bytes;
 
   TileArrays(void* memory, const Geometry& g, std::int64_t positions) {
     // Beyond kEntries, taps are worked out one by one.
     const std::int64_t taps = g.h.kernel_size + g.w.kernel_size, entries = std::min(taps * positions, Tiling::kEntries);
-    Carver carver(memory);
-    base_y = carver.take<std::int32_t>(positions);
-    base_x = carver.take<std::int32_t>(positions);
-    rate = carver.take<Acc>(positions);
-    nan = carver.take<Acc>(positions);
-    offset = carver.take<std::int32_t>(entries);
-    fraction = carver.take<Acc>(entries);
-    whole = carver.take<bool>(std::min(taps, Tiling::kEntries));
-    end = carver.end();
+    Workspace workspace(memory);
+    base_y = workspace.take<std::int32_t>(positions);
+    base_x = workspace.take<std::int32_t>(positions);
+    rate = workspace.take<Acc>(positions);
+    nan = workspace.take<Acc>(positions);
+    offset = workspace.take<std::int32_t>(entries);
+    fraction = workspace.take<Acc>(entries);
+    whole = workspace.take<bool>(std::min(taps, Tiling::kEntries));
+    bytes = workspace.bytes();
   }
 };
 
@@ -67,7 +50,7 @@ inline std::size_t window_bytes(const Geometry& g, std::size_t pixel) {
   return std::min(kWindowBytes, round_up((reach(g.h) * reach(g.w) + Tiling::kBlock) * pixel, kLine));
 }
 
-/// What a kernel needs of Scratch.
+/// What a kernel needs of Scratch. What it does not need is null.
 struct ScratchSizes {
   std::size_t value = sizeof(float);  // bytes of a sum
   int lanes = 1;                      // of a Vec
@@ -87,7 +70,7 @@ struct Scratch {
   void* values;       // a Vec for each position, of the tensor that has channels and positions; only with heads, and the next
   void* factors;      // a number for each position
   void* sums;         // in a backward of half inputs the band's rows for each channel of the slice, else scores of a tile
-  void* end;
+  std::size_t bytes;
 
   Scratch(void* memory, const Geometry& g, const ScratchSizes& sizes) {
     const Tiling tiling(g);
@@ -95,22 +78,20 @@ struct Scratch {
     const auto stage = static_cast<std::int64_t>(Tiling::kPositions * vec);
     const auto pixels = static_cast<std::int64_t>(window_bytes(g, vec));
     const auto vecs = static_cast<std::int64_t>(vec) * tiling.most, numbers = static_cast<std::int64_t>(sizes.value);
-    tile = memory;
-    Carver carver(sizes.value == sizeof(double) ? TileArrays<double>(memory, g, tiling.most).end
-                                                : TileArrays<float>(memory, g, tiling.most).end);
-    rows = carver.take<char>(stage);
-    transfer = carver.take<char>(stage);
-    window = carver.take<char>(pixels);
-    grad_window = carver.take<char>(sizes.backward ? pixels : 0);
-    vec_sums = carver.take<char>(sizes.backward ? vecs : 0);
-    rate_sums = carver.take<char>(sizes.backward ? numbers * tiling.most : 0);
-    values = carver.take<char>(sizes.heads ? vecs : 0);
-    factors = carver.take<char>(sizes.heads ? numbers * tiling.most : 0);
-    sums = carver.take<char>(numbers * sizes.sums);
-    end = carver.end();
-  }
-  static std::size_t bytes(const Geometry& g, const ScratchSizes& sizes) {
-    return reinterpret_cast<std::uintptr_t>(Scratch(nullptr, g, sizes).end);
+    const std::size_t of_tile = sizes.value == sizeof(double) ? TileArrays<double>(nullptr, g, tiling.most).bytes
+                                                              : TileArrays<float>(nullptr, g, tiling.most).bytes;
+    Workspace workspace(memory);
+    tile = workspace.take<char>(static_cast<std::int64_t>(of_tile));
+    rows = workspace.take<char>(stage);
+    transfer = workspace.take<char>(stage);
+    window = workspace.take<char>(pixels);
+    grad_window = workspace.take<char>(sizes.backward ? pixels : 0);
+    vec_sums = workspace.take<char>(sizes.backward ? vecs : 0);
+    rate_sums = workspace.take<char>(sizes.backward ? numbers * tiling.most : 0);
+    values = workspace.take<char>(sizes.heads ? vecs : 0);
+    factors = workspace.take<char>(sizes.heads ? numbers * tiling.most : 0);
+    sums = workspace.take<char>(numbers * sizes.sums);
+    bytes = workspace.bytes();
   }
 };
 

@@ -1,4 +1,4 @@
-// The choice of the instruction set.
+// What the CPU's kernels say of themselves: the instruction set, which is chosen here, and whether they are parallel.
 
 #include "targets.h"
 
@@ -58,5 +58,13 @@ Target target() {
 }
 
 const char* capability() { return kNames[static_cast<int>(target())]; }
+
+bool has_openmp() {
+#if defined(_OPENMP)
+  return true;
+#else
+  return false;
+#endif
+}
 
 }  // namespace ddu::cpu

@@ -30,9 +30,6 @@
 
 namespace ddu::cpu {
 
-/// Bytes from which on an output is taken to fit no cache.
-constexpr std::int64_t kLarge = std::int64_t{4} << 20;
-
 /// A rectangle of output positions.
 struct Region {
   std::int64_t first_row, first_column;

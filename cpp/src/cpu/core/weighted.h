@@ -1,8 +1,8 @@
 #pragma once
 
-// Sums of a tap's values in a window of Vecs, at all positions of a tile: over taps, and over channels. What the corners of a block's cells weigh is worked
-// out for all its positions at once, so that each corner is one load and one multiply-add. Internal linkage: compiled once per
-// instruction set.
+// Sums of a tap's values in a window of Vecs, at all positions of a tile: over taps, and over channels. What the corners of a
+// block's cells weigh is worked out for all its positions at once, so that each corner is one load and one multiply-add.
+// Internal linkage: compiled once per instruction set.
 
 #include <cstdint>
 
@@ -76,8 +76,8 @@ DDU_ONE_COPY void add_samples(const Tap<Acc>& tap, int padded, const V* window, 
 /// The value of a tap times one of `values`, at `padded` positions: summed over lanes and added to `sums`, unless that is null:
 /// then stored in `products`, a row for each lane. `ones` has as many ones as a tile has positions.
 template <class Acc, int N, class V>
-DDU_ONE_COPY void multiply_samples(const Tap<Acc>& tap, int padded, const V* window, const Acc* ones, const V* values, Acc* sums,
-                                   Stage<Acc, N>& products) {
+DDU_ONE_COPY void multiply_samples(const Tap<Acc>& tap, int padded, const V* window, const Acc* ones, const V* values,
+                                   Acc* sums, Stage<Acc, N>& products) {
   constexpr int M = kBlock<N>;
   for (int n = 0; n < padded; n += M) {
     typename Stage<Acc, N>::Block block;
