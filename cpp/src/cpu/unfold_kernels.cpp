@@ -53,6 +53,14 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
   if (nontemporal) finish_nontemporal();
 }
 
+/// A tap's gradients, as rows of a stage.
+template <class Acc, int N>
+struct LoadedRows {
+  const Stage<Acc, N>* rows;
+
+  void load(int n, typename Stage<Acc, N>::Block& block) const { rows->load(n, block); }
+};
+
 /// A source of the gradients that lie in memory: see backward.h.
 template <int N, class T, class Acc>
 class LoadedGrads {
@@ -63,7 +71,7 @@ class LoadedGrads {
   }
 
   /// Also asks for the gradients of the next tap.
-  const Stage<Acc, N>& gradients(std::int64_t tap) {
+  LoadedRows<Acc, N> gradients(std::int64_t tap) {
     const Geometry& g = tile_.geometry;
     const std::int64_t column = g.positions(), channel = g.taps() * column;
     for (int c = 0; c < used_; ++c) {
@@ -77,7 +85,7 @@ class LoadedGrads {
         for (int n = 0; n < tile_.count; ++n) row[n] = is_finite(tile_.nan[n]) ? row[n] : Acc(0);
       }
     }
-    return grads_;
+    return {&grads_};
   }
 
  private:

@@ -4,7 +4,7 @@
 // Internal linkage: compiled once per instruction set.
 //
 // The gradients come from a source, an object for the channels of one Vec and one tile. source.gradients(tap) makes those of a
-// tap ready, and returns what hands them out, whose type does not depend on that of the elements in memory:
+// tap ready, and returns what hands them out, a small value whose type does not depend on that of the elements in memory:
 //   void load(int n, Block& block) const;     those of a block of positions: 0 where the rate is not finite, and beyond the
 //   tile
 
@@ -23,8 +23,7 @@ namespace {
 /// Adds the gradients of one tap to a window of sums and, summed over the lanes at the end, to `rate_sums`; null if not wanted.
 /// `from` is the same tap for reading `values`.
 template <class Acc, int N, class Grads, class V>
-DDU_ONE_COPY void backward_tap(const Tap<Acc>& to, const Tap<Acc>& from, int padded, const Grads& grads, V* sums,
-                               const V* values, V* rate_sums) {
+DDU_ONE_COPY void backward_tap(Tap<Acc> to, Tap<Acc> from, int padded, Grads grads, V* sums, const V* values, V* rate_sums) {
   for (int n = 0; n < padded; n += kBlock<N>) {
     typename Stage<Acc, N>::Block grad;
     grads.load(n, grad);
@@ -64,7 +63,7 @@ void backward_scalar(const Tile<Acc>& tile, const Image<const T>& input, Source&
                      const Scratch& scratch) {
   Acc* const grads = Stage<Acc, 1>::in(scratch.transfer).row[0];
   for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
-    const auto& gradients = source.gradients(index);
+    const auto gradients = source.gradients(index);
     for (int n = 0; n < tile.padded; n += kBlock<1>) {
       typename Stage<Acc, 1>::Block block;
       gradients.load(n, block);

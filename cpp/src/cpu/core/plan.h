@@ -24,7 +24,7 @@ namespace ddu::cpu {
 inline void expect_whole_write([[maybe_unused]] void* output, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
   constexpr std::uintptr_t page = 4096;
-  const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(output) + page - 1) / page * page;
+  const std::uintptr_t first = round_up(reinterpret_cast<std::uintptr_t>(output), page);
   const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(output) + bytes) / page * page;
   if (exceeds_caches(static_cast<std::int64_t>(bytes))) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif

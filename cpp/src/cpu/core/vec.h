@@ -74,8 +74,9 @@ void transpose(V (&block)[N]) {
 template <int N>
 constexpr int kBlock = N == 1 ? 16 : N;
 
-// Of code that does not depend on the type of a tensor's elements: one copy serves all types that are summed alike, since a
-// compiler would put one into each of its callers, which then take minutes to compile. Worth it for a tile at a time, not less.
+// Of code that does not depend on the type of a tensor's elements: one copy serves all types that are summed alike. A compiler
+// would put one into each of its callers, which then take minutes to compile. Worth it for a tile at a time, not for less. Such
+// functions take small structs by value: no store through a pointer can change those, so loops keep them in registers.
 #if defined(__GNUC__)
 #define DDU_ONE_COPY __attribute__((noinline))
 #elif defined(_MSC_VER)

@@ -59,7 +59,7 @@ void for_each_sample(const Tap<Acc>& tap, int n, const Acc* factor, const V* win
 
 /// sums += factor * the value of a tap, at `padded` positions.
 template <class Acc, int N, class V>
-DDU_ONE_COPY void add_samples(const Tap<Acc>& tap, int padded, const V* window, const FactorRows<Acc, N>& factors, V* sums) {
+DDU_ONE_COPY void add_samples(Tap<Acc> tap, int padded, const V* window, FactorRows<Acc, N> factors, V* sums) {
   constexpr int M = kBlock<N>;
   for (int n = 0; n < padded; n += M) {
     if (factors.shared) {
@@ -76,8 +76,8 @@ DDU_ONE_COPY void add_samples(const Tap<Acc>& tap, int padded, const V* window, 
 /// The value of a tap times one of `values`, at `padded` positions: summed over lanes and added to `sums`, unless that is null:
 /// then stored in `products`, a row for each lane. `ones` has as many ones as a tile has positions.
 template <class Acc, int N, class V>
-DDU_ONE_COPY void multiply_samples(const Tap<Acc>& tap, int padded, const V* window, const Acc* ones, const V* values,
-                                   Acc* sums, Stage<Acc, N>& products) {
+DDU_ONE_COPY void multiply_samples(Tap<Acc> tap, int padded, const V* window, const Acc* ones, const V* values, Acc* sums,
+                                   Stage<Acc, N>& products) {
   constexpr int M = kBlock<N>;
   for (int n = 0; n < padded; n += M) {
     typename Stage<Acc, N>::Block block;

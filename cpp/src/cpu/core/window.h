@@ -41,7 +41,7 @@ class Window {
   }
 
   /// Adds to `used` channels: what lies outside the image is nobody's or, with padding_mode border, its nearest pixel's.
-  void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
+  DDU_ONE_COPY void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
     const Sampler<Acc>& columns = tile.sample_x;
     for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
       if ((left == right && !columns.border) || !sums.has(y)) return;
