@@ -141,30 +141,30 @@ __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShar
     const ConvolutionTaps<kShare> taps{shared + Of::kTables};
     const int shift = tensors.strange.corner_shift(work.image);
     const int outputs = p.group_outputs - work.first_output();
-    const T* image = tensors.input + work.image * p.rows.image;
     BandSums sums;
-    ChannelBlock block(p, work, 0, kVec<T>);
-    weights.load(0, block.halves);
+    weights.load(0);
     int step = 0;
 #pragma unroll 1
     for (int n = 0; n < p.units * p.unit_blocks; ++n) {
+      const ChannelBlock block(p, work, n, kVec<T>);
       if (block.first) taps.load_rates(p, work, tensors.map, block.group);
-      const int next_halves = ChannelBlock(p, work, min(n + 1, p.units * p.unit_blocks - 1), kVec<T>).halves;
+      const T* channels = tensors.input + work.image * p.rows.image + block.at;
 #pragma unroll 1
       for (int tap = 0; tap < p.taps; ++tap, ++step) {
         const int t = tap % taps.kAtOnce;
         if (t == 0) taps.fill(p, work, tensors.mask, block.head, tap);
-        sample_rows<kShare>(p, work, image + block.at, taps, t, shift, block, step, fragments);
+        sample_rows<kShare>(p, work, channels, taps, t, shift, block, step, fragments);
         wait_for_copies();
         __syncthreads();  // as drawn in params.cuh
-        if (step + 1 < p.steps()) weights.load(step + 1, tap + 1 < p.taps ? block.halves : next_halves);
+        if (step + 1 < p.steps()) weights.load(step + 1);
         if (outputs <= 0) continue;
         sums.template add<T>(fragments, weights, step, 0, work.column, outputs);
         if (block.halves > 1) sums.template add<T>(fragments, weights, step, 1, work.column, outputs);
       }
-      if (n + 1 < p.units * p.unit_blocks) block = ChannelBlock(p, work, n + 1, kVec<T>);
     }
-    sums.template store<T>(p, work, tensors.bias, tensors.output);
+    unsigned index = blockIdx.x;
+    ask_in_loop(index);
+    sums.template store<T>(p, ConvolutionWork<kShare>(p, index), tensors.bias, tensors.output);
   }
 }
 

@@ -68,8 +68,8 @@ struct ConvolutionWork {
   int band_y, band_x;                                                 // the band's first position
   static constexpr int run = BlockShape<kShare>::kRows * kBandWidth;  // positions that this warp samples, by rows of the band
 
-  __device__ explicit ConvolutionWork(const ConvolutionParams& p) {
-    unsigned tile = blockIdx.x, rest = p.by_tiles.take(tile), tile_x = tile;
+  __device__ explicit ConvolutionWork(const ConvolutionParams& p, unsigned block = blockIdx.x) {
+    unsigned tile = block, rest = p.by_tiles.take(tile), tile_x = tile;
     const int tile_y = int(p.by_tile_columns.take(tile_x));
     unsigned blocks = rest;
     rest = p.by_output_blocks.take(blocks);

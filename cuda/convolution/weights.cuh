@@ -93,11 +93,15 @@ struct WeightSlices {
   uint4* shared;
   const uint4* from;  // the first step's
 
-  /// Starts the copy of a step's slice, of so many halves.
-  __device__ __forceinline__ void load(int step, int halves) const {
+  /// Starts the copy of a step's slice.
+  __device__ __forceinline__ void load(int step) const {
     const uint4* source = from + std::int64_t{step} * kVectors;
     uint4* const to = shared + step % 2 * kVectors;
-    for (int i = int(threadIdx.x); i < kVectors / 2 * halves; i += BlockShape<kShare>::kThreads) copy_async(to + i, source + i);
+    static_assert(kVectors % BlockShape<kShare>::kThreads == 0, "all threads copy");
+#pragma unroll
+    for (int i = 0; i < kVectors; i += BlockShape<kShare>::kThreads) {
+      copy_async(to + i + threadIdx.x, source + i + threadIdx.x);
+    }
   }
   /// A lane's fragments of a warp's products in a half; 32 vectors further are those of the next product.
   __device__ __forceinline__ const uint4* fragments(int step, int half, int column) const {
