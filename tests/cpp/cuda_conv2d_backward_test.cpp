@@ -136,11 +136,13 @@ TYPED_TEST(CudaConv2dBackward, AgainstTheOracle) {
 }
 
 TYPED_TEST(CudaConv2dBackward, RatesThatAreFarOrNotFinite) {
+  const Environment backwards("DDU_EMULATION_BACKWARDS", "1");
   const typename TestFixture::P problem(kCases[1], any_rates);
   this->expect(problem, oracle::gradients_of(problem), {});
 }
 
 TYPED_TEST(CudaConv2dBackward, TensorsMayStartAnywhere) {
+  const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
   const typename TestFixture::P problem(kCases[0], near_rates);
   const ConvGradients expected = oracle::gradients_of(problem);
   for (const bool channels_last : {false, true}) this->expect(problem, expected, {channels_last, 1});
@@ -173,7 +175,7 @@ TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
     How how;
     how.input = how.map = how.mask = false;
     const auto once = backward(*problem, how);
-    const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
+    const Environment backwards("DDU_EMULATION_BACKWARDS", "1");
     EXPECT_EQ(once.weight, backward(*problem, how).weight);
   }
 }
