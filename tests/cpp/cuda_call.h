@@ -131,19 +131,9 @@ double error(const oracle::Tensor<T>& actual, const std::vector<oracle::Sum>& ex
   return norm > 0 ? std::sqrt(difference / norm) / allowed : difference;
 }
 
-/// A tensor [batch, channels, count] with its channels last, or back.
-template <class T>
-oracle::Tensor<T> turned(std::int64_t batch, std::int64_t channels, std::int64_t count, const oracle::Tensor<T>& from,
-                         bool back = false) {
-  oracle::Tensor<T> to(static_cast<std::int64_t>(from.size()));
-  for (std::int64_t b = 0; b < batch; ++b)
-    for (std::int64_t c = 0; c < channels; ++c)
-      for (std::int64_t i = 0; i < count; ++i) {
-        const std::int64_t planar = (b * channels + c) * count + i, last = (b * count + i) * channels + c;
-        to.data()[back ? planar : last] = from.data()[back ? last : planar];
-      }
-  return to;
-}
+using oracle::turned;
+
+/// An image with its channels last, or back.
 template <class T>
 oracle::Tensor<T> turned(const ddu::Geometry& g, const oracle::Tensor<T>& from, bool back = false) {
   return turned(g.batch, g.channels, g.pixels(), from, back);

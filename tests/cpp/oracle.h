@@ -62,6 +62,19 @@ class Tensor {
   std::vector<unsigned char> memory_;
 };
 
+/// A tensor [batch, channels, count] with its channels last, or back. Not a copy, which would read the guards.
+template <class T>
+Tensor<T> turned(std::int64_t batch, std::int64_t channels, std::int64_t count, const Tensor<T>& from, bool back = false) {
+  Tensor<T> to(static_cast<std::int64_t>(from.size()));
+  for (std::int64_t b = 0; b < batch; ++b)
+    for (std::int64_t c = 0; c < channels; ++c)
+      for (std::int64_t i = 0; i < count; ++i) {
+        const std::int64_t planar = (b * channels + c) * count + i, last = (b * count + i) * channels + c;
+        to.data()[back ? planar : last] = from.data()[back ? last : planar];
+      }
+  return to;
+}
+
 /// A value, and the sum of the magnitudes that were added to it: what rounding errors are measured by.
 struct Sum {
   double value = 0, magnitude = 0;
@@ -183,14 +196,9 @@ struct Problem {
 
   /// A tensor of the input's shape in a memory format.
   Tensor<T> laid_out(const Tensor<T>& tensor, ddu::MemoryFormat format) const {
-    Tensor<T> result(geometry.input_numel());  // not a copy, which would read the guards
     const bool contiguous = format == ddu::MemoryFormat::contiguous;
-    const std::int64_t pixels = geometry.pixels(), channels = geometry.channels;
-    for (std::int64_t i = 0; i < geometry.input_numel(); ++i) {
-      const std::int64_t image = i / (channels * pixels), channel = i / pixels % channels, pixel = i % pixels;
-      result.data()[contiguous ? i : (image * pixels + pixel) * channels + channel] = tensor.data()[i];
-    }
-    return result;
+    return contiguous ? turned(1, 1, geometry.input_numel(), tensor)
+                      : turned(geometry.batch, geometry.channels, geometry.pixels(), tensor);
   }
   static std::int64_t workspace_floats(std::size_t bytes) { return static_cast<std::int64_t>((bytes + 3) / 4); }
   static constexpr ddu::Types types() { return {dtype_of<T>(), dtype_of<M>()}; }
