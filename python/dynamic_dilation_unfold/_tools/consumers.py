@@ -23,7 +23,7 @@ from ..functional import (
 )
 from .bench_jobs import TOLERANCE, relative_difference
 from .tables import aligned
-from .timing import Job, busy, measure, seconds
+from .timing import Job, measure_directions, seconds
 from .workloads import R, Workload, make_map
 
 Form = Callable[..., Tensor]
@@ -121,18 +121,6 @@ def _step(form: Form, tensors: tuple[Tensor, ...], of: Consumer, grad: Tensor) -
     return torch.autograd.grad(form(*tensors, of=of), tensors, grad)
 
 
-def _peak(job: Job, device: torch.device) -> int | None:
-    """Bytes that a run allocates at most, beyond what is there; None where nobody counts."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    job()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def measure_consumer(of: Consumer, device: torch.device, budget: float, compiled: bool) -> dict[str, Any]:
     """Seconds and bytes of a forward without gradients, and of a forward and backward to all arguments."""
     work, (ours, columns) = of.workload, _FORMS[of.operator]
@@ -171,13 +159,8 @@ def measure_consumer(of: Consumer, device: torch.device, budget: float, compiled
     # The columns' form rounds what is summed, and so its gradients, where this does not.
     record["wrong"] = not max(differences, default=0.0) < 4 * TOLERANCE[work.dtype]
     del found
-    for direction, jobs in steps.items():
-        if record["wrong"]:
-            break
-        record[f"{direction} bytes"] = {name: _peak(job, device) for name, job in jobs.items()}
-        times = measure(jobs, device, budget)
-        record[direction] = {name: value.median for name, value in times.items()}
-        record["busy"] = record["busy"] or busy(times)
+    if not record["wrong"]:
+        measure_directions(record, steps, device, budget)
     return record
 
 

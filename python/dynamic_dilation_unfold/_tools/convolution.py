@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .._functions.conv2d import dynamic_dilation_conv2d
 from .bench_jobs import TOLERANCE, relative_difference
 from .tables import aligned
-from .timing import Job, busy, measure, seconds
+from .timing import Job, measure_directions, seconds
 from .workloads import R, Workload, make_map
 
 _OURS, _PLAIN, _MASKED = "ours", "F.conv2d", "with a mask"
@@ -53,27 +53,6 @@ ON_CPU = [
 
 def convolutions(device: torch.device) -> list[Convolution]:
     return ON_CUDA if device.type == "cuda" else ON_CPU
-
-
-def peak(job: Job, device: torch.device) -> int:
-    """Bytes that a run allocates at most, beyond what is there."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        job()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        job()
-    assert profile.profiler
-    alive = most = 0
-    results: Any = profile.profiler.kineto_results
-    for event in results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            most = max(most, alive)
-    return most
 
 
 def _ours(x: Tensor, weight: Tensor, rates: Tensor, mask: Tensor | None = None, *, of: Workload) -> Tensor:
@@ -129,11 +108,7 @@ def measure_convolution(of: Convolution, device: torch.device, budget: float) ->
         "forward": {name: partial(form, *tensors) for name, (form, tensors) in forms.items()},
         "step": {name: partial(_step, form, leaves[name], grad) for name, (form, _) in forms.items()},
     }
-    for direction, each in jobs.items():
-        record[f"{direction} bytes"] = {name: peak(job, device) for name, job in each.items()}
-        times = measure(each, device, budget)
-        record[direction] = {name: value.median for name, value in times.items()}
-        record["busy"] = record["busy"] or busy(times)
+    measure_directions(record, jobs, device, budget)
     return record
 
 

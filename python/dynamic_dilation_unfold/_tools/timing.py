@@ -109,6 +109,41 @@ def measure(
     return {name: Times.of(timer.durations(values)) for name, values in samples.items()}
 
 
+def peak(job: Job, device: torch.device) -> int:
+    """Bytes that a run allocates at most, beyond what is there."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        job()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        job()
+    assert profile.profiler
+    alive = most = 0
+    results: Any = profile.profiler.kineto_results
+    for event in results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            most = max(most, alive)
+    return most
+
+
+def measure_directions(
+    record: dict[str, Any], directions: Mapping[str, Mapping[str, Job]], device: torch.device, budget: float
+) -> None:
+    """Adds to a record what the jobs of each direction take: seconds under its name, and what a run allocates.
+
+    ``record["busy"]`` keeps the first sign that something else ran beside them.
+    """
+    for direction, jobs in directions.items():
+        record[f"{direction} bytes"] = {name: peak(job, device) for name, job in jobs.items()}
+        times = measure(jobs, device, budget)
+        record[direction] = {name: value.median for name, value in times.items()}
+        record["busy"] = record["busy"] or busy(times)
+
+
 def seconds(value: float) -> str:
     """Three digits with a unit: ``61.2 ms``."""
     unit, scale = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e3)) if value * s >= 0.9995), ("us", 1e6))
