@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ddu/conv2d_geometry.h"
 #include "ddu/device.h"
 #include "ddu/dtype.h"
 #include "ddu/error.h"
@@ -65,6 +66,13 @@ void check_correlate_geometry(const Sizes& query, const Sizes& key, const Sizes&
   ddu::make_correlate_geometry(shape_of(query), shape_of(key), shape_of(map), options, heads);
 }
 
+void check_conv2d_geometry(const Sizes& input, const Sizes& weight, const Sizes& map, const Sizes& mask, Pair stride,
+                           Pair padding, Pair dilation, const std::string& padding_mode) {
+  ddu::Options options = options_of({1, 1}, stride, padding, dilation);
+  options.padding_mode = padding_mode_of(padding_mode);
+  ddu::make_conv2d_geometry(shape_of(input), shape_of(weight), shape_of(map), shape_of(mask), options);
+}
+
 }  // namespace
 
 void translate(std::exception_ptr thrown) {
@@ -100,6 +108,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("check_geometry", &check_geometry);
   m.def("check_aggregate_geometry", &check_aggregate_geometry);
   m.def("check_correlate_geometry", &check_correlate_geometry);
+  m.def("check_conv2d_geometry", &check_conv2d_geometry);
   m.def("check_types", [](int input, int map) { ddu::check_types(types_of(input, map)); });
 
   direct::add_functions(m);

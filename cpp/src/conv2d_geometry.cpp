@@ -48,7 +48,7 @@ void check_mask(const Conv2dGeometry& made, Shape input, Shape weight, Shape mas
 }  // namespace
 
 Conv2dGeometry make_conv2d_geometry(Shape input, Shape weight, Shape dilation_map, Shape mask, const Options& given) {
-  if (weight.dims != 4) fail("weight must have shape [O, C/weight_groups, kH, kW], got %s", ShapeText(weight).text);
+  if (weight.dims != 4) fail("weight must have shape [O, C/conv_groups, kH, kW], got %s", ShapeText(weight).text);
   const bool has_channels = input.dims == 3 || input.dims == 4;
   const std::int64_t channels = has_channels ? input.sizes[input.dims - 3] : 0;
   Options options = given;

@@ -44,6 +44,17 @@ def check_correlate_geometry(
     padding_mode: str,
     /,
 ) -> None: ...
+def check_conv2d_geometry(
+    input: tuple[int, ...],
+    weight: tuple[int, ...],
+    dilation_map: tuple[int, ...],
+    mask: tuple[int, ...],  # () for none
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    padding_mode: str,
+    /,
+) -> None: ...
 def check_types(input: int, map: int, /) -> None: ...
 
 # --- Direct calls (python/direct/) ---

@@ -96,7 +96,9 @@ def checked(operator: Operator, tensors: Tensors, options: Any) -> Tensors:
 
 
 def _of_given_shapes(operator: Operator, tensors: Tensors, options: Any, error: ValueError) -> ValueError:
-    """The error about full maps, with the shape of a map as it was given and the advice about the full one."""
+    """The error about a full map, with its shape as it was given and the advice about the full one."""
+    if not str(error).startswith("dilation_map"):
+        return error
     try:
         _kernels.check_shapes(operator, tensors, options)
     except ValueError as given:

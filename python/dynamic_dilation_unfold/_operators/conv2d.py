@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _C, _chunks, _kernels, cost
-from .._geometry import full_map, output_size
+from .._geometry import full_map
 from .._operator import Argument, Gradients, Mask, Operator, Tensors
 from .._options import Int, PaddingMode, Pair
 from .._sampling import columns
@@ -49,49 +49,10 @@ class Conv2d(Operator):
         return input, weight, full_map(dilation_map, input.shape[-2:], _window(weight.shape, 1, options)), *others
 
     def check_shapes(self, shapes: Sequence[Any], options: Options) -> None:
-        input, weight, dilation_map, bias, mask = (None if s is None else list(s) for s in shapes)
-        assert input is not None
-        assert dilation_map is not None
-        if weight is None or len(weight) != 4:
-            raise ValueError(f"weight must have shape [O, C/conv_groups, kH, kW], got {weight}")
-        channels = input[-3] if len(input) in (3, 4) else 0
-        conv_groups = channels // weight[1] if weight[1] else 1
-        if channels != conv_groups * weight[1] or (channels > 0 and conv_groups == 0):
-            raise ValueError(
-                f"weight {weight} has {weight[1]} input channels, which must be the input's {channels} or divide them"
-            )
-        if weight[0] % max(conv_groups, 1) != 0:
-            raise ValueError(
-                f"weight {weight} beside {channels} channels is one of {conv_groups} groups, "
-                f"which must divide its {weight[0]} output channels"
-            )
-        groups = dilation_map[-3] if len(dilation_map) >= 3 else 1
-        if groups < 1 or channels % groups != 0:
-            raise ValueError(
-                f"dilation_map must have a number of groups that divides the input's {channels} channels, "
-                f"got {groups} in shape {dilation_map}"
-            )
-        if bias is not None and bias != weight[:1]:
-            raise ValueError(f"bias must have shape {weight[:1]} beside weight {weight}, got {bias}")
-        window = _window(weight, groups, options)
-        if mask is not None and len(input) in (3, 4) and min(window.stride) > 0:
-            self._check_mask(mask, input, weight, output_size(input[-2:], window))
-        _check_window(input, dilation_map, window)  # the last: a map to broadcast is met here as it was given
-
-    def _check_mask(self, mask: list[int], input: list[int], weight: list[int], positions: Sequence[int]) -> None:
-        heads = mask[-4] if len(mask) == len(input) + 1 else 1
-        own = [heads, weight[2] * weight[3], *positions]
-        fitting = [own] if len(input) == 3 else [[input[0], *own], [1, *own]]
-        if mask not in fitting or heads < 1:
-            batch = "" if len(input) == 3 else f"{input[0]} or 1, "
-            raise ValueError(
-                f"mask must have shape [{batch}heads, {', '.join(map(str, own[1:]))}] "
-                f"for input {input} and weight {weight}, got {mask}"
-            )
-        if input[-3] % heads != 0:
-            raise ValueError(
-                f"mask must have a number of heads that divides the input's {input[-3]} channels, got {heads}"
-            )
+        input, weight, dilation_map, bias, mask = (() if s is None else tuple(s) for s in shapes)
+        _C.check_conv2d_geometry(input, weight, dilation_map, mask, *options)
+        if shapes[3] is not None and bias != weight[:1]:
+            raise ValueError(f"bias must have shape {list(weight[:1])} beside weight {list(weight)}, got {list(bias)}")
 
     def reference(self, tensors: Tensors, options: Options) -> Tensor:
         input, weight, dilation_map, bias, mask = tensors
@@ -209,10 +170,6 @@ class Conv2d(Operator):
 def _window(weight: Sequence[Int], groups: Int, options: Options) -> _chunks.Window:
     kernel_size = (weight[2], weight[3])
     return _chunks.Window(kernel_size, options.stride, options.padding, options.dilation, groups, options.padding_mode)
-
-
-def _check_window(input: Sequence[int], dilation_map: Sequence[int], window: _chunks.Window) -> None:
-    _C.check_geometry(tuple(input), tuple(dilation_map), *window)
 
 
 def _batched(tensors: Tensors) -> tuple[Any, ...]:
