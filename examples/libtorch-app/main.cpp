@@ -18,25 +18,19 @@ namespace {
 
 struct AdaptiveConvImpl : torch::nn::Module {
   AdaptiveConvImpl(std::int64_t channels, std::int64_t out_channels) {
-    unfold = register_module("unfold", ddu::nn::DynamicDilationUnfold(ddu::Pair{3, 3}, ddu::TorchOptions{.padding = {1, 1}}));
     rates = register_module("rates", torch::nn::Conv2d(torch::nn::Conv2dOptions(channels, 1, 5).padding(2)));
-    mix = register_module("mix", torch::nn::Linear(channels * 9, out_channels));
+    conv = register_module("conv", torch::nn::Conv2d(torch::nn::Conv2dOptions(channels, out_channels, 3)));
     // The map starts at 1 everywhere, where the model is a plain convolution.
     torch::nn::init::zeros_(rates->weight);
     torch::nn::init::constant_(rates->bias, -std::log(3.0));
   }
 
   torch::Tensor forward(const torch::Tensor& x) {
-    const torch::Tensor dilation_map = 4 * rates(x).sigmoid();
-    const torch::Tensor columns = unfold(x, dilation_map);  // [B, C*9, H*W]
-    // Not `mix(columns.transpose(1, 2))`, which copies the columns where the weight wants a gradient.
-    const torch::Tensor weight = mix->weight.expand({x.size(0), -1, -1});
-    return (torch::bmm(weight, columns) + mix->bias.unsqueeze(1)).reshape({x.size(0), -1, x.size(2), x.size(3)});
+    return ddu::torch_conv2d(x, conv->weight, 4 * rates(x).sigmoid(), conv->bias, {.padding = {1, 1}});
   }
 
-  ddu::nn::DynamicDilationUnfold unfold = nullptr;
   torch::nn::Conv2d rates = nullptr;
-  torch::nn::Linear mix = nullptr;
+  torch::nn::Conv2d conv = nullptr;  // its parameters
 };
 TORCH_MODULE(AdaptiveConv);
 

@@ -10,7 +10,13 @@ from pathlib import Path
 
 import torch
 import torch._inductor
-from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, functional
+from dynamic_dilation_unfold import (
+    _C,
+    DynamicDilationConv2d,
+    DynamicDilationUnfold,
+    dynamic_dilation_unfold,
+    functional,
+)
 
 sys.path.append(str(Path(__file__).parents[1] / "python"))
 from plain_package import why_not
@@ -166,6 +172,84 @@ def heads_cases():
                 }
 
 
+def conv2d_cases():
+    """Convolutions of all kinds of groups, with and without bias and mask; the large one takes several chunks."""
+    small = {"stride": [1, 2], "padding": [1, 0], "dilation": [1, 2]}
+    plain = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
+    image, out = (2, 8, 9, 10), (9, 4)
+    calls = [  # input, weight, map, bias, mask
+        (small, image, (6, 4, 3, 2), (2, 4, *out), 6, (2, 2, 6, *out), "contiguous", "zeros"),
+        (small, image, (4, 8, 3, 2), (1, 2, *out), None, (1, 8, 6, *out), "channels_last", "border"),
+        (small, image, (8, 1, 3, 2), (2, 1, 1, 1), 8, None, "unbatched", "zeros"),
+        (plain, (2, 16, 96, 80), (8, 16, 3, 3), (2, 1, 96, 1), 8, (1, 1, 9, 96, 80), "channels_last", "zeros"),
+        (plain, (2, 0, 9, 10), (4, 0, 3, 3), (1, 1, 1, 1), 4, None, "contiguous", "zeros"),
+    ]
+    for dtype, map_dtype in [(t, t) for t in DTYPES] + [(torch.bfloat16, torch.float32)]:
+        for options, image, weight, map, bias, mask, form, padding_mode in calls:
+            x = torch.randn(image)
+            given = [x, torch.randn(weight), 3 * torch.rand(map), torch.randn(bias or 0), torch.rand(mask or 0)]
+            given = [t.to(map_dtype if i == 2 else dtype) for i, t in enumerate(given)]
+            if form == "channels_last":
+                given[0] = given[0].contiguous(memory_format=torch.channels_last)
+            if form == "unbatched":
+                given[0], given[2] = given[0][0], given[2][0]
+            leaves = [None if t.dim() == 1 and not len(t) else t.detach().requires_grad_() for t in given]
+            output = functional.conv2d(*leaves[:4], **options, mask=leaves[4], padding_mode=padding_mode)
+            grad = torch.randn(output.shape).to(dtype)
+            output.backward(grad)
+            yield {
+                **options,
+                "padding_mode": padding_mode,
+                "tensors": given,  # an empty one stands for one that is not given
+                "output": output.detach(),
+                "grad": grad,
+                "grads": [torch.ones(0) if t is None else t.grad for t in leaves],
+            }
+
+
+def conv2d_same_cases():
+    for kernel, padding_mode in itertools.product([(3, 5), (4, 3), (2, 2)], ["zeros", "border"]):
+        x, weight, rates = torch.randn(2, 4, 9, 8), torch.randn(6, 2, *kernel), 2 * torch.rand(1, 2, 9, 8)
+        options = {"padding": "same", "dilation": [1, 3], "padding_mode": padding_mode}
+        output = functional.conv2d(x, weight, rates, **options)
+        yield {**options, "tensors": [x, weight, rates], "output": output}
+
+
+def conv2d_error_cases():
+    good = {"input": (2, 4, 5, 5), "weight": (6, 4, 3, 3), "map": (1, 1, 1, 1), "bias": (6,), "mask": (2, 1, 9, 5, 5)}
+    changes = [
+        {"weight": (6, 3, 3, 3)},
+        {"weight": (5, 2, 3, 3)},
+        {"weight": (6, 0, 3, 3)},
+        {"weight": (6, 4, 9)},
+        {"map": (1, 3, 1, 1)},
+        {"map": (1, 1, 4, 5)},
+        {"bias": (4,)},
+        {"mask": (2, 1, 9, 5, 4)},
+        {"mask": (2, 3, 9, 5, 5)},
+        {"mask": (9, 5, 5)},
+        {"stride": [0, 1]},
+        {"stride": [2, 1], "padding": "same"},
+        {"types": {"weight": torch.float64}},
+        {"types": {"map": torch.float64}},
+        {"types": {"mask": torch.int64}},
+    ]
+    for change in changes:
+        call = {"stride": [1, 1], "padding": [1, 1], **good, **change}
+        types = call.pop("types", {})
+        shapes = {name: call.pop(name) for name in good}
+        x, weight, rates, bias, mask = (
+            torch.ones(shape).to(types.get(name, torch.float32)) for name, shape in shapes.items()
+        )
+        try:
+            functional.conv2d(x, weight, rates, bias, **call, mask=mask)
+        except tuple(KINDS) as e:
+            tensors = [x, weight, rates, bias, mask]
+            yield {**call, "tensors": tensors, "kind": KINDS[type(e)], "message": str(e)}
+        else:
+            sys.exit(f"no error for {change}")
+
+
 def autocast_case():
     x, rates = torch.randn(1, 2, 8, 8), torch.rand(1, 1, 8, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -185,11 +269,26 @@ class Model(torch.nn.Module):
         return self.mix(self.unfold(x, self.rates(x).sigmoid() * 3).transpose(1, 2))
 
 
-def export(package, device, dtype):
-    """Runs of a package that is made of the model: none where torch is too old to make one."""
+class Convolutions(torch.nn.Module):
+    """Layers whose rates and masks come from the content."""
+
+    def __init__(self):
+        super().__init__()
+        options = {"modulated": True, "map_groups": 3, "padding": "same"}
+        self.first = DynamicDilationConv2d(3, 6, (3, 2), groups=3, **options)
+        self.second = DynamicDilationConv2d(6, 4, 3, 2, 1, bias=False, padding_mode="border", rates="learned")
+        for parameter in self.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+
+
+def export(package, model, device, dtype):
+    """Runs of a package that is made of a model: none where torch is too old to make one."""
     if not hasattr(torch._inductor, "aoti_compile_and_package"):
         return []
-    model = Model().eval().to(device, dtype)
+    model = model.eval().to(device, dtype)
     example = torch.randn(2, 3, 24, 20, device=device, dtype=dtype)
     with torch.no_grad():
         program = torch.export.export(
@@ -214,21 +313,27 @@ def main():
     cases = {
         "values": list(value_cases()),
         "heads": list(heads_cases()),
+        "conv2d": list(conv2d_cases()),
+        "conv2d_same": list(conv2d_same_cases()),
+        "conv2d_errors": list(conv2d_error_cases()),
         "errors": list(error_cases()),
         "autocast": autocast_case(),
         "schemas": [
             str(getattr(operators, name + backward).default._schema)
-            for name in ("unfold", "aggregate", "correlate")
+            for name in ("unfold", "aggregate", "correlate", "conv2d")
             for backward in ("", "_backward")
         ],
         "module": repr(DynamicDilationUnfold((3, 5), 2, (1, 2), 1, 4)),
-        "program": export(str(directory / "model.pt2"), "cpu", torch.float32),
+        "program": export(str(directory / "model.pt2"), Model(), "cpu", torch.float32),
+        "program_conv2d": export(str(directory / "conv2d.pt2"), Convolutions(), "cpu", torch.float32),
     }
     if tried:
         if reason := tried.result():
             print(f"no package for CUDA: {reason}")
         # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
-        cases["program_cuda"] = [] if reason else export(str(directory / "model-cuda.pt2"), "cuda", torch.float64)
+        cases["program_cuda"] = (
+            [] if reason else export(str(directory / "model-cuda.pt2"), Model(), "cuda", torch.float64)
+        )
     torch.save(cases, directory / "cases.pt")
     batched = [case for case in cases["values"] if case["input"].dim() == 4]
     (directory / "values.bin").write_bytes(b"".join(map(plain, batched)))

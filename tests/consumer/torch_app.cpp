@@ -240,7 +240,7 @@ void test_registration() {
 void test_schemas(const Case& cases) {
   const auto schemas = cases["schemas"].toListRef();
   std::size_t index = 0;
-  for (const char* name : {"unfold", "aggregate", "correlate"}) {
+  for (const char* name : {"unfold", "aggregate", "correlate", "conv2d"}) {
     for (const char* backward : {"", "_backward"}) {
       const std::string full = std::string("dynamic_dilation_unfold::") + name + backward;
       std::ostringstream schema;
@@ -287,9 +287,11 @@ int main(int count, char** arguments) {
     test_errors(cases);
     test_rest(cases);
     test_heads(cases);
+    test_conv2d(cases);
     test_operators();
     test_schemas(cases);
     test_program(cases.list("program"), directory + "/model.pt2");
+    test_program(cases.list("program_conv2d"), directory + "/conv2d.pt2");
     if (count > 2 && std::string(arguments[2]) == "cuda") test_cuda(cases, directory);
   } catch (const std::exception& e) {
     std::printf("FAILED: %s\n", e.what());

@@ -40,6 +40,8 @@ class Case {
 
 /// Calls of aggregate, correlate, coverage and attention.
 void test_heads(const Case& cases);
+/// Convolutions.
+void test_conv2d(const Case& cases);
 /// On the CUDA device: calls, streams, graphs, autocast and an exported program.
 void test_cuda(const Case& cases, const std::string& directory);
 /// Runs the package and compares with what Python had of it, and of the model that it was made from.

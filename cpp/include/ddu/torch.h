@@ -9,5 +9,6 @@
 
 #include "ddu/torch/aggregate.h"  // IWYU pragma: export
 #include "ddu/torch/attention.h"  // IWYU pragma: export
+#include "ddu/torch/conv2d.h"     // IWYU pragma: export
 #include "ddu/torch/correlate.h"  // IWYU pragma: export
 #include "ddu/torch/unfold.h"     // IWYU pragma: export

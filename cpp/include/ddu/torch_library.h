@@ -8,43 +8,24 @@
 
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "ddu/torch.h"
+#include "ddu/torch/conv2d_library.h"
 #include "ddu/torch/heads_library.h"
+#include "ddu/torch/schema.h"
 
 namespace ddu {
 namespace torch_detail {
 
-using Ints = at::IntArrayRef;
-
-inline Pair pair_of(const char* name, Ints values) {
-  if (values.size() == 2) return {values[0], values[1]};
-  if (values.size() == 1) return {values[0], values[0]};
-  std::ostringstream text;
-  text << name << " must be a pair of ints, got " << values;
-  throw invalid_argument(text.str().c_str());
-}
-
-using Text = c10::string_view;  // torch's own, whichever that is
-
-inline PaddingMode padding_mode_of(Text name) {
-  if (name == "zeros") return PaddingMode::zeros;
-  if (name == "border") return PaddingMode::border;
-  std::ostringstream text;
-  text << R"(padding_mode must be "zeros" or "border", got ")" << name << '"';
-  throw invalid_argument(text.str().c_str());
-}
-
 /// groups = 0 means the map's: a shard of a tensor has some of the groups.
 inline Options options_of(const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
                           std::int64_t groups, Text padding_mode) {
-  return options_of(pair_of("kernel_size", kernel_size),
-                    {pair_of("stride", stride), pair_of("padding", padding), pair_of("dilation", dilation),
-                     groups == 0 && map.dim() >= 3 ? map.size(-3) : groups, padding_mode_of(padding_mode)});
+  TorchOptions options = torch_options_of(stride, padding, dilation, padding_mode);
+  options.groups = groups == 0 && map.dim() >= 3 ? map.size(-3) : groups;
+  return options_of(pair_of("kernel_size", kernel_size), options);
 }
 
 inline at::Tensor unfold_kernel(const at::Tensor& input, const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding,
@@ -77,7 +58,8 @@ inline std::tuple<at::Tensor, at::Tensor> backward_kernel(const at::Tensor& grad
 
 }  // namespace torch_detail
 
-/// Registers dynamic_dilation_unfold::unfold and ::unfold_backward until the process ends. Any thread may call; on return the
+/// Registers dynamic_dilation_unfold::unfold, ::aggregate, ::correlate and ::conv2d, each with its backward, until the process
+/// ends. Any thread may call; on return the
 /// operators are there. Does nothing where they are there already: after another call, or after Python's package was imported
 /// in the same process. Not the other way round: that import fails ("Only a single TORCH_LIBRARY can be used to register the
 /// namespace dynamic_dilation_unfold"), so a program that embeds Python imports the package first, or not at all.
@@ -99,6 +81,7 @@ inline void register_torch_operators() {
     library.impl("unfold_backward", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::backward_kernel));
     library.impl("unfold_backward", torch::dispatch(DispatchKey::Autograd, &torch_detail::backward_autograd));
     torch_detail::define_operators_with_heads(library);
+    torch_detail::define_conv2d(library);
     return library;
   };
   static const std::optional<torch::Library> library = define();  // a second thread waits for the first

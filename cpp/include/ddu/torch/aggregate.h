@@ -13,7 +13,7 @@ struct AggregateOperator {
 
   static at::Tensor forward(const at::Tensor& given_input, const at::Tensor& given_weights, const at::Tensor& given_map,
                             const Options& options, std::int64_t) {
-    const Types types = check_tensors("input", given_input, "weights", given_weights, given_map);
+    const Types types = check_tensors({{"input", given_input}, {"weights", given_weights}, {"dilation_map", given_map, true}});
     const HeadGeometry g =
         make_aggregate_geometry(shape_of(given_input), shape_of(given_weights), shape_of(given_map), options);
     const MemoryFormat format = format_of(given_input);
@@ -29,7 +29,7 @@ struct AggregateOperator {
 
   static GradientsOfThree backward(const at::Tensor& given_grad, const at::Tensor& given_input, const at::Tensor& given_weights,
                                    const at::Tensor& given_map, const Options& options, std::int64_t, WantedOfThree wanted) {
-    const Types types = check_tensors("input", given_input, "weights", given_weights, given_map);
+    const Types types = check_tensors({{"input", given_input}, {"weights", given_weights}, {"dilation_map", given_map, true}});
     const HeadGeometry g =
         make_aggregate_geometry(shape_of(given_input), shape_of(given_weights), shape_of(given_map), options);
     check_grad(given_grad, given_input, values_sizes(g, given_input.dim() == 4));
@@ -65,8 +65,8 @@ struct AggregateOperator {
 /// The rest is as for torch_unfold.
 inline at::Tensor torch_aggregate(const at::Tensor& input, const at::Tensor& weights, const at::Tensor& dilation_map,
                                   Pair kernel_size, const TorchOptions& options = {}) {
-  const auto [x, w, map] = torch_detail::autocast(input, weights, dilation_map);
-  torch_detail::check_tensors("input", x, "weights", w, map);
+  const auto [x, w, map] = torch_detail::autocast<3>({input, weights, dilation_map}, 2);
+  torch_detail::check_tensors({{"input", x}, {"weights", w}, {"dilation_map", map, true}});
   const Options all = torch_detail::options_of(kernel_size, options, map);
   return torch_detail::HeadFunction<torch_detail::AggregateOperator>::apply(x, w, torch_detail::full_map(x, map, all), all,
                                                                             std::int64_t{0});

@@ -9,7 +9,9 @@
 
 #include <array>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -46,6 +48,13 @@ inline Options options_of(Pair kernel_size, const TorchOptions& given) {
   }
   options.groups = given.groups;
   options.padding_mode = given.padding_mode;
+  return options;
+}
+
+/// Options of a call whose groups are the map's.
+inline Options options_of(Pair kernel_size, const TorchOptions& given, const at::Tensor& map) {
+  Options options = options_of(kernel_size, given);
+  options.groups = map.defined() && map.dim() >= 3 ? map.size(-3) : 1;
   return options;
 }
 
@@ -106,35 +115,74 @@ inline void check_dense(const char* name, const at::Tensor& tensor) {
   throw type_error((std::string(name) + " must be a dense tensor of layout torch.strided, got " + layout_name(tensor)).c_str());
 }
 
-/// Throws, with Python's messages, for what no kernel takes.
-inline Types check_tensors(const at::Tensor& input, const at::Tensor& dilation_map) {
-  check_dense("input", input);
-  check_dense("dilation_map", dilation_map);
-  const auto input_type = dtype_of(input), map_type = dtype_of(dilation_map);
-  if (!input_type || !map_type) {
-    throw type_error(("input and dilation_map must be float16, bfloat16, float32 or float64, got input " + dtype_name(input) +
-                      " and dilation_map " + dtype_name(dilation_map))
-                         .c_str());
+/// A tensor of a call, undefined for an optional one that is not given.
+struct Argument {
+  const char* name;
+  const at::Tensor& tensor;
+  bool is_map = false;
+  bool optional = false;
+};
+
+/// Throws, with Python's messages, for what no kernel takes: values have the type of the first, and all are on one device. The
+/// types are those of the first and of the map.
+inline Types check_tensors(std::initializer_list<Argument> arguments) {
+  const auto is_missing = [](const Argument& a) { return a.optional && !a.tensor.defined(); };
+  for (const Argument& a : arguments) {
+    if (!is_missing(a)) check_dense(a.name, a.tensor);
   }
-  const Types types{*input_type, *map_type};
-  check_types(types);
-  if (input.device() != dilation_map.device()) {
-    throw error(("input and dilation_map must be on one device, got input on " + input.device().str() +
-                 " and dilation_map on " + dilation_map.device().str())
-                    .c_str());
+  const Argument& first = *arguments.begin();
+  const auto type = dtype_of(first.tensor);
+  Types types{};
+  for (const Argument& a : arguments) {
+    if (&a == &first || is_missing(a)) continue;
+    const std::string names = std::string(first.name) + " and " + a.name;
+    const auto its_type = dtype_of(a.tensor);
+    if (!type || !its_type) {
+      throw type_error((names + " must be float16, bfloat16, float32 or float64, got " + first.name + " " +
+                        dtype_name(first.tensor) + " and " + a.name + " " + dtype_name(a.tensor))
+                           .c_str());
+    }
+    if (a.is_map) {
+      types = {*type, *its_type};
+      check_types(types);
+    } else if (type != its_type) {
+      throw type_error(
+          (names + " must have one dtype, got " + dtype_name(first.tensor) + " and " + dtype_name(a.tensor)).c_str());
+    }
+    if (first.tensor.device() != a.tensor.device()) {
+      throw error((names + " must be on one device, got " + first.name + " on " + first.tensor.device().str() + " and " +
+                   a.name + " on " + a.tensor.device().str())
+                      .c_str());
+    }
   }
   return types;
 }
 
+inline Types check_tensors(const at::Tensor& input, const at::Tensor& dilation_map) {
+  return check_tensors({{"input", input}, {"dilation_map", dilation_map, true}});
+}
+
+/// Throws, with Python's message, for a gradient that is not like the output.
+inline void check_grad(const at::Tensor& grad, const at::Tensor& like, at::IntArrayRef sizes) {
+  check_dense("grad", grad);
+  if (grad.sizes() == sizes && grad.scalar_type() == like.scalar_type() && grad.device() == like.device()) return;
+  std::ostringstream text;
+  text << "grad must be " << dtype_name(like) << " of shape " << sizes << " on " << like.device() << ", as the output is, got "
+       << dtype_name(grad) << " of shape " << grad.sizes() << " on " << grad.device();
+  throw invalid_argument(text.str().c_str());
+}
+
+inline Shape shape_of(const at::Tensor& tensor) { return {tensor.sizes().data(), static_cast<int>(tensor.dim())}; }
+
 inline Geometry geometry_of(const at::Tensor& input, const at::Tensor& dilation_map, const Options& options) {
-  return make_geometry({input.sizes().data(), static_cast<int>(input.dim())},
-                       {dilation_map.sizes().data(), static_cast<int>(dilation_map.dim())}, options);
+  return make_geometry(shape_of(input), shape_of(dilation_map), options);
 }
 
 /// The map with a rate for each position: one row or one column stands for all, and its gradient is summed. A map that does not
 /// fit stays as it is, for the error that says so.
 inline at::Tensor full_map(const at::Tensor& input, const at::Tensor& map, const Options& options) {
   if (map.dim() < 3 || map.dim() != input.dim() || map.size(-3) != options.groups) return map;
+  if (options.groups < 1 || input.size(-3) % options.groups != 0) return map;
   if (map.dim() == 4 && map.size(0) != 1 && map.size(0) != input.size(0)) return map;
   std::vector<std::int64_t> sizes = map.sizes().vec();
   for (std::size_t axis = 0; axis < 2; ++axis) {
@@ -160,13 +208,18 @@ inline at::MemoryFormat torch_format(MemoryFormat format) {
   return format == MemoryFormat::channels_last ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
 }
 
-/// The tensor with its values laid out as the kernels read them, none of them implied by a flag.
-inline at::Tensor in_memory(const char* name, const at::Tensor& tensor, MemoryFormat format = MemoryFormat::contiguous) {
+/// The tensor with its values in memory, none of them implied by a flag.
+inline at::Tensor resolved(const char* name, const at::Tensor& tensor) {
   if (tensor._is_zerotensor()) return at::zeros(tensor.sizes(), tensor.options());
   if (tensor.numel() > 0 && tensor.storage().nbytes() == 0) {
     throw error((std::string(name) + " has no memory that the kernels could read: was its storage freed?").c_str());
   }
-  return tensor.resolve_neg().contiguous(torch_format(format));
+  return tensor.resolve_neg();
+}
+
+/// The same, laid out as the kernels read it.
+inline at::Tensor in_memory(const char* name, const at::Tensor& tensor, MemoryFormat format = MemoryFormat::contiguous) {
+  return resolved(name, tensor).contiguous(torch_format(format));
 }
 
 /// Calls on_cpu(threads), or on_cuda(stream) with the tensor's device as the current one.
@@ -201,16 +254,20 @@ inline Options unpacked(const std::vector<std::int64_t>& v) {
   return {{v[0], v[1]}, {v[2], v[3]}, {v[4], v[5]}, {v[6], v[7]}, v[8], static_cast<PaddingMode>(v[9])};
 }
 
-/// Under autocast the columns take its type, since they feed a matrix product; rates lose too much in a half type. Beside a
-/// tensor of any other type both stay as they are: float64 is meant, and the rest is refused as ever.
-inline std::pair<at::Tensor, at::Tensor> autocast(const at::Tensor& input, const at::Tensor& map) {
-  const auto may_be_cast = [](const at::Tensor& tensor) {
-    return tensor.defined() && dtype_of(tensor) && tensor.scalar_type() != at::kDouble;
-  };
-  if (!may_be_cast(input) || !may_be_cast(map)) return {input, map};
-  const at::DeviceType device = input.device().type();
-  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return {input, map};
-  return {input.to(at::autocast::get_autocast_dtype(device)), map.to(at::kFloat)};
+/// Under autocast values take its type, since they feed a matrix product; rates lose too much in a half type. Beside a tensor
+/// of any other type all stay as they are: float64 is meant, and the rest is refused as ever.
+template <std::size_t N>
+std::array<at::Tensor, N> autocast(std::array<at::Tensor, N> tensors, std::size_t map) {
+  for (const at::Tensor& tensor : tensors) {
+    if (tensor.defined() && (!dtype_of(tensor) || tensor.scalar_type() == at::kDouble)) return tensors;
+  }
+  if (!tensors[0].defined()) return tensors;
+  const at::DeviceType device = tensors[0].device().type();
+  if (!at::autocast::is_autocast_available(device) || !at::autocast::is_autocast_enabled(device)) return tensors;
+  for (std::size_t i = 0; i < N; ++i) {
+    if (tensors[i].defined()) tensors[i] = tensors[i].to(i == map ? at::kFloat : at::autocast::get_autocast_dtype(device));
+  }
+  return tensors;
 }
 
 }  // namespace torch_detail

@@ -13,7 +13,7 @@ struct CorrelateOperator {
 
   static at::Tensor forward(const at::Tensor& given_query, const at::Tensor& given_key, const at::Tensor& given_map,
                             const Options& options, std::int64_t heads) {
-    const Types types = check_tensors("query", given_query, "key", given_key, given_map);
+    const Types types = check_tensors({{"query", given_query}, {"key", given_key}, {"dilation_map", given_map, true}});
     const HeadGeometry g =
         make_correlate_geometry(shape_of(given_query), shape_of(given_key), shape_of(given_map), options, heads);
     const MemoryFormat format = format_of(given_key);
@@ -30,7 +30,7 @@ struct CorrelateOperator {
   static GradientsOfThree backward(const at::Tensor& given_grad, const at::Tensor& given_query, const at::Tensor& given_key,
                                    const at::Tensor& given_map, const Options& options, std::int64_t heads,
                                    WantedOfThree wanted) {
-    const Types types = check_tensors("query", given_query, "key", given_key, given_map);
+    const Types types = check_tensors({{"query", given_query}, {"key", given_key}, {"dilation_map", given_map, true}});
     const HeadGeometry g =
         make_correlate_geometry(shape_of(given_query), shape_of(given_key), shape_of(given_map), options, heads);
     check_grad(given_grad, given_key, factors_sizes(g, given_key.dim() == 4));
@@ -67,8 +67,8 @@ struct CorrelateOperator {
 /// The rest is as for torch_unfold.
 inline at::Tensor torch_correlate(const at::Tensor& query, const at::Tensor& key, const at::Tensor& dilation_map,
                                   Pair kernel_size, const TorchOptions& options = {}, std::int64_t heads = 1) {
-  const auto [q, k, map] = torch_detail::autocast(query, key, dilation_map);
-  torch_detail::check_tensors("query", q, "key", k, map);
+  const auto [q, k, map] = torch_detail::autocast<3>({query, key, dilation_map}, 2);
+  torch_detail::check_tensors({{"query", q}, {"key", k}, {"dilation_map", map, true}});
   const Options all = torch_detail::options_of(kernel_size, options, map);
   return torch_detail::HeadFunction<torch_detail::CorrelateOperator>::apply(q, k, torch_detail::full_map(k, map, all), all,
                                                                             heads);

@@ -19,55 +19,6 @@ namespace ddu::torch_detail {
 using WantedOfThree = std::array<bool, 3>;
 using GradientsOfThree = std::array<at::Tensor, 3>;
 
-/// Options of a call whose groups are the map's.
-inline Options options_of(Pair kernel_size, const TorchOptions& given, const at::Tensor& map) {
-  Options options = options_of(kernel_size, given);
-  options.groups = map.defined() && map.dim() >= 3 ? map.size(-3) : 1;
-  return options;
-}
-
-inline Shape shape_of(const at::Tensor& tensor) { return {tensor.sizes().data(), static_cast<int>(tensor.dim())}; }
-
-/// Throws, with Python's messages, for what no kernel takes: `other` has the type of `first`, and all are on one device.
-inline Types check_tensors(const char* first_name, const at::Tensor& first, const char* other_name, const at::Tensor& other,
-                           const at::Tensor& map) {
-  check_dense(first_name, first);
-  check_dense(other_name, other);
-  check_dense("dilation_map", map);
-  const auto check = [&](const char* name, const at::Tensor& tensor, bool is_map) {
-    const std::string names = std::string(first_name) + " and " + name;
-    const auto type = dtype_of(first), its_type = dtype_of(tensor);
-    if (!type || !its_type) {
-      throw type_error((names + " must be float16, bfloat16, float32 or float64, got " + first_name + " " + dtype_name(first) +
-                        " and " + name + " " + dtype_name(tensor))
-                           .c_str());
-    }
-    if (is_map) {
-      check_types({*type, *its_type});
-    } else if (type != its_type) {
-      throw type_error((names + " must have one dtype, got " + dtype_name(first) + " and " + dtype_name(tensor)).c_str());
-    }
-    if (first.device() != tensor.device()) {
-      throw error((names + " must be on one device, got " + first_name + " on " + first.device().str() + " and " + name +
-                   " on " + tensor.device().str())
-                      .c_str());
-    }
-  };
-  check(other_name, other, false);
-  check("dilation_map", map, true);
-  return {*dtype_of(first), *dtype_of(map)};
-}
-
-/// Throws, with Python's message, for a gradient that is not like the output.
-inline void check_grad(const at::Tensor& grad, const at::Tensor& like, at::IntArrayRef sizes) {
-  check_dense("grad", grad);
-  if (grad.sizes() == sizes && grad.scalar_type() == like.scalar_type() && grad.device() == like.device()) return;
-  std::ostringstream text;
-  text << "grad must be " << dtype_name(like) << " of shape " << sizes << " on " << like.device() << ", as the output is, got "
-       << dtype_name(grad) << " of shape " << grad.sizes() << " on " << grad.device();
-  throw invalid_argument(text.str().c_str());
-}
-
 /// The sizes of a tensor that has channels and positions, and of one that has heads, taps and positions.
 inline std::vector<std::int64_t> values_sizes(const HeadGeometry& g, bool batched) {
   std::vector<std::int64_t> sizes{g.geometry.channels, g.geometry.h.out_size, g.geometry.w.out_size};
@@ -116,16 +67,6 @@ void run_backward(const at::Tensor& on, const HeadGeometry& geometry, Types type
       [&](const HeadGeometry& g, Types t, const Tensors& given, cuda::Stream stream) {
         cuda(g, t, given, deterministic, stream);
       });
-}
-
-/// Under autocast values take its type; see autocast of two tensors.
-inline GradientsOfThree autocast(const at::Tensor& first, const at::Tensor& other, const at::Tensor& map) {
-  const auto [cast, rates] = autocast(first, map);
-  const auto [other_cast, other_rates] = autocast(other, map);
-  const bool all = first.defined() && other.defined() && dtype_of(first) && dtype_of(other) &&
-                   first.scalar_type() != at::kDouble && other.scalar_type() != at::kDouble;
-  if (!all) return {first, other, map};
-  return {cast, other_cast, rates};
 }
 
 using torch::autograd::AutogradContext;

@@ -5,36 +5,26 @@
 #include <torch/library.h>
 
 #include <cstdint>
-#include <sstream>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#include "ddu/torch.h"
+#include "ddu/torch/aggregate.h"
+#include "ddu/torch/correlate.h"
+#include "ddu/torch/schema.h"
 
 namespace ddu::torch_detail {
 
-inline Pair pair_of(const char* name, at::IntArrayRef values);  // of ddu/torch_library.h
-
-inline Options heads_options(const at::Tensor& map, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                             at::IntArrayRef padding, at::IntArrayRef dilation, c10::string_view padding_mode) {
-  TorchOptions options{pair_of("stride", stride), pair_of("padding", padding), pair_of("dilation", dilation)};
-  if (padding_mode == "border") {
-    options.padding_mode = PaddingMode::border;
-  } else if (padding_mode != "zeros") {
-    std::ostringstream text;
-    text << R"(padding_mode must be "zeros" or "border", got ")" << padding_mode << '"';
-    throw invalid_argument(text.str().c_str());
-  }
-  return options_of(pair_of("kernel_size", kernel_size), options, map);
+inline Options heads_options(const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                             Text padding_mode) {
+  return options_of(pair_of("kernel_size", kernel_size), torch_options_of(stride, padding, dilation, padding_mode), map);
 }
 
 /// The registered forms of an operator with heads: `heads` are correlate's, or minus the channels of one, which a shard of a
 /// tensor has.
 template <class Operator, bool kAutograd>
-at::Tensor heads_forward(const at::Tensor& first, const at::Tensor& other, const at::Tensor& map, at::IntArrayRef kernel_size,
-                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, std::int64_t heads,
-                         c10::string_view padding_mode) {
+at::Tensor heads_forward(const at::Tensor& first, const at::Tensor& other, const at::Tensor& map, Ints kernel_size, Ints stride,
+                         Ints padding, Ints dilation, std::int64_t heads, Text padding_mode) {
   const Options options = heads_options(map, kernel_size, stride, padding, dilation, padding_mode);
   if (heads < 0 && first.dim() >= 3) heads = first.size(-3) / -heads;
   if constexpr (kAutograd) {
@@ -46,8 +36,8 @@ at::Tensor heads_forward(const at::Tensor& first, const at::Tensor& other, const
 using ThreeTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
 template <class Operator, bool kAutograd>
 ThreeTensors heads_backward(const at::Tensor& grad, const at::Tensor& first, const at::Tensor& other, const at::Tensor& map,
-                            at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                            at::IntArrayRef dilation, std::int64_t heads, c10::string_view padding_mode, WantedOfThree wanted) {
+                            Ints kernel_size, Ints stride, Ints padding, Ints dilation, std::int64_t heads, Text padding_mode,
+                            WantedOfThree wanted) {
   const Options options = heads_options(map, kernel_size, stride, padding, dilation, padding_mode);
   if (heads < 0 && first.dim() >= 3) heads = first.size(-3) / -heads;
   using Function = HeadBackwardFunction<Operator>;
@@ -58,17 +48,15 @@ ThreeTensors heads_backward(const at::Tensor& grad, const at::Tensor& first, con
 
 /// Aggregate's, which have no heads among the options.
 template <bool kAutograd>
-at::Tensor aggregate_forward(const at::Tensor& input, const at::Tensor& weights, const at::Tensor& map,
-                             at::IntArrayRef kernel_size, at::IntArrayRef stride, at::IntArrayRef padding,
-                             at::IntArrayRef dilation, c10::string_view padding_mode) {
+at::Tensor aggregate_forward(const at::Tensor& input, const at::Tensor& weights, const at::Tensor& map, Ints kernel_size,
+                             Ints stride, Ints padding, Ints dilation, Text padding_mode) {
   return heads_forward<AggregateOperator, kAutograd>(input, weights, map, kernel_size, stride, padding, dilation, 0,
                                                      padding_mode);
 }
 template <bool kAutograd>
 ThreeTensors aggregate_backward(const at::Tensor& grad, const at::Tensor& input, const at::Tensor& weights,
-                                const at::Tensor& map, at::IntArrayRef kernel_size, at::IntArrayRef stride,
-                                at::IntArrayRef padding, at::IntArrayRef dilation, c10::string_view padding_mode,
-                                WantedOfThree wanted) {
+                                const at::Tensor& map, Ints kernel_size, Ints stride, Ints padding, Ints dilation,
+                                Text padding_mode, WantedOfThree wanted) {
   return heads_backward<AggregateOperator, kAutograd>(grad, input, weights, map, kernel_size, stride, padding, dilation, 0,
                                                       padding_mode, wanted);
 }

@@ -9,7 +9,6 @@
 #include <array>
 #include <cstdint>
 #include <ostream>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,18 +22,10 @@ namespace torch_detail {
 using Wanted = std::array<bool, 2>;
 using Gradients = std::pair<at::Tensor, at::Tensor>;
 
-/// Throws, with Python's message, for a gradient that is not like the output.
-inline void check_grad(const at::Tensor& grad, const at::Tensor& input, const Geometry& g) {
-  check_dense("grad", grad);
+inline std::vector<std::int64_t> columns_sizes(const Geometry& g, bool batched) {
   std::vector<std::int64_t> sizes{g.channels * g.taps(), g.positions()};
-  if (input.dim() == 4) sizes.insert(sizes.begin(), g.batch);
-  if (grad.sizes() == at::IntArrayRef(sizes) && grad.scalar_type() == input.scalar_type() && grad.device() == input.device()) {
-    return;
-  }
-  std::ostringstream text;
-  text << "grad must be " << dtype_name(input) << " of shape " << at::IntArrayRef(sizes) << " on " << input.device()
-       << ", as the output is, got " << dtype_name(grad) << " of shape " << grad.sizes() << " on " << grad.device();
-  throw invalid_argument(text.str().c_str());
+  if (batched) sizes.insert(sizes.begin(), g.batch);
+  return sizes;
 }
 
 inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options) {
@@ -42,9 +33,7 @@ inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_
   const Geometry geometry = geometry_of(given_input, given_map, options);
   const MemoryFormat format = format_of(given_input);
   const at::Tensor input = in_memory("input", given_input, format), map = in_memory("dilation_map", given_map);
-  const std::int64_t columns = geometry.channels * geometry.taps();
-  at::Tensor output = input.dim() == 3 ? at::empty({columns, geometry.positions()}, input.options())
-                                       : at::empty({geometry.batch, columns, geometry.positions()}, input.options());
+  at::Tensor output = at::empty(columns_sizes(geometry, input.dim() == 4), input.options());
   Unfold tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr(), nullptr, format};
   on_device_of(
       input,
@@ -66,7 +55,7 @@ inline Gradients unfold_backward(const at::Tensor& given_grad, const at::Tensor&
                                  const Options& options, Wanted wanted) {
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
-  check_grad(given_grad, given_input, geometry);
+  check_grad(given_grad, given_input, columns_sizes(geometry, given_input.dim() == 4));
   const MemoryFormat format = format_of(given_input);
   const at::Tensor grad = in_memory("grad", given_grad), input = in_memory("input", given_input, format),
                    map = in_memory("dilation_map", given_map);
@@ -148,7 +137,7 @@ struct UnfoldFunction : torch::autograd::Function<UnfoldFunction> {
 /// TypeError and RuntimeError have; torch's own errors (c10::Error) pass through, as where it has no memory.
 inline at::Tensor torch_unfold(const at::Tensor& input, Pair kernel_size, const at::Tensor& dilation_map,
                                const TorchOptions& options = {}) {
-  const auto [x, map] = torch_detail::autocast(input, dilation_map);
+  const auto [x, map] = torch_detail::autocast<2>({input, dilation_map}, 1);
   torch_detail::check_tensors(x, map);
   const Options all = torch_detail::options_of(kernel_size, options);
   return torch_detail::UnfoldFunction::apply(x, torch_detail::full_map(x, map, all), all);
