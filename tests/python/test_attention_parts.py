@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from dynamic_dilation_unfold import _attention, functional
+from dynamic_dilation_unfold import _attention, cost, functional
 from helpers import relative_error
 from test_attention import CASE, assert_close, attend, example, gradients
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).parents[2]
+TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
 
 
 @pytest.mark.parametrize("padding_mode", ["zeros", "border"])
@@ -49,6 +51,41 @@ def test_parts(padding_mode, device, monkeypatch):
     found = gradients(function, halves)
     assert [t.dtype for t in found] == [torch.bfloat16, *(t.dtype for t in halves)]
     assert all(relative_error(one, other) <= 0.05 for one, other in zip(found, actual, strict=True))
+
+
+def test_double_backward(device, monkeypatch):
+    """Of a call in parts, through its backward, is that of the composition; several parts lie as their image does."""
+    monkeypatch.setattr(_attention, "DEVICES", {device})
+    monkeypatch.setattr(_attention, "LEAST_BYTES", 0)
+    query, key, value, rates, bias = example(device)
+    tensors = [*(t.contiguous(memory_format=torch.channels_last) for t in (query, key, value)), rates, bias]
+
+    def twice() -> list[Any]:
+        leaves = [t.detach().requires_grad_() for t in tensors]
+        output = attend(CASE, 4)(*leaves)
+        assert output.is_contiguous(memory_format=torch.channels_last)
+        first = torch.autograd.grad(output.sin().sum(), leaves, create_graph=True)
+        return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+
+    actual = twice()
+    monkeypatch.setattr(_attention, "DEVICES", set())
+    assert_close(actual, twice(), 1e-10)
+
+
+@pytest.mark.skipif(TORCH < (2, 5), reason=f"torch {torch.__version__}'s counter does not find registered formulas")
+def test_flops(device):
+    """Those of what it is composed of, each once in forward; a profiler sees the same operators by name."""
+    query, key, value, rates, bias = example(device)
+    with FlopCounterMode(display=False) as counter:
+        attend(CASE, 4)(query, key, value, rates, bias)
+    shapes = query.shape, key.shape, rates.shape
+    expected = cost.correlate(*shapes, 3, heads=4).flops + cost.unfold((2, 2, 5, 6), rates.shape, 3).flops
+    expected += cost.aggregate(value.shape, (2, 4, 9, 5, 6), rates.shape, 3).flops
+    assert counter.get_total_flops() == expected
+    with torch.profiler.profile() as profile:
+        attend(CASE, 4)(query, key, value, rates, bias)
+    names = {event.name for event in profile.events()}
+    assert {f"dynamic_dilation_unfold::{name}" for name in ("correlate", "unfold", "aggregate")} <= names
 
 
 def test_memory_of_a_training_step():
