@@ -328,3 +328,30 @@ def test_coverage_of_one_rate(device):
         dynamic_dilation_coverage(torch.ones(3, 3), 4, 3)
     with pytest.raises(TypeError, match="input_size must be an int or a pair"):
         dynamic_dilation_coverage(rates, (4, 4, 4), 3)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+def test_coverage_as_torch_sees_it(device):
+    """Transforms, a compiler, an exporter; and autocast, which leaves it the map's dtype."""
+    rates = off_whole_positions(CASE).to(device)
+    cover = lambda rates: dynamic_dilation_coverage(rates, (5, 6), 3, padding=1)  # noqa: E731
+    assert torch.autograd.gradcheck(cover, rates[:1, :1].requires_grad_(), check_forward_ad=True)
+    stack = torch.stack([rates.detach(), rates.detach() / 2])
+    assert_close(torch.vmap(cover)(stack), torch.stack([cover(each) for each in stack]))
+    given = rates.detach().float()
+    torch._dynamo.reset()
+    compiled = torch.compile(cover, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(given), cover(given))
+
+    class Coverage(nn.Module):
+        def forward(self, rates: Tensor) -> Tensor:
+            return cover(rates)
+
+    assert torch.equal(torch.export.export(Coverage(), (given,)).module()(given), cover(given))
+    with torch.autocast(device, torch.bfloat16):
+        for function in (cover, compiled):
+            assert function(given).dtype == torch.float32
+            assert torch.equal(function(given), cover(given))
+    assert torch.equal(compiled(given), cover(given))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import _torch_private as private
 from .._eager import handed_over
 from .._geometry import output_size
 from .._options import Pair, pair
 from .unfold import dynamic_dilation_unfold
+
+
+def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
+    if kind in private.AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 class Window(NamedTuple):
@@ -77,7 +85,8 @@ def dynamic_dilation_coverage(
     *batch, groups, _, _ = dilation_map.shape
     # Made of the map, it is of the map's kind: a DTensor, a batch of vmap.
     ones = torch.ones_like(dilation_map.detach()[..., :1, :1]).expand(*batch, groups, height, width)
-    columns = dynamic_dilation_unfold(ones, options.kernel_size, dilation_map, *options[1:], groups)
+    with _without_autocast(dilation_map.device.type):  # shares are no values: they stay of the map's dtype
+        columns = dynamic_dilation_unfold(ones, options.kernel_size, dilation_map, *options[1:], groups)
     taps = options.kernel_size[0] * options.kernel_size[1]
     shares: Tensor = columns.unflatten(-2, (groups, taps)).unflatten(-1, output_size((height, width), options))
     return shares
