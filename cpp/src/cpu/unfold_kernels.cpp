@@ -4,6 +4,7 @@
 #include "unfold_kernels.h"
 
 #include <algorithm>
+#include <type_traits>
 
 #include "core/backward.h"
 #include "core/nontemporal.h"
@@ -19,23 +20,40 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
   const Image<const T> image(static_cast<const T*>(tensors.input), tensors.input_format, g, slice);
   const std::int64_t column = g.positions(), channel = g.taps() * column;
   const bool nontemporal = exceeds_caches(g.columns_numel() * static_cast<std::int64_t>(sizeof(T)));
-  for_each_vec(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
+  for_each_vec<true>(tile, slice.channels, [&](auto lanes, std::int64_t first, int used) {
     constexpr int N = std::max<int>(lanes, 1);
+    constexpr bool alone = std::is_same_v<decltype(lanes), Alone>;
     const Image<const T> input = image.from(first);
     T* output = at<T>(tensors.output, (slice.plane(g) + first) * channel);
     auto& values = Stage<Acc, N>::in(scratch.rows);
-    Window<Acc, N> window(scratch.window, scratch.transfer);
-    const bool finite = lanes == 0 || window.load(tile, input, used);
+    auto window = [&] {
+      if constexpr (alone) {
+        return Quads<Acc>(tile, scratch.window, nullptr, scratch.transfer);
+      } else {
+        return Window<Acc, N>(scratch.window, scratch.transfer);
+      }
+    }();
+    const bool finite = [&] {
+      if constexpr (alone) {
+        return window.load(input);
+      } else {
+        return lanes == 0 || window.load(tile, input, used);
+      }
+    }();
     for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
       if constexpr (lanes == 0) {
         sample_scalar(tile, ky, kx, input, values.row[0]);
       } else {
         Tap<Acc> tap(tile, ky, kx);
         if (!finite) tap.with_all_corners();
-        for (int n = 0; n < tile.padded; n += kBlock<N>) {
-          typename Stage<Acc, N>::Block block;
-          sample(tap, n, window.pixel, block);
-          values.store(n, block);
+        if constexpr (alone) {
+          window.sample(tap, values.row[0]);
+        } else {
+          for (int n = 0; n < tile.padded; n += kBlock<N>) {
+            typename Stage<Acc, N>::Block block;
+            sample(tap, n, window.pixel, block);
+            values.store(n, block);
+          }
         }
       }
       for (int c = 0; c < used; ++c) {
@@ -59,6 +77,8 @@ struct LoadedRows {
   const Stage<Acc, N>* rows;
 
   void load(int n, typename Stage<Acc, N>::Block& block) const { rows->load(n, block); }
+  /// Those of the first channel.
+  const Acc* row() const { return rows->row[0]; }
 };
 
 /// A source of the gradients that lie in memory: see backward.h.
@@ -102,7 +122,7 @@ void backward(const Geometry& g, DType map_type, const UnfoldBackward& tensors, 
   const T* grad_output = at<T>(tensors.grad_output, slice.plane(g) * g.taps() * g.positions());
   backward_walk<T>(
       g, {tensors.input, tensors.dilation_map, map_type, tensors.grad_input, tensors.input_format}, slice, band, scratch,
-      map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, slice.channels, body); },
+      map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec<true>(tile, slice.channels, body); },
       [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
         return LoadedGrads<lanes, T, Acc>(tile, grad_output + first * g.taps() * g.positions(), used, scratch.rows);
       });

@@ -57,6 +57,24 @@ void backward_vec(const Tile<Acc>& tile, const Image<const T>& input, Source&& s
   }
 }
 
+/// The same for one channel, with vectors of positions. What hands out the gradients has a row() of them.
+template <class T, class Acc, class Source>
+void backward_alone(const Tile<Acc>& tile, const Image<const T>& input, Source&& source, const Sums<Acc>* sums, Acc* rate_sums,
+                    const Scratch& scratch) {
+  Quads<Acc> quads(tile, scratch.window, scratch.grad_window, scratch.transfer);
+  if (sums) quads.clear();
+  const bool finite = !rate_sums || quads.load(input);
+  for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
+    const Acc* const grads = source.gradients(index).row();
+    const Tap<Acc> to(tile, ky, kx);
+    Tap<Acc> from = to;
+    if (!finite) from.with_all_corners();
+    if (sums) quads.scatter(to, grads);
+    if (rate_sums) quads.add_derivatives(from, grads, rate_sums);
+  });
+  if (sums) quads.add_to(*sums);
+}
+
 /// The same for one channel of a tile whose window does not fit.
 template <class T, class Acc, class Source>
 void backward_scalar(const Tile<Acc>& tile, const Image<const T>& input, Source&& source, const Sums<Acc>* sums, Acc* rate_sums,
@@ -131,6 +149,8 @@ void backward_walk(const Geometry& g, const BackwardTensors& tensors, const Slic
       auto&& source = make_source(std::integral_constant<int, N>{}, tile, first, used);
       if constexpr (lanes == 0) {
         backward_scalar(tile, input, source, image_sums, rate_sums, scratch);
+      } else if constexpr (std::is_same_v<decltype(lanes), Alone>) {
+        backward_alone(tile, input, source, image_sums, rate_sums, scratch);
       } else {
         backward_vec<N>(tile, input, source, used, image_sums, rate_sums, scratch);
       }

@@ -7,14 +7,16 @@
 #include <type_traits>
 
 #include "ddu/head_geometry.h"
+#include "quads.h"
 #include "window.h"
 
 namespace ddu::cpu {
 namespace {
 
 /// Hands channels to body(lanes, first, used) in Vecs: the widest whose window fits, none wider than needed. Lanes are 0 where
-/// no window fits: see without_window.h.
-template <class Acc, class Body>
+/// no window fits: see without_window.h. With `kFew`, channels too few for any are handed out one by one, with Alone
+/// for their lanes: see quads.h.
+template <bool kFew = false, class Acc, class Body>
 void for_each_vec(const Tile<Acc>& tile, std::int64_t channels, Body body) {
   constexpr int wide = kLanes<Acc>, narrow = std::min(wide, 4);
   for (std::int64_t first = 0, used; first < channels; first += used) {
@@ -23,6 +25,12 @@ void for_each_vec(const Tile<Acc>& tile, std::int64_t channels, Body body) {
       used = std::min<std::int64_t>(std::max<int>(lanes, 1), left);
       body(lanes, first, static_cast<int>(used));
     };
+    if constexpr (kFew && kHasQuads<Acc>) {
+      if (left < narrow && Quads<Acc>::fits(tile)) {
+        run(Alone{});
+        continue;
+      }
+    }
     if (left > narrow && Window<Acc, wide>::fits(tile)) {
       run(std::integral_constant<int, wide>{});
     } else if (left > 1 && Window<Acc, narrow>::fits(tile)) {

@@ -34,6 +34,7 @@ class Window {
   /// it is finite.
   template <class T>
   bool load(const Tile<Acc>& tile, const Image<const T>& input, int used) {
+    if constexpr (N == 1) return load_plane(tile, input);
     V nan = input.is_channels_last() && N > 1 ? load_rows(tile, input, used) : load_planes(tile, input, used);
     Acc lanes[N];
     std::memcpy(lanes, &nan, sizeof nan);
@@ -55,10 +56,11 @@ class Window {
         }
         return;
       }
-      stage_.store_all(length, pixel + first);
+      if (N > 1) stage_.store_all(length, pixel + first);
       const std::int64_t step = sums.image.pixel_stride;
       for (int c = 0; c < used; ++c) {
         const Acc* __restrict values = stage_.row[c];
+        if constexpr (N == 1) values = pixel + first;
         Acc* __restrict target = sums.at(c, y, x);
         for (int i = 0; columns.border && i < left; ++i) target[-x * step] += values[i];
         if (step == 1) {
@@ -72,6 +74,30 @@ class Window {
   }
 
  private:
+  /// Of one channel, which needs no stage: rows go where they belong, and are looked at together.
+  template <class T>
+  bool load_plane(const Tile<Acc>& tile, const Image<const T>& input) {
+    const Sampler<Acc>& columns = tile.sample_x;
+    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+      Acc* const row = pixel + first;
+      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
+      const auto outside = [&](int i) {
+        return columns.border ? widen(*input.at(0, std::int64_t{y} * columns.size + columns.pixel(x + i))) : Acc(0);
+      };
+      if (left > 0) std::fill_n(row, left, outside(0));
+      if (input.pixel_stride == 1) {
+        widen(source, row + left, right - left);
+      } else {
+        for (int i = left; i < right; ++i) row[i] = widen(source[(i - left) * input.pixel_stride]);
+      }
+      if (right < length) std::fill(row + right, row + length, outside(length - 1));
+    });
+    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
+    const std::int64_t count = tile.extent();
+    for (std::int64_t i = 0; i < count; ++i) spoilt |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
+    return spoilt == 0;
+  }
+
   /// From channels that lie apart. Returns 0 in each lane whose values are all finite, else NaN.
   template <class T>
   V load_planes(const Tile<Acc>& tile, const Image<const T>& input, int used) {
