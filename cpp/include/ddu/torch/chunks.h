@@ -152,7 +152,7 @@ Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType, std::int64
 }
 
 /// total [g, m, k] += the sum over n of a [n, g, m, p] @ b [n, g, k, p]^T, in the total's type.
-inline void add_product(at::Tensor total, const at::Tensor& a, const at::Tensor& b) {
+inline void add_product(const at::Tensor& total, const at::Tensor& a, const at::Tensor& b) {
   if (a.scalar_type() != total.scalar_type()) {  // on a device with products of half types
     const at::Tensor products = wide_product(a.flatten(0, 1), b.flatten(0, 1).mT(), total.scalar_type(), 0);
     total.add_(products.unflatten(0, {a.size(0), a.size(1)}).sum(0, false, total.scalar_type()));

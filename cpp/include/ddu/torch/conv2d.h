@@ -110,7 +110,7 @@ inline at::Tensor conv2d(const TensorsOfConv2d& given, const Options& window) {
   check_conv2d(given);
   const std::vector<std::int64_t> sizes = output_sizes(conv2d_geometry(given, window), given[0].dim() == 4);
   const Alone alone;
-  const at::Tensor output = at::empty(sizes, given[0].options(), torch_format(format_of(given[0])));
+  at::Tensor output = at::empty(sizes, given[0].options(), torch_format(format_of(given[0])));
   if (output.numel() == 0) return output;
   const auto [input, weight, map, bias, mask] = as_batch(given);
   chunked_forward({input, weight, map, mask, window}, bias, output.dim() == 3 ? output.unsqueeze(0) : output);
