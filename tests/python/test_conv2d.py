@@ -11,6 +11,13 @@ from dynamic_dilation_unfold._operators.conv2d import CONV2D
 from helpers import relative_error
 from torch import Tensor
 
+try:
+    from torchvision.ops import deform_conv2d
+
+    NO_TORCHVISION = ""
+except (ImportError, RuntimeError) as error:  # the second where it was built for another torch than this
+    NO_TORCHVISION = f"torchvision is not to be had: {error}"
+
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
 
@@ -43,6 +50,35 @@ def test_a_map_is_a_deformable_convolution(device):
         taps = F.grid_sample(x, grid, align_corners=True) * mask[:, :, t]
         expected += torch.einsum("oc,bchw->bohw", weight[:, :, ky + 1, kx + 1], taps)
     actual = dynamic_dilation_conv2d(x, weight, rates, None, 1, dilation, dilation, mask)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.skipif(bool(NO_TORCHVISION), reason=NO_TORCHVISION)
+@pytest.mark.parametrize("conv_groups", [1, 3])
+@pytest.mark.parametrize("map_groups", [1, 2])
+@pytest.mark.parametrize("modulated", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [((3, 3), (1, 1), (2, 2)), ((2, 5), (2, 1), (1, 3))])
+def test_torchvision(kernel, stride, dilation, modulated, map_groups, conv_groups, device):
+    """Values and gradients of its deform_conv2d, to which a map is two offsets for each tap: down, and to the right."""
+    padding, taps = (2, 3), kernel[0] * kernel[1]
+    x, weight, bias = random(2, 6, 9, 11), random(3, 6 // conv_groups, *kernel, seed=1), random(3, seed=2)
+    positions = F.conv2d(x[:, :1], weight[:1, :1], None, stride, padding, dilation).shape[-2:]
+    rates = 0.3 + 2 * random(2, map_groups, *positions, seed=3).sigmoid()
+    mask = random(2, map_groups, taps, *positions, seed=4).sigmoid() if modulated else None
+    tensors = [t.to(device).requires_grad_() for t in (x, weight, rates, bias, mask) if t is not None]
+
+    def theirs(x: Tensor, weight: Tensor, rates: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
+        steps = [(torch.arange(size) - (size - 1) / 2) * d for size, d in zip(kernel, dilation, strict=True)]
+        of_taps = torch.cartesian_prod(*steps).to(rates)  # [kH*kW, (down, right)]
+        offset = torch.einsum("bgyx,td->bgtdyx", rates - 1, of_taps).flatten(1, 3)
+        mask = None if mask is None else mask.flatten(1, 2)
+        return deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
+
+    def ours(x: Tensor, weight: Tensor, rates: Tensor, bias: Tensor, mask: Tensor | None = None) -> Tensor:
+        return dynamic_dilation_conv2d(x, weight, rates, bias, stride, padding, dilation, mask)
+
+    grad = random(2, 3, *positions, seed=5).to(device)
+    actual, expected = ((y := f(*tensors), *torch.autograd.grad(y, tensors, grad)) for f in (ours, theirs))
     torch.testing.assert_close(actual, expected)
 
 

@@ -143,8 +143,8 @@ def test_deterministic(row, sample, device, deterministic):
 @SMALL
 @pytest.mark.parametrize("half", HALVES, ids=str)
 def test_autocast(half, row, sample, device):
-    """Values take autocast's dtype and maps float32; float64 stays as it is."""
-    tensors = typed(row, sample, device, torch.float32, torch.bfloat16)
+    """Values take autocast's dtype and maps float32, gradients the tensors' own; float64 stays as it is."""
+    tensors = leaves(typed(row, sample, device, torch.float32, torch.bfloat16))
     cast = typed(row, sample._replace(tensors=tensors), device, half, torch.float32)
     with torch.autocast(device, half):
         output = public(row, sample)(*tensors)
@@ -152,6 +152,8 @@ def test_autocast(half, row, sample, device):
     assert output.dtype == half
     assert torch.equal(output, public(row, sample)(*cast))
     assert doubles.dtype == torch.double
+    output.sum().backward()
+    assert all(t is None or t.grad.dtype == t.dtype for t in tensors)
 
 
 # --- Derivatives ------------------------------------------------------------------------------------------------------

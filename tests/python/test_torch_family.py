@@ -1,7 +1,8 @@
 """What torch does around the operators without columns: compilers, exporters, transforms in one another, processes.
 
-An attention layer has aggregate, correlate and, for the coverage, unfold. What holds for each operator by itself is in
-test_operators.py; values here are compared with eager mode, one process or the reference.
+An attention layer has aggregate, correlate and, for the coverage, unfold; layers of convolutions have conv2d. What
+holds for each operator by itself is in test_operators.py; values here are compared with eager mode, one process or the
+reference.
 """
 
 from pathlib import Path
@@ -10,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from dynamic_dilation_unfold import DynamicDilationAttention2d, _dispatch, dynamic_dilation_attention
+from dynamic_dilation_unfold import (
+    DynamicDilationAttention2d,
+    DynamicDilationConv2d,
+    _dispatch,
+    dynamic_dilation_attention,
+)
 from dynamic_dilation_unfold import onnx as exporter
 from helpers import random_input, relative_error
 from operators import OPERATORS, Row, Sample, definition, typed
@@ -22,11 +28,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths"),
 ]
 TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
-SUMS = [row for row in OPERATORS if row.operator.name in ("aggregate", "correlate")]
-rows = pytest.mark.parametrize("row", SUMS, ids=str)
-SHAPES = [(3, 4, 6, 7), (2, 4, 9, 5)]
+WITHOUT_COLUMNS = [row for row in OPERATORS if row.operator.name != "unfold"]
+SUMS = [row for row in WITHOUT_COLUMNS if row.operator.name in ("aggregate", "correlate")]
+rows = pytest.mark.parametrize("row", WITHOUT_COLUMNS, ids=str)
+SHAPES = [(3, 4, 6, 7), (5, 4, 9, 5)]
 
 
 @pytest.fixture(autouse=True)
@@ -36,9 +44,29 @@ def _fresh_compiler():
     torch._dynamo.reset()
 
 
-@pytest.fixture
-def model(device: str) -> DynamicDilationAttention2d:
+class Convolutions(nn.Module):
+    """Layers with every kind of groups, an even window, bias, mask and border."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = DynamicDilationConv2d(4, 6, (3, 2), padding="same", groups=2, map_groups=4, modulated=True)
+        self.second = DynamicDilationConv2d(6, 3, 3, 2, 1, bias=False, padding_mode="border", rates="learned")
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.second(self.first(input).sigmoid())
+
+
+# The operators that a model calls, sorted.
+CALLED = {DynamicDilationAttention2d: ["aggregate", "correlate", "unfold"], Convolutions: ["conv2d", "conv2d"]}
+
+
+@pytest.fixture(params=CALLED, ids=lambda kind: kind.__name__)
+def model(request: pytest.FixtureRequest, device: str) -> nn.Module:
     torch.manual_seed(0)
+    if request.param is Convolutions:
+        return Convolutions().to(device)
     layer = DynamicDilationAttention2d(4, 2, 3).to(device)
     nn.init.normal_(layer.predictor.conv.weight, std=0.3)
     return layer
@@ -80,7 +108,8 @@ def test_compiled_training(backend, model, device):
 
 
 def exported(model: nn.Module, device: str) -> Any:
-    sizes = {name: torch.export.Dim(name, min=2, max=512) for name in ("batch", "height", "width")}
+    # At least two positions for each layer: torch broadcasts a single rate to a size that is not 1, or is.
+    sizes = {name: torch.export.Dim(name, min=3, max=512) for name in ("batch", "height", "width")}
     dynamic_shapes = {"input": {0: sizes["batch"], 2: sizes["height"], 3: sizes["width"]}}
     return torch.export.export(model, (image(SHAPES[0], device),), dynamic_shapes=dynamic_shapes)
 
@@ -94,7 +123,7 @@ def assert_equal_results(program: Any, model: nn.Module, device: str) -> None:
 def test_export(model, device, tmp_path):
     program = exported(model, device)
     called = [n.target._opname for n in program.graph.nodes if getattr(n.target, "namespace", "") == _dispatch.NAME]
-    assert sorted(called) == ["aggregate", "correlate", "unfold"]
+    assert sorted(called) == CALLED[type(model)]
     torch.export.save(program, tmp_path / "model.pt2")
     assert_equal_results(torch.export.load(tmp_path / "model.pt2").module(), model, device)
 
@@ -123,7 +152,8 @@ def test_jit_trace(model, device, tmp_path: Path):
     traced = torch.jit.trace(model, image(SHAPES[0], device))
     traced.save(str(tmp_path / "model.pt"))
     loaded = torch.jit.load(str(tmp_path / "model.pt"))
-    assert "dynamic_dilation_unfold::correlate" in str(loaded.inlined_graph)
+    for name in CALLED[type(model)]:
+        assert f"dynamic_dilation_unfold::{name}" in str(loaded.inlined_graph)
     with torch.no_grad():
         assert relative_error(loaded(image(SHAPES[0], device)), model(image(SHAPES[0], device))) <= 1e-5
 
@@ -162,11 +192,16 @@ TRANSFORMS = {
 }
 
 
+def sample_of(row: Row) -> Sample:
+    """With all the tensors that the operator takes."""
+    return next(s for s in row.small[1:] + row.small[:1] if all(t is not None for t in s.tensors))
+
+
 @pytest.mark.parametrize("name", TRANSFORMS)
 @rows
 def test_nested_transforms(row: Row, name, device):
     """Of each tensor that an operator takes."""
-    sample = row.small[1]
+    sample = sample_of(row)
     tensors = typed(row, sample, device, torch.double)
     exact = definition(row, sample.options)
     for i in range(len(tensors)):
@@ -182,7 +217,7 @@ def test_nested_transforms(row: Row, name, device):
 @pytest.mark.parametrize("name", ["hessian-vector product", "per-sample gradients"])
 @rows
 def test_compiled_transforms(row: Row, name, device):
-    sample = row.small[1]
+    sample = sample_of(row)
     tensors = typed(row, sample, device, torch.double)
 
     def function(value: Tensor) -> Tensor:
@@ -194,12 +229,12 @@ def test_compiled_transforms(row: Row, name, device):
 
 @rows
 def test_fx_keeps_the_call(row: Row):
-    sample = row.small[0]
+    sample = sample_of(row)
     tensors = typed(row, sample, "cpu", torch.float32)
 
     class Module(nn.Module):
-        def forward(self, one: Tensor, two: Tensor, three: Tensor) -> Tensor:
-            return row.public(one, two, three, *sample.options)
+        def forward(self, one: Tensor, two: Tensor, three: Tensor, four: Any = None, five: Any = None) -> Tensor:
+            return row.public(*(one, two, three, four, five)[: len(tensors)], *sample.options)
 
     traced = torch.fx.symbolic_trace(Module())
     assert len([n for n in traced.graph.nodes if n.op == "call_function"]) == 1
