@@ -46,8 +46,18 @@ void backward_vec(const Tile<Acc>& tile, const Image<const T>& input, Source&& s
     const Tap<Acc> to(tile, ky, kx);
     Tap<Acc> from = to;
     if (!finite) from.with_all_corners();
-    backward_tap<Acc, N>(to, from, tile.padded, source.gradients(index), sums ? grad_sums.pixel : nullptr, values.pixel,
-                         rate_sums ? vec_sums : nullptr);
+    const auto grads = source.gradients(index);
+    if constexpr (N == 1) {  // gcc makes backward_tap 40 % slower than this with plain numbers
+      for (int n = 0; n < tile.padded; n += kBlock<N>) {
+        typename Stage<Acc, N>::Block grad;
+        grads.load(n, grad);
+        if (sums) scatter(to, n, grad, grad_sums.pixel);
+        if (rate_sums) add_derivatives(from, n, grad, values.pixel, vec_sums + n);
+      }
+    } else {
+      backward_tap<Acc, N>(to, from, tile.padded, grads, sums ? grad_sums.pixel : nullptr, values.pixel,
+                           rate_sums ? vec_sums : nullptr);
+    }
   });
   if (sums) grad_sums.add_to(*sums, tile, used);
   for (int n = 0; rate_sums && n < tile.padded; n += kBlock<N>) {
