@@ -65,8 +65,7 @@ TEST(Conv2dGeometry, WithoutBatchOrMask) {
 }
 
 TEST(Conv2dGeometry, Messages) {
-  EXPECT_EQ(message({2, 4, 6, 7}, {4, 3, 3}, {2, 1, 6, 7}),
-            "weight must have shape [O, C/conv_groups, kH, kW], got [4, 3, 3]");
+  EXPECT_EQ(message({2, 4, 6, 7}, {4, 3, 3}, {2, 1, 6, 7}), "weight must have shape [O, C/conv_groups, kH, kW], got [4, 3, 3]");
   EXPECT_EQ(message({2, 4, 6, 7}, {8, 3, 3, 3}, {2, 1, 6, 7}),
             "weight [8, 3, 3, 3] has 3 input channels, which must be the input's 4 or divide them");
   EXPECT_EQ(message({2, 6, 6, 7}, {8, 2, 3, 3}, {2, 1, 6, 7}),

@@ -40,7 +40,8 @@ class Quads {
 
   static bool fits(const Tile<Acc>& tile) {
     // A pixel takes as much as a Vec of four; a row of sums is carried to the next in a Stage.
-    return tile.fits && 4 * size(tile) * sizeof(Acc) <= kWindowBytes && tile.x.extent + M <= M * Tiling::kPositions;
+    return tile.fits && 4 * size(tile) <= static_cast<std::int64_t>(kWindowBytes / sizeof(Acc)) &&
+           tile.x.extent + M <= M * Tiling::kPositions;
   }
 
   /// `window` and `quads` have window_bytes() for a Vec, and `transfer` a Stage. Without sums, `quads` may be null.
@@ -132,7 +133,8 @@ class Quads {
         Acc* const target = quads + 4 * std::int64_t{copy.cell(n + i)};
         Vec<Acc, 4> sum, share;
         std::memcpy(&sum, target, sizeof sum);
-        std::memcpy(&share, reinterpret_cast<const char*>(&q[i % 4]) + i / 4 * sizeof share, sizeof share);
+        std::memcpy(&share, reinterpret_cast<const char*>(&q[i % 4]) + static_cast<std::size_t>(i / 4) * sizeof share,
+                    sizeof share);
         sum += share;
         std::memcpy(target, &sum, sizeof sum);
       }
