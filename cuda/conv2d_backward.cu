@@ -231,19 +231,16 @@ bool any_wanted(const Conv2dBackward& given) {
 bool is_empty(const Conv2dGeometry& c) { return c.geometry.columns_numel() == 0 || c.output_numel() == 0; }
 
 void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
-  check_types(types);
-  if (conv2d_backward_supported(c, types, deterministic)) return;
-  throw unsupported_device(
-      deterministic
-          ? "the fused backward of conv2d is not deterministic"
-          : "the fused backward of conv2d is for half types, and for float32 where TF32 is allowed, on sm_80 and later");
+  if (!conv2d_supported(c, types)) {
+    throw unsupported_device("the backward of conv2d has no kernels for this call: see conv2d_supported");
+  }
+  if (deterministic) throw unsupported_device("the backward of conv2d has no deterministic kernels");
 }
 
 }  // namespace
 
 bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
-  return !deterministic && !requests_columns() && current_device().has_mma &&
-         (is_half(types.input) || (types.input == DType::float32 && c.allow_tf32));
+  return conv2d_supported(c, types) && !deterministic;
 }
 
 std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2dBackward& given,

@@ -15,12 +15,13 @@ namespace {
 
 using namespace convolution;
 
-/// Warps that share a band: as many as have outputs, where the device has the shared memory.
+/// Of a block.
 template <int kShare>
 constexpr std::size_t kSharedBytes =
     BlockShape<kShare>::kTables +
     BlockShape<kShare>::kWarps * TapTable<float, false>::bytes(BlockShape<kShare>::kRows * kBandWidth);
 
+/// Warps that share a band: as many as have outputs, where the device has the shared memory.
 int share_of(const Conv2dGeometry& c) {
   const auto most = static_cast<std::size_t>(current_device().shared_per_block);
   if (c.weight_group_outputs() > BlockShape<2>::kOutputs && kSharedBytes<4> <= most) return 4;
@@ -126,12 +127,14 @@ bool conv2d_supported(const Conv2dGeometry& c, Types types) {
   if (g.channels == 0 || c.out_channels == 0 || g.taps() == 0) return false;
   if (types.input == DType::float64 || (types.input == DType::float32 && !c.allow_tf32)) return false;
   if (!current_device().has_mma || requests_columns()) return false;
-  // Products are of 64 bytes of channels and 32 outputs or more. What would be zeros for the most part is left to others.
+  // Products are of 64 bytes of channels and 32 outputs or more. What would be zeros for the most part, as would the copy and
+  // the sums of the image, in which units are whole vectors, is left to others.
   const std::int64_t unit = units_of(c).head_channels(), vector = static_cast<std::int64_t>(16 / size_of(types.input));
   if (unit < vector && unit < g.channels) return false;
   if (c.weight_groups > 1 && c.weight_group_outputs() < 8) return false;
   const std::int64_t steps = ceil_div(unit, 4 * vector) * (c.weight_group_channels() / unit);
-  return c.out_channels <= INT_MAX && g.channels <= INT_MAX && g.taps() <= INT_MAX / 64 && steps <= INT_MAX / g.taps();
+  return g.batch <= INT_MAX && c.out_channels <= INT_MAX && g.channels <= INT_MAX && g.taps() <= INT_MAX / 64 &&
+         steps <= INT_MAX / g.taps();
 }
 
 std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {

@@ -15,16 +15,16 @@ static_assert(std::is_trivially_copyable_v<Conv2dGeometry>, "Conv2dGeometry is a
 std::int64_t weight_groups_of(Shape weight, std::int64_t channels) {
   const std::int64_t outputs = weight.sizes[0], of_group = weight.sizes[1];
   const std::int64_t groups = of_group > 0 ? channels / of_group : 1;
-  if (of_group < 0 || channels != groups * of_group || (channels > 0 && groups == 0)) {
+  if (of_group < 0 || groups == 0 || channels != groups * of_group) {
     fail("weight %s has %" PRId64 " input channels, which must be the input's %" PRId64 " or divide them",
          ShapeText(weight).text, of_group, channels);
   }
-  if (groups > 0 && outputs % groups != 0) {
+  if (outputs % groups != 0) {
     fail("weight %s beside %" PRId64 " channels is one of %" PRId64 " groups, which must divide its %" PRId64
          " output channels",
          ShapeText(weight).text, channels, groups, outputs);
   }
-  return groups > 0 ? groups : 1;
+  return groups;
 }
 
 void check_mask(const Conv2dGeometry& made, Shape input, Shape weight, Shape mask) {

@@ -29,13 +29,18 @@ struct ConvBackwardParams : RowParams<float> {
   bool output_vectors;                  // whether 16 bytes of outputs can be moved at once
   Divider by_units, by_head_units, by_weight_units;
 
-  /// A position's 16 bytes of outputs, from `output` of a weight group on; zero where there are none.
+  /// A position's 16 bytes of outputs, from `output` of a weight group on; zero where there are none. Their address follows
+  /// from parameters alone, and wait_for_previous() is volatile assembly that clobbers memory: a load of C++ stays behind it,
+  /// where load_shared_work(), which is not volatile, might not.
   template <class T>
   __device__ __forceinline__ Bits16<T> load_outputs(const T* row_of_position, bool there, int output) const {
     const int count = there ? group_outputs - output : 0;
-    if (output_vectors) return count > 0 ? load_channels<true, kVec<T>>(row_of_position + output, count) : Bits16<T>();
-    constexpr int kWord = 4 / int(sizeof(T));
     Bits16<T> bits;
+    if (output_vectors) {
+      if (count > 0) bits.whole = *reinterpret_cast<const uint4*>(row_of_position + output);
+      return bits;
+    }
+    constexpr int kWord = 4 / int(sizeof(T));
 #pragma unroll 1  // a word after the other: all elements at once would not fit the registers
     for (int i = 0; i < kVec<T>; i += kWord) {
       const Bits16<T> word = load_channels<false, kWord>(row_of_position + output + i, count - i);

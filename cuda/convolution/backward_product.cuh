@@ -86,8 +86,8 @@ __global__ void __launch_bounds__(256) pack_for_columns_kernel(const ConvBackwar
   to[index] = as_factor(bits).whole;
 }
 
-/// The gradients of a tap's columns at the warp's positions, to the tile. `weights` are the lane's, of the first of `tiles`;
-/// `upper` and `lower` the rows of positions lane / 4 and lane / 4 + 8.
+/// The gradients of a tap's columns at the warp's positions, of which `there` are there, to the tile. `weights` are the lane's,
+/// of the first of `tiles`; `row` is that of position lane / 4 in grad_output.
 template <class T>
 __device__ __forceinline__ void column_gradients(const ConvBackwardParams& p, const ColumnWeights& packed, const uint4* weights,
                                                  int tiles, const T* row, int there, const ColumnTile& tile) {

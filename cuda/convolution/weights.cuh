@@ -2,9 +2,8 @@
 
 // Weights in the order in which warps take them to their products, made anew by every call:
 //
-//   slices   [weight group][block of outputs][block of channels][tap]     each kOutputs x 128 bytes, zero where there is
-//   nothing slice    [half][warp that shares the band][8 products][lane]          16 bytes: a lane's fragments of two products
-//   of B
+//   slices   [weight group][block of outputs][block of channels][tap]   a slice each, zero where there is no weight
+//   slice    [half][warp that shares the band][8 products][lane]        16 bytes each: a lane's fragments of two products of B
 //
 // Word k of those 16 bytes is the weight of word k of what the same lane q samples of that half, 16 bytes too: channels
 // half * 64 bytes + q * 16 bytes on. Of the outputs, product i of a warp has in its column 2q + e what a lane needs to end with
@@ -23,7 +22,7 @@ constexpr int kProducts = kWarpOutputs / kMmaColumns;  // side by side, of a war
 template <class T>
 __host__ __device__ constexpr int output_of_column(int product, int column) {
   constexpr int kTogether = kVec<T> / 2;  // products that make a lane's 16 bytes
-  return product / kTogether * (4 * kVec<T>)+column / 2 * kVec<T> + product % kTogether * 2 + column % 2;
+  return product / kTogether * 4 * kVec<T> + column / 2 * kVec<T> + product % kTogether * 2 + column % 2;
 }
 
 /// Sizes of the weight, as pack_weights_kernel reads it.

@@ -49,12 +49,12 @@ template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
   static_assert(sizeof(T) == 2 || std::is_same_v<T, float>, "half types, and float32 as TF32");
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-#define DDU_MMA(shape, type)                                  \
-  asm("mma.sync.aligned." shape ".row.col.f32." type "." type \
-      ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "   \
-      "{%0, %1, %2, %3};"                                     \
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])        \
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+#define DDU_MMA(shape, type)                                           \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type \
+               ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "   \
+               "{%0, %1, %2, %3};"                                     \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
   if constexpr (std::is_same_v<T, __half>) {
     DDU_MMA("m16n8k16", "f16");
   } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {

@@ -68,6 +68,10 @@ TEST(Conv2dGeometry, Messages) {
   EXPECT_EQ(message({2, 4, 6, 7}, {4, 3, 3}, {2, 1, 6, 7}), "weight must have shape [O, C/conv_groups, kH, kW], got [4, 3, 3]");
   EXPECT_EQ(message({2, 4, 6, 7}, {8, 3, 3, 3}, {2, 1, 6, 7}),
             "weight [8, 3, 3, 3] has 3 input channels, which must be the input's 4 or divide them");
+  EXPECT_EQ(message({2, 0, 6, 7}, {8, 3, 3, 3}, {2, 1, 6, 7}),
+            "weight [8, 3, 3, 3] has 3 input channels, which must be the input's 0 or divide them");
+  EXPECT_EQ(message({2, 4, 6, 7}, {8, 0, 3, 3}, {2, 1, 6, 7}),
+            "weight [8, 0, 3, 3] has 0 input channels, which must be the input's 4 or divide them");
   EXPECT_EQ(message({2, 6, 6, 7}, {8, 2, 3, 3}, {2, 1, 6, 7}),
             "weight [8, 2, 3, 3] beside 6 channels is one of 3 groups, which must divide its 8 output channels");
   EXPECT_EQ(message({2, 4, 6, 7}, {8, 4, 3, 3}, {2, 3, 6, 7}),

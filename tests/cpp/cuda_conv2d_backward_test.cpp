@@ -22,13 +22,13 @@ using oracle::ConvGradients;
 // groups; one channel; strides, even kernels, many taps; maps and masks for all images; border; a part of the positions.
 const ConvCase kCases[] = {
     {{2, 16, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24},
-    {{1, 12, 7, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 8, 2, 2},
+    {{1, 72, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 16, 2, 2},
     {{1, 72, 5, 6, {{3, 2}, {1, 1}, {1, 1}, {1, 2}, 1, ddu::PaddingMode::border}}, 72},
     {{2, 8, 9, 10, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1, ddu::PaddingMode::border}, true}, 5, 1, 1, true},
     {{1, 5, 6, 7, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 3},
     {{1, 1, 19, 17, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 1, 1, 1},
     {{1, 136, 3, 7, {{1, 3}, {1, 1}, {0, 1}, {1, 1}, 1}}, 130},
-    {{2, 4, 8, 7, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2}}, 8, 4, 4},
+    {{2, 40, 6, 5, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2}}, 34, 2, 4},
     {{1, 40, 7, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 2}}, false, {4, 5}}, 16},
 };
 
@@ -167,6 +167,16 @@ TEST_F(CudaConv2dBackwardHalf, ValuesThatAreNotFinite) {
   P gradients(kCases[0], near_rates);
   gradients.grad_output.set(1000, INFINITY);
   expect(gradients, oracle::gradients_of(gradients), how);
+  for (const int which : {1, 3}) {  // units that zeros fill up, and whole ones
+    P factors(kCases[which], near_rates);
+    for (auto* tensor : {&factors.weight, &factors.grad_output})  // or infinities of both signs would meet
+      for (std::int64_t i = 0; i < std::int64_t(tensor->size()); ++i) tensor->set(i, std::fabs((*tensor)[i]) + 0.125);
+    factors.mask.set(100, INFINITY);
+    for (const bool channels_last : {false, true}) {
+      how.channels_last = channels_last;
+      expect(factors, oracle::gradients_of(factors), how);
+    }
+  }
 }
 
 TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
@@ -181,14 +191,12 @@ TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
 }
 
 TEST_F(CudaConv2dBackwardHalf, NothingToDo) {
-  ConvCase c = kCases[0];
-  c.sizes.channels = 0;
-  const P no_channels(c, near_rates);
-  expect(no_channels, oracle::gradients_of(no_channels), {});
-  c = kCases[1];
-  c.outputs = 0;
-  const P no_outputs(c, near_rates);
-  expect(no_outputs, oracle::gradients_of(no_outputs), {});
+  for (const int which : {1, 3}) {  // a map and a mask of no images, and those that all share: their gradients are zero
+    ConvCase c = kCases[which];
+    c.sizes.batch = 0;
+    const P problem(c, near_rates);
+    expect(problem, oracle::gradients_of(problem), {});
+  }
 }
 
 TEST(CudaConv2dBackwardCalls, WhatIsNotServed) {
@@ -205,6 +213,12 @@ TEST(CudaConv2dBackwardCalls, WhatIsNotServed) {
   c.allow_tf32 = false;
   EXPECT_FALSE(ddu::cuda::conv2d_backward_supported(c, float32, false));
   EXPECT_THROW(ddu::cuda::conv2d_backward(c, float32, {}, false, nullptr), ddu::unsupported_device);
+  try {  // and not that it is deterministic
+    ddu::cuda::conv2d_backward(c, float32, {}, true, nullptr);
+    ADD_FAILURE() << "served";
+  } catch (const ddu::unsupported_device& e) {
+    EXPECT_STREQ(e.what(), "the backward of conv2d has no kernels for this call: see conv2d_supported");
+  }
 }
 
 }  // namespace

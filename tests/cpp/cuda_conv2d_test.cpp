@@ -1,5 +1,6 @@
 // The CUDA kernels of the convolution without columns against its definition.
 
+#include <algorithm>
 #include <cstring>
 #include <type_traits>
 
@@ -153,6 +154,19 @@ TYPED_TEST(CudaConv2d, PixelsThatAreNotFinite) {
   }
 }
 
+TYPED_TEST(CudaConv2d, FactorsThatAreInfinite) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  for (const int which : {1, 2, 7}) {                            // units of whole vectors, and those that zeros fill up
+    P problem(kCases[which], [](std::mt19937&) { return 1.; });  // three of four corners then weigh nothing
+    const std::int64_t size = problem.c.mask_numel();
+    for (std::int64_t i = 0; i < 3; ++i) problem.mask.set((i * 7919 + 30) % size, i % 2 ? -INFINITY : INFINITY);
+    const std::vector<Sum> expected = output_of(problem);
+    ASSERT_TRUE(std::any_of(expected.begin(), expected.end(), [](const Sum& sum) { return std::isfinite(sum.value); }));
+    for (const bool channels_last : {false, true})
+      EXPECT_LE(error_of(forward(problem, {channels_last}), expected), 1) << "case " << which;
+  }
+}
+
 TYPED_TEST(CudaConv2d, NoOrderOfThreadsMatters) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;
   for (const int which : {3, 10}) {  // a warp has a band alone, and two share it
@@ -168,17 +182,32 @@ TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
   const auto supported = [](ConvCase c, bool allow_tf32 = true) {
     ddu::Conv2dGeometry geometry = c.geometry();
     geometry.allow_tf32 = allow_tf32;
-    return ddu::cuda::conv2d_supported(geometry, P::types());
+    const bool forward = ddu::cuda::conv2d_supported(geometry, P::types());
+    EXPECT_EQ(ddu::cuda::conv2d_backward_supported(geometry, P::types(), false), forward);  // one rule for both
+    return forward;
   };
   ConvCase c = kCases[0];
   EXPECT_EQ(supported(c, false), (!std::is_same_v<typename TypeParam::T, float>));
   c.weight_groups = 64;  // nothing to multiply
   EXPECT_FALSE(supported(c));
   c = kCases[0];
+  c.weight_groups = 16;  // of 4 outputs, beside channels enough for a vector of halves
+  c.sizes.channels = 128;
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
   c.sizes.channels = 0;
   EXPECT_FALSE(supported(c));
   c = kCases[0];
+  c.outputs = 0;
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
   c.heads = 64;
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
+  c.sizes.options.groups = 64;
+  EXPECT_FALSE(supported(c));
+  c = kCases[0];
+  c.sizes.batch = std::int64_t{1} << 31;
   EXPECT_FALSE(supported(c));
   EXPECT_FALSE(ddu::cuda::conv2d_supported(kCases[0].geometry(), {ddu::DType::float64, ddu::DType::float64}));
   // An empty batch is nothing to do.

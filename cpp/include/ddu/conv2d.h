@@ -15,8 +15,11 @@
 // memory, threads and errors holds here; a Conv2dGeometry comes from make_conv2d_geometry. weight, mask, bias and output have
 // the input's type, and nothing of the columns' size is ever in memory.
 //
+// A factor of the mask that is infinite may give NaN where the definition has an infinity: the forward multiplies it with the
+// weights of the four corners, of which some are zero. No output is NaN that by the definition is finite.
+//
 // The library has no other kernels for this operator: where conv2d_supported says no, columns of the unfold and a product of
-// matrices compute it, in pieces (Options::part), as the Python package and LibTorch do.
+// matrices compute it, in pieces (Options::part). So does the Python package there, and ddu/torch/conv2d.h always.
 
 namespace ddu {
 
@@ -51,18 +54,22 @@ struct Conv2dBackward {
 namespace cuda {
 
 /// Whether conv2d_forward serves such calls on the current device, in this build: half types, or float32 whose product may be
-/// in TF32, on sm_80 and later. A build without these kernels, or without CUDA, says false, and so it is where the environment
-/// has DDU_CUDA_CONV2D=columns, to compare.
+/// in TF32, on sm_80 and later. It says false for
+///  - runs of channels with one group, one head and one weight group that are shorter than 16 bytes, unless one run is all of
+///    the channels: a depthwise weight, a head or a group for each channel;
+///  - more than one weight group, of fewer than 8 outputs each;
+///  - no channels, no outputs or no taps, and sizes that do not fit in 32 bits;
+///  - builds without these kernels, or without CUDA, and DDU_CUDA_CONV2D=columns in the environment, to compare.
 DDU_API bool conv2d_supported(const Conv2dGeometry& geometry, Types types);
 /// Throws ddu::unsupported_device where conv2d_supported says false.
 DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, Stream stream);
 /// Scratch bytes of conv2d_forward with the same arguments on the current device (`tensors.workspace` is not read).
 DDU_API size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors);
 
-/// The same for conv2d_backward. `deterministic` calls may be refused where others are not.
+/// The same for conv2d_backward, which serves the same calls, unless they are `deterministic`: those are always refused.
 DDU_API bool conv2d_backward_supported(const Conv2dGeometry& geometry, Types types, bool deterministic);
-/// With `deterministic`, gradients are identical to the bit from run to run. Throws ddu::unsupported_device where
-/// conv2d_backward_supported says false.
+/// Throws ddu::unsupported_device where conv2d_backward_supported says false. The gradient of the weight is identical to the
+/// bit from run to run, the others but for the order of their sums.
 DDU_API void conv2d_backward(const Conv2dGeometry& geometry, Types types, const Conv2dBackward& tensors, bool deterministic,
                              Stream stream);
 /// Scratch bytes of conv2d_backward with the same arguments on the current device (`tensors.workspace` is not read).
