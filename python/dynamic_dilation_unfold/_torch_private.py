@@ -40,20 +40,21 @@ _forward_ad_level = _find("torch.autograd.forward_ad:_current_level")
 # torch.jit.is_tracing, which torch's own types leave out
 is_tracing: Callable[[], Any] = _find("torch._C:_get_tracing_state", getattr(torch.jit, "is_tracing", _always))
 
-# A call is plain while all of these return something false. One that cannot be asked makes no call plain.
-watchers: tuple[Callable[[], Any], ...] = (
+# Those who make something else of a call, or may. One that cannot be asked is taken to.
+_transformers: tuple[Callable[[], Any], ...] = (
     _transforms_active or _always,
     _find("torch._C:_len_torch_dispatch_stack", _always),
     _find("torch._C:_len_torch_function_stack", _always),
-    _find("torch._C:_autograd._profiler_enabled", _always),
     is_tracing,
 )
-_PROFILER = 3
+
+# A call is plain while all of these return something false: a profiler too wants to see single operators.
+watchers = (*_transformers, _find("torch._C:_autograd._profiler_enabled", _always))
 
 
 def any_transformer() -> bool:
-    """Whether anyone looks, or may look, who makes something else of a call: of the watchers a profiler does not."""
-    return any(watches() for i, watches in enumerate(watchers) if i != _PROFILER)
+    """Whether anyone looks, or may look, who makes something else of a call, as a profiler does not."""
+    return any(watches() for watches in _transformers)
 
 
 class _ForwardModeUnknown:
