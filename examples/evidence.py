@@ -20,6 +20,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -106,25 +108,33 @@ def main(description: str, variants: tuple[str, ...], steps: int, run: Run, argu
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=steps, help="of each training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="how many (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="one seed and a tenth of the steps: for a try")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record to FILE")
     args = parser.parse_args(arguments)
     count, seeds = (max(2, args.steps // 10), 1) if args.quick else (args.steps, args.seeds)
+    about = environment(torch.device("cpu")) | {"threads": 1}  # before: a checkout may move on while it trains
+    todo = [(variant, seed, count, run) for seed in range(seeds) for variant in variants]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors
     try:
-        runs = [one_run(variant, seed, count, run) for seed in range(seeds) for variant in variants]
+        runs = side_by_side(todo, args.jobs) if args.jobs > 1 else [one_run(*one) for one in todo]
     finally:
         torch.set_num_threads(threads)
     print("\n".join(table(variants, runs)))
     if args.json:
-        about = environment(torch.device("cpu")) | {"threads": 1}
         command = f"python examples/{Path(sys.argv[0]).name} --steps {count} --seeds {seeds}"
         args.json.parent.mkdir(parents=True, exist_ok=True)
         record = {"about": about, "command": command, "steps": count, "seeds": seeds, "runs": runs}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
         print(f"record: {args.json}")
     return {variant: means(variant, runs) for variant in variants}
+
+
+def side_by_side(todo: list[tuple[str, int, int, Run]], jobs: int) -> list[dict[str, Any]]:
+    """The arguments of each one_run, in processes of their own."""
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
+        return list(processes.map(one_run, *zip(*todo, strict=True)))
 
 
 def one_run(variant: str, seed: int, steps: int, run: Run) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """One to five channels: on the CPU the first three are taken one by one, with vectors over positions."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
-from helpers import Case, assert_close, assert_same_bits, random_input, random_map, run
+from helpers import Case, assert_close, assert_same_bits, both, random_input, random_map, run
 
 # Several tiles, rows that end within a vector, a single tap, strides, even kernels, fewer positions than a vector.
 CASES = [
@@ -49,20 +50,35 @@ def test_against_the_reference(kind, padding_mode, dtype, channels, device):
 @CHANNELS
 @pytest.mark.parametrize("kind", [1.0, "whole"])
 def test_whole_rates_copy(kind, channels, device):
-    """The pixels' own bits, with the sign of a zero; and an infinite gradient reaches no pixel beside its own."""
+    """The pixels' own bits, with the sign of a zero."""
     for case in CASES[:2]:
         case = dataclasses.replace(case, channels=channels)
         x = random_input(case.shape).to(device)
         x[..., ::2] = -0.0
-        rates = rates_of(kind, case.map_shape).to(device)
-        grad = random_input(case.output_shape, seed=2).to(device)
-        grad[:, 3, 40] = torch.inf
-        result = run(dynamic_dilation_unfold, x, rates, grad, case.options)
-        taps = result.output.unflatten(1, (channels, -1))
+        output = dynamic_dilation_unfold(x, dilation_map=rates_of(kind, case.map_shape).to(device), **case.options)
+        taps = output.unflatten(1, (channels, -1))
         assert_same_bits(taps[:, :, taps.shape[2] // 2], x.flatten(2))
         assert torch.equal(taps[:, :, taps.shape[2] // 2].signbit(), x.flatten(2).signbit())
-        assert not result.grad_input.isnan().any()
-        assert result.grad_input.isinf().sum() <= len(x)
+
+
+@CHANNELS
+@pytest.mark.parametrize("kind", [1.0, "whole"])
+def test_an_infinite_gradient(kind, channels, device):
+    """It reaches its own pixel alone, as in F.fold; on CUDA the cell that its tap touches, as in F.grid_sample."""
+    for case in CASES[:2]:
+        case = dataclasses.replace(case, channels=channels)
+        x, rates = random_input(case.shape).to(device), rates_of(kind, case.map_shape).to(device)
+        grad = random_input(case.output_shape, seed=2).to(device)
+        grad[:, math.prod(both(case.kernel_size)) // 2, 40] = torch.inf  # of a tap on the image
+        actual, expected = (run(f, x, rates, grad, case.options) for f in (dynamic_dilation_unfold, reference))
+        found, cell = actual.grad_input, ~expected.grad_input.isfinite()
+        assert 0 < cell.sum() <= 4 * len(x)
+        if device == "cpu":
+            assert not found.isnan().any()
+            assert found[cell].isinf().sum() == len(x)
+        else:
+            assert not found[cell].isfinite().any()
+        torch.testing.assert_close(found[~cell], expected.grad_input[~cell])
 
 
 @CHANNELS
