@@ -18,6 +18,7 @@ from dynamic_dilation_unfold._tools import (
     cli,
     consumers,
     convolution,
+    machine,
     timing,
     workloads,
 )
@@ -250,6 +251,28 @@ def test_bench_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert widths == pytest.approx(sorted(1e3 * value for value in times.values()))
         assert "dynamic_dilation_unfold" in [label.get_text() for label in axes.get_yticklabels()]
         assert len(axes.texts) == len(times)  # each bar bears its time
+
+
+def test_bench_plot_without_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(consumers, "CONSUMERS", consumers.CONSUMERS[:1])
+    monkeypatch.setattr(convolution, "ON_CPU", convolution.ON_CPU[:1])
+    drawn = []
+    monkeypatch.setattr(bench_plot, "draw", lambda *args: drawn.append(bench_plot_draw(*args)))
+    path = tmp_path / "plot.svg"
+    assert cli.main(["bench", "--quick", "--workload", "consumers", "convolution", "--plot", str(path)]) == 0
+    named = [[label.get_text() for label in axes.get_yticklabels()] for axes in drawn[0].axes]
+    ours = "dynamic_dilation_conv2d"
+    assert named[0] == named[1] == ["dynamic_dilation_aggregate", "the same on columns"]
+    assert named[2] == named[3] == [ours, f"{ours}, with a mask", "F.conv2d"]
+
+
+def test_the_commit_of_an_installed_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "none")
+    monkeypatch.delenv("DDU_COMMIT", raising=False)
+    assert machine.commit() == {"commit": None}
+    monkeypatch.setenv("DDU_COMMIT", "1cdd2b7")
+    assert machine.commit() == {"commit": "1cdd2b7", "modified": False}
 
 
 bench_plot_draw = bench_plot.draw

@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")
         print(f"figures: {args.json}")
     if args.plot:
-        bench_plot.draw([record for record in results if "backward" in record], about, args.plot)
+        bench_plot.draw(results, about, args.plot)
         print(f"plot: {args.plot}")
     return 0
 

@@ -139,6 +139,8 @@ def measure_consumer(of: Consumer, device: torch.device, budget: float, compiled
         "busy": None,
     }
     grad = torch.randn_like(ours(*fixed, of=of))
+    if compiled:
+        torch._dynamo.reset()  # it gives up on a function that it has compiled for eight shapes and types
     forms = {"ours": ours, "columns": torch.compile(columns) if compiled else columns}
     steps: dict[str, dict[str, Job]] = {"forward": {}, "step": {}}
     found = {}

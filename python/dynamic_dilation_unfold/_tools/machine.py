@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import datetime, timezone
@@ -39,7 +40,7 @@ def cpu_name() -> str:
 
 
 def commit() -> dict[str, Any]:
-    """Of the checkout that this file is tracked in; nothing is known of an installed copy."""
+    """Of the checkout that this file is tracked in. Of an installed copy, what DDU_COMMIT in the environment says."""
 
     def git(*arguments: str) -> str:
         here = Path(__file__).resolve()
@@ -50,7 +51,8 @@ def commit() -> dict[str, Any]:
         git("ls-files", "--error-unmatch", Path(__file__).name)
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
-        return {"commit": None}
+        named = os.environ.get("DDU_COMMIT")
+        return {"commit": named, "modified": False} if named else {"commit": None}
 
 
 def free_memory(device: torch.device) -> int:
