@@ -11,6 +11,7 @@ import argparse
 import torch
 import torch.nn.functional as F
 from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold._tools.terminal import progress
 from torch import Tensor, nn
 
 
@@ -58,11 +59,11 @@ def scene(count: int, size: int) -> tuple[Tensor, Tensor]:
     return torch.cat([image, near], 1), image - taps.mean(1, keepdim=True)
 
 
-def train(model: nn.Module, steps: int) -> float:
+def train(model: nn.Module, steps: int, label: str) -> float:
     """Share of the contrast that the model leaves unexplained, on images that it has not seen."""
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-    for _ in range(steps):
+    for _ in progress(range(steps), label):
         images, contrast = scene(8, 32)
         loss = (model(images) - contrast).square().mean()
         optimizer.zero_grad()
@@ -80,7 +81,7 @@ def main() -> dict[str, float]:
     torch.manual_seed(0)
     errors = {}
     for name, module in (("one dilation", PlainConv2d(2, 1)), ("a dilation map", AdaptiveConv2d(2, 1))):
-        errors[name] = train(module, args.steps)
+        errors[name] = train(module, args.steps, name)
         print(f"{name}: {errors[name]:.1%} of the contrast unexplained")
     return errors
 

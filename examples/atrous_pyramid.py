@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from dynamic_dilation_unfold import convert
+from dynamic_dilation_unfold._tools.terminal import progress
 from torch import Tensor, nn
 
 
@@ -49,11 +50,11 @@ def scene(count: int, size: int) -> tuple[Tensor, Tensor]:
     return torch.cat([image, reach], 1), image - around
 
 
-def train(model: nn.Module, steps: int, size: int) -> float:
+def train(model: nn.Module, steps: int, size: int, label: str) -> float:
     """Share of the contrast that the model leaves unexplained, on images that it has not seen."""
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(steps):
+    for _ in progress(range(steps), label):
         images, contrast = scene(4, size)
         loss = (model(images) - contrast).square().mean()
         optimizer.zero_grad()
@@ -72,7 +73,7 @@ def main() -> dict[str, float]:
     args = parser.parse_args()
     torch.manual_seed(0)
     fixed = AtrousPyramid(2, 1)
-    train(fixed, args.steps, args.size)
+    train(fixed, args.steps, args.size, "fixed dilations")
     adaptive = copy.deepcopy(fixed)
 
     print(convert(adaptive, max_rate=2.0))  # the line
@@ -81,7 +82,7 @@ def main() -> dict[str, float]:
     assert torch.allclose(adaptive(images), fixed(images), atol=1e-4)  # so far
     errors = {}
     for name, model in (("dilations 6, 12, 18", fixed), ("maps of them", adaptive)):
-        errors[name] = train(model, args.steps, args.size)
+        errors[name] = train(model, args.steps, args.size, name)
         print(f"{name}: {errors[name]:.1%} of the contrast unexplained")
     return errors
 

@@ -18,9 +18,11 @@ import torch
 import torch.nn.functional as F
 from dynamic_dilation_unfold import (
     dynamic_dilation_attention,
+    dynamic_dilation_conv2d,
     dynamic_dilation_coverage,
     dynamic_dilation_unfold,
 )
+from dynamic_dilation_unfold._tools.terminal import progress, write
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -45,6 +47,10 @@ def conv_matmul(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
 
 def conv_bmm(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(weight.flatten(1).expand(len(x), -1, -1), unfold(x, rates))
+
+
+def conv_without_columns(x: Tensor, rates: Tensor, weight: Tensor) -> Tensor:
+    return dynamic_dilation_conv2d(x, weight, rates, padding=1)
 
 
 def heads(x: Tensor, rates: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +90,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "convolution: F.conv2d, which has no map": conv2d,
     "convolution: weight @ columns": conv_matmul,
     "convolution: torch.bmm(weight, columns)": conv_bmm,
+    "convolution: dynamic_dilation_conv2d": conv_without_columns,
     "attention: einsum": attention_einsum,
     "attention: (q * k).sum": attention_sum,
     "attention: dynamic_dilation_attention": attention_without_columns,
@@ -152,9 +159,9 @@ def main() -> dict[str, float]:
     print(f"{'x'.join(map(str, args.shape))} float32, 3x3 taps: {size:.0f} MB of columns")
     print(f"{'':42}{'forward ms':>12}{'step ms':>12}{'peak MB':>12}")
     peaks = {}
-    for name, way in WAYS.items():
+    for name, way in progress(WAYS.items(), "timing"):
         forward, step, peaks[name] = measure(way, inputs, args.repeats)
-        print(f"{name:42}{forward:12.2f}{step:12.2f}{peaks[name]:12.0f}")
+        write(f"{name:42}{forward:12.2f}{step:12.2f}{peaks[name]:12.0f}")
     return peaks
 
 

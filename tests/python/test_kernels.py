@@ -1,5 +1,7 @@
 """The kernels against the reference in float64: maps, sizes, layouts, and how exact float32 is."""
 
+import math
+
 import pytest
 import torch
 from dynamic_dilation_unfold import _C, dynamic_dilation_unfold, reference
@@ -34,12 +36,18 @@ def compare(case, x, rates, grad):
     """Runs the kernels in the tensors' dtype and the reference in float64 on the CPU.
 
     A pixel at the edge gets the gradients of all taps outside that read it: of a window larger than the image so many
-    that the rounding of their sum shows.
+    that the rounding of their sum shows. Where they are added one by one, in any order, it grows with the root of their
+    number: torch's own float32 gradients of the reference are off as much.
     """
     actual = run(dynamic_dilation_unfold, x, rates, grad, case.options)
     exact = (t.cpu().double() for t in (x, rates, grad))
-    many = case.padding_mode == "border" and case.options["kernel_size"] == 33
-    assert_close(actual, run(reference, *exact, case.options), TOLERANCE[x.dtype] * (1.5 if many else 1))
+    tolerance = TOLERANCE[x.dtype]
+    if case.padding_mode == "border" and x.is_cuda:
+        terms = math.prod(case.output_shape[1:]) / case.channels
+        tolerance = max(tolerance, terms**0.5 * torch.finfo(x.dtype).eps / 8)
+    elif case.padding_mode == "border" and case.options["kernel_size"] == 33:
+        tolerance *= 1.5
+    assert_close(actual, run(reference, *exact, case.options), tolerance)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
