@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -217,3 +217,66 @@ def speed_rates(say: Callable[[str, str], str]) -> Figure:
         axis.legend(frameon=False, fontsize=9)
     axes[0].set_ylabel(say("microseconds", "微秒"))
     return figure
+
+
+@picture
+def speed_consumers(say: Callable[[str, str], str]) -> Figure:
+    """Operators without columns beside the same on columns: float32, contiguous but for 7x7 taps; logarithmic."""
+    kept = [r for r in record("h100-consumers") if r["dtype"] == "float32" and r["map"] == "0.5-3"]
+    kept = [r for r in kept if r["channels_last"] == ("k7" in r["label"])]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    names = [r["operator"] + ("\n7x7" if "k7" in r["label"] else "\n3x3") for r in kept]
+    rows = [
+        ("columns", say("on columns, compiled", "在展开列上计算，经编译"), OTHERS[0]),
+        ("ours", say("this", "本库"), OURS),
+    ]
+    in_pairs(axes, say, kept, names, rows)
+    for axis in axes:
+        axis.set_yscale("log")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+@picture
+def speed_convolution(say: Callable[[str, str], str]) -> Figure:
+    """The convolution whose dilation is a map beside F.conv2d, in two types and layouts."""
+    found = record("h100-convolution")
+    figure, grid = plt.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    rows = [
+        ("F.conv2d", say("F.conv2d, which has no map", "F.conv2d，没有扩张率图"), OTHERS[0]),
+        ("ours", say("this", "本库"), OURS),
+        ("with a mask", say("this, with a mask", "本库，带掩码"), "#56b4e9"),
+    ]
+    for axes, (dtype, last) in zip(grid, (("bfloat16", True), ("float32", False)), strict=True):
+        kept = [r for r in found if r["dtype"] == dtype and r["channels_last"] == last]
+        names = [f"{r['label'].split('x')[1]}→{r['outputs']}\n{r['map']}" for r in kept]
+        in_pairs(axes, say, kept, names, rows)
+        for axis in axes:
+            axis.set_title(f"{axis.get_title()}: {dtype}, {'channels_last' if last else 'NCHW'}", fontsize=10)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def in_pairs(
+    axes: Sequence[Axes],
+    say: Callable[[str, str], str],
+    kept: list[dict],
+    names: list[str],
+    rows: list[tuple[str, str, str]],
+) -> None:
+    """Microseconds of a forward, and of forward and backward: a group of bars for each record."""
+    width = 0.84 / len(rows)
+    titles = {"forward": say("Forward", "前向"), "step": say("Forward and backward", "前向与反向")}
+    for axis, (direction, title) in zip(axes, titles.items(), strict=True):
+        for number, (key, label, colour) in enumerate(rows):
+            places = [position + (number - (len(rows) - 1) / 2) * width for position in range(len(kept))]
+            values = [1e6 * r[direction][key] for r in kept]
+            drawn = axis.bar(places, values, width * 0.92, label=label, color=colour)
+            axis.bar_label(drawn, fmt="%.0f", fontsize=7)
+        axis.set_xticks(range(len(kept)), names, fontsize=8)
+        axis.set_title(title)
+        axis.margins(y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(say("microseconds", "微秒"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,9 @@ def test_both_languages_have_the_same_blocks(name: str) -> None:
         for file in (name, name.replace(".md", ".zh-CN.md"))
     )
     assert english == chinese
+
+
+def test_tables_have_the_figures_of_the_records() -> None:
+    script = ROOT / "benchmarks" / "figures.py"
+    run = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
