@@ -34,6 +34,12 @@ def rows_of_fadc() -> list[list[str]]:
     return [[f"{r['forward ms']:.2f}", f"{r['step ms']:.2f}", f"{r['peak MB']:.0f}"] for r in found]
 
 
+def rows_of_steps() -> list[list[str]]:
+    """Milliseconds and megabytes of a training step."""
+    found = record("training-step-h100")["figures"].values()
+    return [[f"{r['step ms']:.2f}", f"{r['peak MB']:.0f}"] for r in found]
+
+
 def fill_table(text: str, after: str, rows: Sequence[Sequence[str]]) -> str:
     """The text with the last cells of a table's rows replaced; ``after`` ends the table's head."""
     start = text.index(after) + len(after)
@@ -54,12 +60,13 @@ def fill_pairs(text: str, between: str, pairs: Sequence[tuple[str, str]]) -> str
 
 def figures() -> dict[str, str]:
     """Documents, as they should be."""
-    unfold, fadc = rows_of_unfold(), rows_of_fadc()
+    unfold, fadc, steps = rows_of_unfold(), rows_of_fadc(), rows_of_steps()
     deterministic = [(unfold[-1][column], unfold[7][column]) for column in (0, 3)]  # ones, wide
     found = {}
     for suffix, between in (("", " instead of "), (".zh-CN", " 微秒而不是 ")):
         readme, speed = (ROOT / f"{name}{suffix}.md" for name in ("README", "docs/speed"))
-        found[str(readme)] = fill_table(readme.read_text("utf-8"), "| ones | smooth | noise | wide |", unfold)
+        text = fill_table(readme.read_text("utf-8"), "| ones | smooth | noise | wide |", unfold)
+        found[str(readme)] = fill_table(text, ", MB |" if not suffix else "，MB |", steps)
         text = fill_pairs(speed.read_text("utf-8"), between, deterministic)
         found[str(speed)] = fill_table(text, "| MB |", fadc)
     return found

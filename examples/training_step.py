@@ -22,6 +22,7 @@ from dynamic_dilation_unfold import (
     dynamic_dilation_coverage,
     dynamic_dilation_unfold,
 )
+from dynamic_dilation_unfold._tools.machine import environment
 from dynamic_dilation_unfold._tools.terminal import progress, write
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -145,6 +146,7 @@ def main() -> dict[str, float]:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", type=int, nargs=4, default=[4, 64, 128, 128], metavar=("B", "C", "H", "W"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write a record to FILE")
     args = parser.parse_args()
     torch.manual_seed(0)
     batch, channels, height, width = args.shape
@@ -158,11 +160,18 @@ def main() -> dict[str, float]:
     size = 9 * inputs[0].numel() * 4 / 1e6
     print(f"{'x'.join(map(str, args.shape))} float32, 3x3 taps: {size:.0f} MB of columns")
     print(f"{'':42}{'forward ms':>12}{'step ms':>12}{'peak MB':>12}")
-    peaks = {}
+    figures = {}
     for name, way in progress(WAYS.items(), "timing"):
-        forward, step, peaks[name] = measure(way, inputs, args.repeats)
-        write(f"{name:42}{forward:12.2f}{step:12.2f}{peaks[name]:12.0f}")
-    return peaks
+        forward, whole, peak = measure(way, inputs, args.repeats)
+        figures[name] = {"forward ms": forward, "step ms": whole, "peak MB": peak}
+        write(f"{name:42}{forward:12.2f}{whole:12.2f}{peak:12.0f}")
+    if args.json:
+        sizes = " ".join(map(str, args.shape))
+        command = f"python examples/training_step.py --device {args.device} --shape {sizes}"
+        record = {"about": environment(torch.device(args.device)), "command": command, "figures": figures}
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"record: {args.json}")
+    return {name: figure["peak MB"] for name, figure in figures.items()}
 
 
 if __name__ == "__main__":
