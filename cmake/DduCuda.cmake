@@ -42,13 +42,31 @@ if(DDU_HAS_CUDA)
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for architectures ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
 
+# What only devices of compute capability 9.0 run is compiled for them alone, as sm_90a, and only where they are built for: a
+# target by itself, since architectures are a target's.
+function(ddu_sm90_sources library)
+  if(NOT CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)")
+    return()
+  endif()
+  add_library(${library}_sm90 OBJECT cuda/conv2d_forward_sm90.cu)
+  set_target_properties(${library}_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_VISIBILITY_PRESET hidden
+                                                   POSITION_INDEPENDENT_CODE ON)
+  target_include_directories(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},INCLUDE_DIRECTORIES>)
+  target_compile_definitions(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
+  target_compile_options(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},COMPILE_OPTIONS>)
+  target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_sm90>)
+  set_property(SOURCE cuda/conv2d_forward_square.cu APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
+endfunction()
+
 function(ddu_cuda_sources library)
   if(NOT DDU_HAS_CUDA)
     target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d.cpp)
     return()
   endif()
   if(DDU_FUSED_CONV2D)
-    target_sources(${library} PRIVATE cuda/conv2d_forward.cu cuda/conv2d_backward.cu cuda/convolution/image.cu)
+    target_sources(${library} PRIVATE cuda/conv2d_forward.cu cuda/conv2d_forward_square.cu cuda/conv2d_backward.cu
+                                              cuda/convolution/image.cu)
+    ddu_sm90_sources(${library})
   else()
     target_sources(${library} PRIVATE cpp/src/no_conv2d.cpp)
   endif()

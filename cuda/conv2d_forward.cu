@@ -3,14 +3,17 @@
 //     (planes_to_rows_kernel  the input, channels-last, unless it lies so)
 //     (pad_rows_kernel        a channels_last input to whole vectors of channels, unless it has them)
 //     pack_weights_kernel     the weights, in the order of the products
-//     convolution_kernel      the output, in the input's format
+//     (square_convolution_kernel   the output of 3x3 taps, on devices that have it, which takes images to be finite)
+//     convolution_kernel      the output, in the input's format; after the former, of images that are not finite
 
 #include "convolution/forward.cuh"
 
 #include "convolution/image.h"
+#include "convolution/square.h"
 #include "ddu/conv2d.h"
 
 namespace ddu::cuda {
+
 namespace {
 
 using namespace convolution;
@@ -45,21 +48,41 @@ WeightSizes weight_sizes(const Conv2dGeometry& c, DType type, int share) {
   return sizes;
 }
 
+/// Whether square_convolution_kernel does a call. It leaves out corners that weigh nothing; where nobody has looked whether
+/// they are finite, each must be read as some other position's middle, so that its sum tells.
+bool square_serves(const Conv2dGeometry& c, DType type, const ImageOfUnits& image) {
+  const Geometry& g = c.geometry;
+  if (g.h.kernel_size != 3 || g.w.kernel_size != 3 || current_device().shared_per_block < kMostSquareBytes) return false;
+  if (!has_warpgroup_kernels() && c.weight_group_outputs() > kWarpOutputs) return false;
+  const bool known = !image.given.image.own;
+  for (const Axis* axis : {&g.h, &g.w}) {
+    const Sampler<float> sampler(*axis, g.padding_mode);
+    const std::int64_t first = sampler.shift, last = first + (axis->out_size - 1) * axis->stride;
+    if (first < 0 || last >= axis->size) return false;
+    if (!known && (axis->stride != 1 || first > 0 || last < axis->size - 1)) return false;
+  }
+  return image.rows.rows.image * static_cast<std::int64_t>(size_of(type)) <= UINT_MAX;
+}
+
 /// Where a call's scratch memory lies: packed weights, and behind them a copy of the image.
 struct Scratch {
   int share;
   WeightSizes weight;
   Workspace workspace;
   uint4* slices;
+  unsigned* left;
   ImageOfUnits image;
+  bool square;  // whether square_convolution_kernel runs
 
   Scratch(const Conv2dGeometry& c, DType type, const Conv2d& tensors, void* memory)
       : share(share_of(c)),
         weight(weight_sizes(c, type, share)),
         workspace(memory),
         slices(workspace.take<uint4>(weight.vectors)),
+        left(workspace.take<unsigned>(c.geometry.batch)),
         image(c, type, tensors.input_format, tensors.input,
-              memory ? static_cast<unsigned char*>(memory) + workspace.bytes() : nullptr) {}
+              memory ? static_cast<unsigned char*>(memory) + workspace.bytes() : nullptr),
+        square(square_serves(c, type, image)) {}
   std::size_t bytes() const { return workspace.bytes() + image.bytes; }
 };
 
@@ -92,20 +115,44 @@ ConvolutionParams params_of(const Conv2dGeometry& c, Types types, const Scratch&
   return p;
 }
 
+template <class T>
+void run_square(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scratch& scratch,
+                const ConvolutionParams& params, const void* input, int outputs, Stream stream) {
+  SquareCall call{};
+  static_cast<ConvolutionParams&>(call.params) = params;
+  call.params.pixel_bytes = static_cast<unsigned>(params.rows.pixel * std::int64_t{sizeof(T)});
+  call.params.row_bytes = static_cast<unsigned>(params.row * std::int64_t{sizeof(T)});
+  call.params.masked = tensors.mask != nullptr;
+  call.type = types.input;
+  call.outputs = outputs;
+  call.input = input;
+  call.slices = scratch.slices;
+  call.map = tensors.dilation_map;
+  call.mask = tensors.mask;
+  call.bias = tensors.bias;
+  call.output = tensors.output;
+  call.left = scratch.image.strange().blocks ? nullptr : scratch.left;
+  const auto launch_kernel = has_warpgroup_kernels() ? launch_warpgroup_kernel : launch_square_kernel;
+  launch_kernel(call, c.geometry, stream);
+}
+
 template <class T, int kShare>
 void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scratch& scratch, Stream stream) {
   const ConvolutionParams p = params_of<T>(c, types, scratch, tensors);
   const void* input = scratch.image.read(types.input, tensors.input, stream);
   const auto pack_blocks = std::min(ceil_div(scratch.weight.vectors, std::int64_t{256}), std::int64_t{16384});
-  launch(pack_weights_kernel<T, kShare>, {grid_size(pack_blocks), 256, 0, true}, stream, scratch.weight,
-         static_cast<const T*>(tensors.weight), scratch.slices);
+  launch(pack_weights_kernel<T>, {grid_size(pack_blocks), 256, 0, true}, stream, scratch.weight, BlockShape<kShare>::kOutputs,
+         static_cast<const T*>(tensors.weight), scratch.slices,
+         ImagesLeft{scratch.square ? scratch.left : nullptr, scratch.image.strange(), p.images});
+  if (scratch.square) run_square<T>(c, types, tensors, scratch, p, input, BlockShape<kShare>::kOutputs, stream);
   const ConvolutionPointers<T> pointers{static_cast<const T*>(input),
                                         scratch.slices,
                                         tensors.dilation_map,
                                         static_cast<const T*>(tensors.mask),
                                         static_cast<const T*>(tensors.bias),
                                         static_cast<T*>(tensors.output),
-                                        scratch.image.strange()};
+                                        scratch.image.strange(),
+                                        scratch.square ? scratch.left : nullptr};
   const std::int64_t blocks =
       std::int64_t{p.by_tiles.divisor} * p.by_output_blocks.divisor * c.weight_groups * c.geometry.batch;
   launch(convolution_kernel<T, kShare>, {grid_size(blocks), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream,

@@ -2,7 +2,6 @@
 
 // The forward kernel, for any rates, kernel sizes, channels and outputs: params.cuh draws how a block is made.
 
-#include "../channels_last/conversion.cuh"
 #include "samples.cuh"
 
 namespace ddu::cuda {
@@ -16,6 +15,7 @@ struct ConvolutionPointers {
   const T* bias;  // or null
   T* output;
   StrangePixels strange;
+  const unsigned* left;  // of each image: whether it is left to this kernel; null: all are
 };
 
 /// A warp's sums: of a band, 64 outputs. Of 16 positions, product i has columns 2q and 2q + 1 of column g's rows.
@@ -39,13 +39,13 @@ struct BandSums {
     PairOfRows rows[kBandRows / 2];
 #pragma unroll
     for (int m = 0; m < kBandRows / 2; ++m) rows[m] = fragments.get(step, m, half);
-    const uint4* const of_products = weights.fragments(step, half, column);
+    const char* const columns = weights.columns(step, column);
 #pragma unroll
     for (int first = 0; first < kProducts; first += kProducts / 2) {
       if (first * kMmaColumns >= outputs) break;
 #pragma unroll
       for (int i = first; i < first + kProducts / 2; ++i) {
-        const uint4 b = of_products[i * 32];
+        const uint4 b = load_columns(columns + i * (kMmaColumns * kStepBytes), half);
 #pragma unroll
         for (int m = 0; m < kBandRows / 2; ++m) {
           const auto& [first_a, second_a] = rows[m].of;
@@ -133,6 +133,7 @@ __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShar
     extern __shared__ char shared[];
     const ConvolutionWork<kShare> work(p);
     wait_for_previous();
+    if (tensors.left && !tensors.left[work.image]) return;
     const std::int64_t first_step =
         (std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block) * p.steps();
     const WeightSlices<kShare> weights{reinterpret_cast<uint4*>(shared),

@@ -3,12 +3,13 @@
 // Weights in the order in which warps take them to their products, made anew by every call:
 //
 //   slices   [weight group][block of outputs][block of channels][tap]   a slice each, zero where there is no weight
-//   slice    [half][warp that shares the band][8 products][lane]        16 bytes each: a lane's fragments of two products of B
+//   slice    [column: an output of the block][128 bytes]                as load_columns() in core/mma.cuh wants it
 //
-// Word k of those 16 bytes is the weight of word k of what the same lane q samples of that half, 16 bytes too: channels
-// half * 64 bytes + q * 16 bytes on. Of the outputs, product i of a warp has in its column 2q + e what a lane needs to end with
-// 16 bytes of neighbouring outputs: output_of_column.
+// Depth k of a slice has in its words q and q + 4 the weights of what lane q of a quad samples: of the 16 bytes that it takes
+// of half k / 2, words 2 * (k % 2) and 2 * (k % 2) + 1. Of the outputs, product i of a warp has in its column 2q + e what a
+// lane needs to end with 16 bytes of neighbouring outputs: output_of_column.
 
+#include "../channels_last/conversion.cuh"
 #include "../core/async_copy.cuh"
 #include "../core/dependent_launch.cuh"
 #include "../core/mma.cuh"
@@ -43,45 +44,57 @@ __device__ __forceinline__ unsigned factor_word(const T (&element)[4 / sizeof(T)
   }
 }
 
-template <class T, int kShare>
-__global__ void __launch_bounds__(256) pack_weights_kernel(const WeightSizes sizes, const T* weight, uint4* slices) {
-  let_next_start();
+/// Which images the fast kernel has to leave to the other one, and why they may have to be left (square.cuh).
+struct ImagesLeft {
+  unsigned* left = nullptr;  // of each image, not zero if it is left; null where all are the other kernel's
+  StrangePixels strange;
+  int images = 0;
+};
+
+/// `outputs` of a block; they and the channels of a step are what a slice has.
+template <class T>
+__global__ void __launch_bounds__(256)
+    pack_weights_kernel(const WeightSizes sizes, int outputs, const T* weight, uint4* slices, const ImagesLeft images) {
   wait_for_previous();
-  constexpr int kOfWord = 4 / int(sizeof(T)), kSliceVectors = BlockShape<kShare>::kSliceBytes / 16;
+  let_next_start();  // what it reads before it waits for this kernel was there before
+  constexpr int kOfWord = 4 / int(sizeof(T)), kPieces = kStepBytes / 16;
+  const std::int64_t first_thread = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
-  for (std::int64_t n = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; n < sizes.vectors; n += step) {
-    int in_slice = int(n % kSliceVectors);
-    std::int64_t slice = n / kSliceVectors;
+  if (images.left) {  // a warp for each image
+    for (std::int64_t i = first_thread / 32; i < images.images; i += step / 32) {
+      const bool strange = images.strange.blocks && images.strange.corner_shift(int(i)) == StrangePixels::kInside;
+      if (threadIdx.x % 32 == 0) images.left[i] = strange;
+    }
+  }
+  for (std::int64_t n = first_thread; n < sizes.vectors; n += step) {
+    const int piece = int(n % kPieces), column = int(n / kPieces % outputs);
+    std::int64_t slice = n / kPieces / outputs;
     const int tap = int(slice % sizes.taps);
     slice /= sizes.taps;
     const int block = int(slice % (sizes.units * sizes.unit_blocks));
     slice /= sizes.units * sizes.unit_blocks;
     const int output_block = int(slice % sizes.output_blocks), weight_group = int(slice / sizes.output_blocks);
-
-    const int lane = in_slice % 32, product = in_slice / 32 % kProducts;
-    in_slice /= 32 * kProducts;
-    const int warp = in_slice % kShare, half = in_slice / kShare;
-    const int output = (output_block * kShare + warp) * kWarpOutputs + output_of_column<T>(product, lane / 4);
-    // The first of the lane's channels within its unit.
-    const int first = (block % sizes.unit_blocks * 8 + half * 4 + lane % 4) * kVec<T>;
-    const T* from = weight +
-                    ((std::int64_t{weight_group} * sizes.group_outputs + output) * sizes.group_channels +
-                     block / sizes.unit_blocks * sizes.unit_channels + first) *
-                        sizes.taps +
-                    tap;
+    const int output = output_block * outputs + output_of_column<T>(column / kMmaColumns, column % kMmaColumns);
+    const int depth = piece / 2;
     Bits16<T> packed;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
+    for (int q = 0; q < 4; ++q) {
+      const int vector = block % sizes.unit_blocks * kPieces + depth / 2 * 4 + q;  // of 16 bytes, that lane q takes
+      const int first = vector * kVec<T> + (depth % 2 * 2 + piece % 2) * kOfWord;  // of the word's channels within its unit
+      const T* from = weight +
+                      ((std::int64_t{weight_group} * sizes.group_outputs + output) * sizes.group_channels +
+                       block / sizes.unit_blocks * sizes.unit_channels + first) *
+                          sizes.taps +
+                      tap;
       T element[kOfWord];
 #pragma unroll
       for (int e = 0; e < kOfWord; ++e) {
-        const int channel = k * kOfWord + e;
-        const bool there = output < sizes.group_outputs && first + channel < sizes.unit_channels;
-        element[e] = there ? __ldg(from + std::int64_t{channel} * sizes.taps) : T(0.f);
+        const bool there = output < sizes.group_outputs && first + e < sizes.unit_channels;
+        element[e] = there ? __ldg(from + std::int64_t{e} * sizes.taps) : T(0.f);
       }
-      packed.word[k] = factor_word(element);
+      packed.word[q] = factor_word(element);
     }
-    slices[n] = packed.whole;
+    slices[n - piece + (piece ^ (column % kMmaColumns))] = packed.whole;
   }
 }
 
@@ -102,9 +115,9 @@ struct WeightSlices {
       copy_async(to + i + threadIdx.x, source + i + threadIdx.x);
     }
   }
-  /// A lane's fragments of a warp's products in a half; 32 vectors further are those of the next product.
-  __device__ __forceinline__ const uint4* fragments(int step, int half, int column) const {
-    return shared + step % 2 * kVectors + ((half * kShare + column) * kProducts * 32) + int(threadIdx.x) % 32;
+  /// The columns of a warp's products; 1024 bytes further are those of the next product.
+  __device__ __forceinline__ const char* columns(int step, int column) const {
+    return reinterpret_cast<const char*>(shared + step % 2 * kVectors) + column * (kWarpOutputs * kStepBytes);
   }
 };
 

@@ -53,6 +53,8 @@ const Device& current_device() {
   if (index >= kMaxDevices) throw cuda_error("more than 64 CUDA devices");
   std::call_once(asked[index], [&] {
     Device device{};
+    DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.major, cudaDevAttrComputeCapabilityMajor, index));
+    DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.minor, cudaDevAttrComputeCapabilityMinor, index));
     DDU_CUDA_CHECK(cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, index));
     DDU_CUDA_CHECK(
         cudaDeviceGetAttribute(&device.shared_per_multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, index));

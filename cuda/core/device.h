@@ -11,6 +11,7 @@ void check(cudaError_t status, const char* call, const char* file, int line);
 #define DDU_CUDA_CHECK(call) ::ddu::cuda::check((call), #call, __FILE__, __LINE__)
 
 struct Device {
+  int major, minor;  // compute capability
   int multiprocessors;
   int shared_per_multiprocessor;  // bytes
   int shared_per_block;           // bytes, where a kernel asks for them

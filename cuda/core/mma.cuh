@@ -68,4 +68,27 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 #endif
 }
 
+/// B of two products, one after the other along the depth: words {x, y} and {z, w}. Its 8 columns lie one after the other in
+/// shared memory, from a multiple of 1024 bytes on, each with the 128 bytes of four depths, of which `half` says which two. In
+/// each column 16-byte piece p lies at place p ^ column, so that neighbours in a depth lie in different banks.
+__device__ __forceinline__ uint4 load_columns(const char* columns, int half) {
+  const int lane = int(threadIdx.x) % 32;
+  uint4 b;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+  const int column = lane % 8;
+  const auto at = unsigned(__cvta_generic_to_shared(columns + column * 128 + ((half * 4 + lane / 8) ^ column) * 16));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(b.x), "=r"(b.y), "=r"(b.z), "=r"(b.w)
+               : "r"(at)
+               : "memory");
+#else
+  const auto word = [&](int piece) {
+    const int column = lane / 4;
+    return reinterpret_cast<const unsigned*>(columns + column * 128 + ((half * 4 + piece) ^ column) * 16)[lane % 4];
+  };
+  b = {word(0), word(1), word(2), word(3)};
+#endif
+  return b;
+}
+
 }  // namespace ddu::cuda

@@ -1,0 +1,179 @@
+#pragma once
+
+// Samples of 3x3 taps where no pixel is NaN or infinite. Position and weights of a tap come apart into those of its row and its
+// column, worked out once for each position:
+//
+//   table of a warp     [row, column][first tap, last tap][16 positions]     two pixels of an axis, and what they weigh
+//
+// Taps of the middle row or column stay on a pixel: they read one or two corners, 25 instead of 36 for nine taps. Pixels
+// outside weigh nothing, and the nearest one inside is read in their place, so nothing is asked on the way.
+
+#include "samples.cuh"
+
+namespace ddu::cuda {
+
+constexpr int kSquare = 3;    // taps of a row, and of a column
+constexpr int kWarpRun = 16;  // positions of a warp: the rows of a product, two rows of 8
+
+struct alignas(16) AxisPixels {
+  unsigned first, second;  // offsets in bytes
+  float near, far;         // weights
+};
+
+/// What sampling needs to know of a call.
+struct SquareParams : ConvolutionParams {
+  unsigned row_bytes, pixel_bytes;  // from one pixel to the one below, and to its neighbour
+  int block_columns;                // warpgroups of a block side by side
+  unsigned tiles;                   // of all images
+  bool masked;
+};
+
+/// A warp's positions: 8 side by side in each of two rows.
+struct WarpPlace {
+  int image, y, x;
+
+  __device__ __forceinline__ WarpPlace(const SquareParams& p, unsigned tile) {
+    image = int(p.by_tiles.take(tile));
+    const int tile_y = int(p.by_tile_columns.take(tile)), group = int(threadIdx.x) / 128;
+    const int columns = p.block_columns, rows = int(blockDim.x) / 128 / columns;
+    x = (int(tile) * columns + group % columns) * 8;
+    y = (tile_y * rows + group / columns) * 8 + int(threadIdx.x) / 32 % 4 * 2;
+  }
+  __device__ __forceinline__ int row(const SquareParams& p, int r) const { return min(y + r, p.out_height - 1); }
+  __device__ __forceinline__ int column(const SquareParams& p, int c) const { return min(x + c, p.out_width - 1); }
+};
+
+struct AxisTable {
+  static constexpr int kEntries = 4 * kWarpRun, kBytes = kEntries * int(sizeof(AxisPixels));
+  static constexpr int kFactorBytes = kSquare * kSquare * kWarpRun * int(sizeof(float));
+  AxisPixels* of;
+
+  __device__ __forceinline__ const AxisPixels& row(int ky, int position) const { return of[ky / 2 * kWarpRun + position]; }
+  __device__ __forceinline__ const AxisPixels& column(int kx, int position) const {
+    return of[(2 + kx / 2) * kWarpRun + position];
+  }
+  /// The mask's factors, where there are any: [tap][position], behind the entries.
+  __device__ __forceinline__ float* factors() const { return reinterpret_cast<float*>(of + kEntries); }
+  template <class T>
+  __device__ __forceinline__ void fill_factors(const SquareParams& p, const WarpPlace& place, const T* mask, int head) const {
+    const std::int64_t plane = (std::int64_t{p.shared_mask ? 0 : place.image} * p.heads + head) * p.taps;
+    __syncwarp();
+#pragma unroll 1
+    for (int i = int(threadIdx.x) % 32; i < kSquare * kSquare * kWarpRun; i += 32) {
+      const int oy = place.row(p, i % kWarpRun / 8), ox = place.column(p, i % 8);
+      factors()[i] = widen(__ldg(mask + (plane + i / kWarpRun) * p.positions + std::int64_t{oy} * p.out_width + ox));
+    }
+    __syncwarp();
+  }
+  /// A lane works out one axis of one position.
+  __device__ __forceinline__ void fill(const SquareParams& p, const WarpPlace& place, const void* map, int group) const {
+    const int lane = int(threadIdx.x) % 32, position = lane % kWarpRun;
+    const bool across = lane >= kWarpRun;
+    const int oy = place.row(p, position / 8), ox = place.column(p, position % 8);
+    const std::int64_t plane = std::int64_t{p.shared_map ? 0 : place.image} * p.groups + group;
+    const float rate = load_rate<float>(map, p.map_type, plane * p.positions + std::int64_t{oy} * p.out_width + ox);
+    Sampler<float> axis = p.y;
+    if (across) axis = p.x;
+    const unsigned step = across ? p.pixel_bytes : p.row_bytes;
+    __syncwarp();  // the entries before have been read
+#pragma unroll
+    for (int k = 0; k < kSquare; k += 2) {
+      const Pixels<float> pixels = axis.pixels(axis.base(across ? ox : oy), axis.offset(k), rate);
+      const int last = axis.size - 1;
+      const float strange = nan_unless_finite(rate);
+      of[(across * 2 + k / 2) * kWarpRun + position] = {
+          unsigned(min(max(pixels.index, 0), last)) * step, unsigned(min(max(pixels.index + 1, 0), last)) * step,
+          (pixels.first ? 1 - pixels.fraction : 0) + strange, (pixels.second ? pixels.fraction : 0) + strange};
+    }
+    __syncwarp();
+  }
+};
+
+/// What a lane reads from: its 16-byte pieces of each half of a step's channels. Lanes of odd columns take the upper half
+/// first: two positions that a quarter of a warp reads at once then meet in no bank of L1.
+struct LanePieces {
+  const char* taken[2];     // of the image's first pixel, in the order in which they are read
+  unsigned column, row[2];  // offsets of the pixels on which the lane's positions lie
+  bool odd;
+};
+
+/// A lane's samples of one of its two positions.
+template <class T>
+struct PositionSamples {
+  unsigned offset[4];
+  float weight[4];
+  Bits16<T> corner[4][2];
+
+  __device__ __forceinline__ void locate(const LanePieces& lane, const AxisTable& table, int r, int ky, int kx, bool masked) {
+    const int position = int(threadIdx.x) % 32 / 4 + 8 * r;
+    const AxisPixels y = ky == 1 ? AxisPixels{lane.row[r], 0, 1, 0} : table.row(ky, position);
+    const AxisPixels x = kx == 1 ? AxisPixels{lane.column, 0, 1, 0} : table.column(kx, position);
+    offset[0] = y.first + x.first;
+    weight[0] = y.near * x.near;
+    if (kx != 1) {
+      offset[1] = y.first + x.second;
+      weight[1] = y.near * x.far;
+    }
+    if (ky != 1) {
+      offset[2] = y.second + x.first;
+      weight[2] = y.far * x.near;
+    }
+    if (kx != 1 && ky != 1) {
+      offset[3] = y.second + x.second;
+      weight[3] = y.far * x.far;
+    }
+    if (!masked) return;
+    const float factor = table.factors()[(ky * kSquare + kx) * kWarpRun + position];
+#pragma unroll
+    for (float& w : weight) w *= factor;
+  }
+  __device__ __forceinline__ void load(const LanePieces& lane, int ky, int kx, int taken) {
+#pragma unroll
+    for (int a = 0; a < 4; ++a) {
+      if ((a % 2 && kx == 1) || (a / 2 && ky == 1)) continue;
+      corner[a][taken].whole = __ldg(reinterpret_cast<const uint4*>(lane.taken[taken] + offset[a]));
+    }
+  }
+  __device__ __forceinline__ uint4 blend(int ky, int kx, int taken, bool masked) const {
+    if (ky == 1 && kx == 1 && sizeof(T) == 2 && !masked) return corner[0][taken].whole;
+    float value[kVec<T>];
+#pragma unroll
+    for (int c = 0; c < kVec<T>; ++c) {
+      value[c] = weight[0] * corner[0][taken].get(c);
+      if (kx != 1) value[c] += weight[1] * corner[1][taken].get(c);
+      if (ky != 1) value[c] += weight[2] * corner[2][taken].get(c);
+      if (kx != 1 && ky != 1) value[c] += weight[3] * corner[3][taken].get(c);
+    }
+    return factors_of<T>(value);
+  }
+};
+
+/// A lane's samples of a position, of both halves of a step: words in the order of the halves.
+struct StepRow {
+  unsigned word[8];
+
+  __device__ __forceinline__ void put(int taken, const uint4& of) {
+    word[taken * 4] = of.x;
+    word[taken * 4 + 1] = of.y;
+    word[taken * 4 + 2] = of.z;
+    word[taken * 4 + 3] = of.w;
+  }
+  /// Halves that were taken in the other order change places.
+  __device__ __forceinline__ void sort(bool odd) {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const unsigned first = word[k], second = word[4 + k];
+      word[k] = odd ? second : first;
+      word[4 + k] = odd ? first : second;
+    }
+  }
+  /// Keeps the words in their registers from here on.
+  __device__ __forceinline__ void pin() {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+    for (int k = 0; k < 8; ++k) asm volatile("" : "+r"(word[k]));
+#endif
+  }
+};
+
+}  // namespace ddu::cuda

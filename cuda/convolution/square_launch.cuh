@@ -1,0 +1,52 @@
+#pragma once
+
+// How the host launches square_convolution_kernel, with one product or the other.
+
+#include <algorithm>
+
+#include "../core/integer.h"
+#include "../core/launch.h"
+#include "square.cuh"
+#include "square.h"
+
+namespace ddu::cuda::convolution {
+
+/// Cuts the output into tiles of so many warpgroups.
+inline void cut_tiles(const Geometry& g, int groups, SquareParams& p) {
+  p.block_columns = groups > 1 ? 2 : 1;
+  const std::int64_t columns = ceil_div(g.w.out_size, std::int64_t{8} * p.block_columns);
+  const std::int64_t rows = ceil_div(g.h.out_size, std::int64_t{8} * (groups / p.block_columns));
+  p.by_tile_columns = Divider(static_cast<unsigned>(columns));
+  p.by_tiles = Divider(grid_size(columns * rows));
+  p.tiles = grid_size(columns * rows * g.batch);
+}
+
+template <class T, int kOutputs, bool kWarpgroup>
+void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, Stream stream) {
+  const int parts = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
+  constexpr int kMostGroups = square_threads(kOutputs) / kWarpgroupThreads;
+  int groups = kMostGroups;
+  cut_tiles(g, groups, p);
+  while (groups > 1 && std::int64_t{p.tiles} * parts < current_device().multiprocessors) {
+    groups /= 2;  // no multiprocessor without a tile
+    cut_tiles(g, groups, p);
+  }
+  const std::size_t shared = SquareRing<kOutputs, kWarpgroup>::kBytes +
+                             std::size_t(groups) * 4 * (AxisTable::kBytes + (p.masked ? AxisTable::kFactorBytes : 0));
+  const int room = std::max(1, int(current_device().shared_per_multiprocessor / (shared + 1024)));
+  const int at_once = std::min(kMostGroups / groups, room);  // blocks of a multiprocessor
+  const int blocks = at_once * current_device().multiprocessors;
+  const auto of_part = static_cast<unsigned>(std::clamp<std::int64_t>(blocks / parts, 1, p.tiles));
+  const auto kernel = square_convolution_kernel<T, kOutputs, kWarpgroup>;
+  // What shared memory does not take is L1's, which the samples come from.
+  const int percent = static_cast<int>(std::min<std::size_t>(
+      100, (std::size_t(at_once) * (shared + 1024) * 100) / std::size_t(current_device().shared_per_multiprocessor) + 1));
+  DDU_CUDA_CHECK(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+  const SquarePointers<T> tensors{
+      static_cast<const T*>(call.input), static_cast<const char*>(call.slices), call.map, static_cast<const T*>(call.mask),
+      static_cast<const T*>(call.bias),  static_cast<T*>(call.output),          call.left};
+  launch(kernel, {grid_size(std::int64_t{of_part} * parts), groups * kWarpgroupThreads, shared, true}, stream, p, tensors);
+}
+
+}  // namespace ddu::cuda::convolution
