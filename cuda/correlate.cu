@@ -24,7 +24,10 @@ void run(const HeadGeometry& h, Types types, const Correlate& given, const Image
                                      given.dilation_map,
                                      static_cast<T*>(given.scores),
                                      {key.strange, key.strange_count}};
-  launch_forward<T>(correlate_kernel<T, kN>, p, tensors, stream);
+  if constexpr (kN > 1 && sizeof(T) < 8) {
+    if (p.rounds == 1) return launch_forward<T>(correlate_kernel<T, kN, true>, p, tensors, stream);
+  }
+  launch_forward<T>(correlate_kernel<T, kN, false>, p, tensors, stream);
 }
 
 OuterProduct as_outer_product(const CorrelateBackward& given) {

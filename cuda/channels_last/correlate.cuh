@@ -22,8 +22,8 @@ struct CorrelatePointers {
   StrangePixels strange;
 };
 
-/// kN: channels of a lane, 16 bytes of them or one.
-template <class T, int kN>
+/// kN: channels of a lane, 16 bytes of them or one. kOneRound: a warp has all channels of its heads at once.
+template <class T, int kN, bool kOneRound>
 __global__ void __launch_bounds__(kRowThreads, 2)
     correlate_kernel(const HeadParams<accumulator_t<T>> p, const CorrelatePointers<T> tensors) {
   using Acc = accumulator_t<T>;
@@ -36,18 +36,23 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   if (!work.any) return;
   const Table table(shared, work.run);
   T* scores = tensors.scores + work.factors(p, false);
-  const int positions = work.any_unit ? work.there : 0;
+  const int positions = work.any_unit ? work.there : 0, rounds = kOneRound ? 1 : p.rounds;
   ValueSquare<T, kN> query;
   const int at_once = Table::entries(work.run) / work.run;
   bool first = true;
+  if constexpr (kOneRound) {
+    work.to_round(p, 0);
+    table.load_rates(p, work, tensors.map);
+    query.load(tensors.query + work.values(p), p.values, positions, work.channels);
+  }
 #pragma unroll 1
   for (int tap = 0; tap < p.taps; ++tap, scores += p.positions) {
     const int t = tap & (at_once - 1);
     Acc sum[kHeadPositions] = {};
 #pragma unroll 1
-    for (int round = 0; round < p.rounds; ++round) {
+    for (int round = 0; round < rounds; ++round) {
       bool fill = round == 0 && t == 0;
-      if (first || p.rounds > 1) {
+      if (!kOneRound && (first || rounds > 1)) {
         if (work.to_round(p, round) || first) {
           __syncwarp();  // the rates have been read
           table.load_rates(p, work, tensors.map);

@@ -249,25 +249,22 @@ template <class Acc, class Store>
 __device__ __forceinline__ void add_over_lanes(Acc (&sum)[kHeadPositions], int log_lanes, Store store) {
   static_assert(kHeadPositions == 4, "two halvings");
   const int lane = int(threadIdx.x) & ((1 << log_lanes) - 1);
-  int first = 0, count = 4;  // this lane's positions
+  const bool upper = lane & 1, odd = lane & 2;
   if (log_lanes > 0) {
-    const bool upper = lane & 1;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const Acc mine = upper ? sum[2 + i] : sum[i], other = upper ? sum[i] : sum[2 + i];
       sum[i] = mine + __shfl_xor_sync(~0u, other, 1);
     }
-    first = 2 * upper;
-    count = 2;
   }
-  if (log_lanes > 1) {
-    const bool odd = lane & 2;
+  if (log_lanes > 1) {  // most often: a lane has one position, and no loop around its store
     const Acc mine = odd ? sum[1] : sum[0], other = odd ? sum[0] : sum[1];
     sum[0] = mine + __shfl_xor_sync(~0u, other, 2);
-    first += odd;
-    count = lane < 4 ? 1 : 0;
+    for (int step = 4; step < 1 << log_lanes; step *= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], step);
+    if (lane < 4) store(2 * upper + odd, sum[0]);
+    return;
   }
-  for (int step = 4; step < 1 << log_lanes; step *= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], step);
+  const int first = log_lanes > 0 ? 2 * upper : 0, count = log_lanes > 0 ? 2 : 4;  // this lane's positions
 #pragma unroll 1
   for (int i = 0; i < count; ++i) {
     store(first + i, sum[0]);
