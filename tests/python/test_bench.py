@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,10 +133,13 @@ def test_bench_of_convolution(
         convolution.Convolution(Workload((1, 4, 8, 9), 3, dtype=dtype, map="0.5-3", channels_last=last), 6)
         for dtype, last in ((torch.float32, False), (torch.bfloat16, True))
     ]
+    rows.append(replace(rows[0], outputs=8, groups=4))  # depthwise
     monkeypatch.setattr(convolution, "ON_CPU", rows)
     path = tmp_path / "figures.json"
     assert cli.main(["bench", "--quick", "--workload", "convolution", "--json", str(path)]) == 0
-    assert "F.conv2d" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "F.conv2d" in output
+    assert "8 in 4 groups" in output
     for record in json.loads(path.read_text())["results"]:
         for figure in ("forward", "step", "step bytes"):
             assert all(record[figure][name] > 0 for name in ("ours", "with a mask", "F.conv2d"))

@@ -28,11 +28,12 @@ _OURS, _PLAIN, _MASKED = "ours", "F.conv2d", "with a mask"
 class Convolution:
     workload: Workload  # with a map and a dtype
     outputs: int
+    groups: int = 1  # of the weight, not of the map
 
 
-def _in_types(workload: Workload, outputs: int, maps: tuple[str, ...]) -> list[Convolution]:
+def _in_types(workload: Workload, outputs: int, maps: tuple[str, ...], groups: int = 1) -> list[Convolution]:
     return [
-        Convolution(replace(workload, dtype=dtype, map=kind, channels_last=last), outputs)
+        Convolution(replace(workload, dtype=dtype, map=kind, channels_last=last), outputs, groups)
         for dtype in (torch.bfloat16, torch.float16, torch.float32)
         for last in (True, False)
         for kind in maps
@@ -44,10 +45,12 @@ ON_CUDA = [
     *_in_types(R, 64, ("0.5-3", "0.5-16")),
     *_in_types(R, 256, ("0.5-3",)),
     *_in_types(_ATROUS, 256, ("0.5-1.5",)),
+    *_in_types(R, 64, ("0.5-3",), groups=64),  # depthwise
 ]
 ON_CPU = [
     Convolution(Workload((2, 64, 64, 64), 3, dtype=torch.float32, map="0.5-3"), 64),
     Convolution(Workload((8, 256, 33, 33), 3, padding=12, dilation=12, dtype=torch.float32, map="0.5-1.5"), 256),
+    Convolution(Workload((2, 64, 64, 64), 3, dtype=torch.float32, map="0.5-3"), 64, groups=64),
 ]
 
 
@@ -60,7 +63,7 @@ def _ours(x: Tensor, weight: Tensor, rates: Tensor, mask: Tensor | None = None, 
 
 
 def _plain(x: Tensor, weight: Tensor, *, of: Workload) -> Tensor:
-    return F.conv2d(x, weight, None, of.stride, of.padding, of.dilation)
+    return F.conv2d(x, weight, None, of.stride, of.padding, of.dilation, x.shape[1] // weight.shape[1])
 
 
 def _step(form: Callable[..., Tensor], tensors: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor, ...]:
@@ -78,7 +81,7 @@ def measure_convolution(of: Convolution, device: torch.device, budget: float) ->
         last = work.channels_last and tensor.dim() == 4
         return tensor.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
-    x, weight = normal(*work.shape), normal(of.outputs, work.shape[1], work.kernel, work.kernel)
+    x, weight = normal(*work.shape), normal(of.outputs, work.shape[1] // of.groups, work.kernel, work.kernel)
     rates = make_map(work.map, work.map_shape(), torch.float32 if work.dtype.itemsize == 2 else work.dtype, device)
     mask = normal(work.shape[0], 1, work.kernel**2, *rates.shape[-2:]).sigmoid()
     ours, plain = partial(_ours, of=work), partial(_plain, of=work)
@@ -88,6 +91,7 @@ def measure_convolution(of: Convolution, device: torch.device, budget: float) ->
         "workload": "convolution",
         "label": work.label(),
         "outputs": of.outputs,
+        "weight_groups": of.groups,
         "dtype": str(work.dtype).removeprefix("torch."),
         "map": work.map,
         "channels_last": work.channels_last,
@@ -119,7 +123,8 @@ def report(records: list[dict[str, Any]]) -> str:
     rows[0] += [f"{direction} {name}" for direction in ("forward", "step") for name in names]
     rows[0] += [f"step {name}" for name in (_OURS, _PLAIN)] + ["forward", "step", "memory"]
     for record in records:
-        row = [record["label"], str(record["outputs"]), record["dtype"], record["map"]]
+        groups = f" in {record['weight_groups']} groups" if record["weight_groups"] > 1 else ""
+        row = [record["label"], f"{record['outputs']}{groups}", record["dtype"], record["map"]]
         row += [seconds(record[direction][name]) for direction in ("forward", "step") for name in names]
         row += [f"{record['step bytes'][name] / 1e6:.0f} MB" for name in (_OURS, _PLAIN)]
         for figure in ("forward", "step", "step bytes"):
