@@ -330,10 +330,14 @@ def main():
     if tried:
         if reason := tried.result():
             print(f"no package for CUDA: {reason}")
-        # In float64, since convolutions and matrix products of float32 may run in a shorter type there.
-        cases["program_cuda"] = (
-            [] if reason else export(str(directory / "model-cuda.pt2"), Model(), "cuda", torch.float64)
-        )
+        # In float64, since convolutions and matrix products of float32 may run in a shorter type there; and in a type that
+        # the convolution's own kernels are for.
+        for name, model, dtype in (
+            ("model-cuda", Model, torch.float64),
+            ("conv2d-cuda", Convolutions, torch.float64),
+            ("conv2d-cuda-half", Convolutions, torch.float16),
+        ):
+            cases[name] = [] if reason else export(str(directory / f"{name}.pt2"), model(), "cuda", dtype)
     torch.save(cases, directory / "cases.pt")
     batched = [case for case in cases["values"] if case["input"].dim() == 4]
     (directory / "values.bin").write_bytes(b"".join(map(plain, batched)))

@@ -19,7 +19,7 @@
 // weights of the four corners, of which some are zero. No output is NaN that by the definition is finite.
 //
 // The library has no other kernels for this operator: where conv2d_supported says no, columns of the unfold and a product of
-// matrices compute it, in pieces (Options::part). So does the Python package there, and ddu/torch/conv2d.h always.
+// matrices compute it, in pieces (Options::part). So do the Python package and ddu/torch/conv2d.h there.
 
 namespace ddu {
 

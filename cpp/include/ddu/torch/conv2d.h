@@ -16,6 +16,7 @@
 #include "ddu/conv2d_geometry.h"
 #include "ddu/torch/chunks.h"
 #include "ddu/torch/common.h"
+#include "ddu/torch/conv2d_kernels.h"
 
 namespace ddu {
 
@@ -45,10 +46,6 @@ struct TorchConv2dOptions {
 };
 
 namespace torch_detail {
-
-/// Of a call, in the order of the schema: input, weight, dilation_map, bias, mask.
-using TensorsOfConv2d = std::array<at::Tensor, 5>;
-using WantedOfConv2d = std::array<bool, 5>;
 
 /// Sizes of the window, and the map's groups.
 inline Options conv2d_options(const at::Tensor& weight, const at::Tensor& map, const TorchOptions& given) {
@@ -107,11 +104,12 @@ inline std::vector<std::int64_t> output_sizes(const Conv2dGeometry& g, bool batc
 }
 
 inline at::Tensor conv2d(const TensorsOfConv2d& given, const Options& window) {
-  check_conv2d(given);
-  const std::vector<std::int64_t> sizes = output_sizes(conv2d_geometry(given, window), given[0].dim() == 4);
+  const Types types = check_conv2d(given);
+  const Conv2dGeometry geometry = conv2d_geometry(given, window);
+  const std::vector<std::int64_t> sizes = output_sizes(geometry, given[0].dim() == 4);
   const Alone alone;
   at::Tensor output = at::empty(sizes, given[0].options(), torch_format(format_of(given[0])));
-  if (output.numel() == 0) return output;
+  if (output.numel() == 0 || conv2d_by_kernels(geometry, types, given, output)) return output;
   const auto [input, weight, map, bias, mask] = as_batch(given);
   chunked_forward({input, weight, map, mask, window}, bias, output.dim() == 3 ? output.unsqueeze(0) : output);
   return output;
@@ -120,16 +118,20 @@ inline at::Tensor conv2d(const TensorsOfConv2d& given, const Options& window) {
 /// Gradients, undefined for one that is not wanted.
 inline TensorsOfConv2d conv2d_backward(const at::Tensor& given_grad, const TensorsOfConv2d& given, const Options& window,
                                        WantedOfConv2d wanted) {
-  check_conv2d(given);
-  check_grad(given_grad, given[0], output_sizes(conv2d_geometry(given, window), given[0].dim() == 4));
+  const Types types = check_conv2d(given);
+  const Conv2dGeometry geometry = conv2d_geometry(given, window);
+  check_grad(given_grad, given[0], output_sizes(geometry, given[0].dim() == 4));
   const Alone alone;
   const at::Tensor grad = given[0].dim() == 4 ? resolved("grad", given_grad) : resolved("grad", given_grad).unsqueeze(0);
   const auto [input, weight, map, bias, mask] = as_batch(given);
+  TensorsOfConv2d grads;
+  const at::ScalarType sum_dtype = at::promote_types(input.scalar_type(), at::kFloat);
+  if (wanted[3] && bias.defined()) grads[3] = grad.sum({0, 2, 3}, false, sum_dtype).to(bias.scalar_type());
+  if (conv2d_backward_by_kernels(geometry, types, given_grad, given, wanted, grads)) return grads;
   const ChunkedCall call(input, weight, map, mask, window);
   const auto zeros = [&](bool want, const at::Tensor& like) {
     return want && like.defined() ? at::zeros(like.sizes(), like.options().dtype(call.sum_dtype)) : at::Tensor();
   };
-  TensorsOfConv2d grads;
   if (wanted[0]) grads[0] = at::empty(input.sizes(), input.options(), torch_format(format_of(given[0])));
   const ChunkSums sums{zeros(wanted[1], call.weight), zeros(wanted[2], map), zeros(wanted[4], mask)};
   if (call.channels > 0 && (wanted[0] || sums.weight.defined() || sums.map.defined() || sums.mask.defined())) {
@@ -137,7 +139,6 @@ inline TensorsOfConv2d conv2d_backward(const at::Tensor& given_grad, const Tenso
   }
   grads[1] = sums.weight;
   grads[2] = sums.map;
-  if (wanted[3] && bias.defined()) grads[3] = grad.sum({0, 2, 3}, false, call.sum_dtype);
   grads[4] = sums.mask;
   for (std::size_t i = 0; i < grads.size(); ++i) {
     if (grads[i].defined()) grads[i] = grads[i].to(given[i].scalar_type()).view(given[i].sizes());
@@ -220,8 +221,9 @@ inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, 
 ///
 ///   output[b, o, oy, ox] = bias[o] + sum over c, t of weight[o, c, t] * mask[b, head of c, t, oy, ox] * S[b, c, t, oy, ox]
 ///
-/// where S is what torch_unfold has at channel c and tap t = ky*kW + kx. Columns are made a few at a time, for torch's own
-/// matrix products, and never all in memory. Sums are float32 for half types, and rounded once.
+/// where S is what torch_unfold has at channel c and tap t = ky*kW + kx. On CUDA, kernels that need no columns compute it where
+/// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32. Elsewhere columns are made a few at a time,
+/// for torch's own matrix products, and never all in memory. Sums are float32 for half types, and rounded once.
 ///
 /// input         [B, C, H, W] or [C, H, W]
 /// weight        [O, C/conv_groups, kH, kW]: how many groups there are follows from C; they divide O, and have nothing to do
