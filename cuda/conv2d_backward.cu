@@ -7,9 +7,12 @@
 //     (rows_to_planes_kernel or convert_kernel   sums to grad_input)
 //     (add_arrays_kernel            sums to the gradients of map and mask, where their type is a half one)
 
+#include <optional>
+
 #include "channels_last/image_rows.h"
 #include "convolution/backward_columns.cuh"
 #include "convolution/backward_weight.cuh"
+#include "convolution/image.h"
 #include "ddu/conv2d.h"
 
 namespace ddu::cuda {
@@ -45,8 +48,11 @@ class ConvBackward {
         outputs_(as_image(c)),
         wants_columns_(given.grad_input || given.grad_map || given.grad_mask) {
     make_params();
-    make_weight_params();
     Workspace workspace(given.workspace);
+    if (given.grad_weight) {
+      lay_out_rows(workspace);
+      make_weight_params();
+    }
     const Geometry& g = c.geometry;
     const bool samples = given.grad_map || given.grad_mask || given.grad_weight;
     if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
@@ -71,10 +77,10 @@ class ConvBackward {
     prepare(stream);
     if (wants_columns_) run_columns(stream);
     if (given_.grad_weight) {
-      if (wide()) {
-        run_weight<kWide>(stream);
+      if (weight_warps() == 16) {
+        run_weight<16>(stream);
       } else {
-        run_weight<kNarrow>(stream);
+        run_weight<8>(stream);
       }
     }
     if (given_.grad_input && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
@@ -83,9 +89,14 @@ class ConvBackward {
   }
 
  private:
-  static constexpr int kNarrow = 64, kWide = sizeof(T) == 2 ? 128 : kNarrow;  // outputs of a block of the weight's gradient
+  template <int kWarps>
+  static constexpr int kWeightShared = 2 * WeightStage<T, kWarps>::kBytes + kWarps * StageRows<T, kWarps>::kTableBytes;
 
-  bool wide() const { return c_.weight_group_outputs() > kNarrow; }
+  /// Warps of a block of the weight's gradient: as many as have outputs, where the device has the shared memory.
+  int weight_warps() const {
+    const bool wide = c_.weight_group_outputs() > WeightStage<T, 8>::kOutputs;
+    return wide && kWeightShared<16> <= current_device().shared_per_block ? 16 : 8;
+  }
   std::int64_t all_units() const { return c_.geometry.channels / params_.unit_channels; }
   std::int64_t packed_numel() const { return all_units() * params_.taps * packed_.of_tap(); }
   /// Whether the gradient holds its sums itself.
@@ -126,26 +137,61 @@ class ConvBackward {
     p.by_slices = Divider(static_cast<unsigned>(p.slices));
     p.by_groups = Divider(static_cast<unsigned>(all_units()));
   }
+  /// Rows of whole vectors, for the weight's gradient: a copy of a channels_last image that has none.
+  void lay_out_rows(Workspace& workspace) {
+    if (!image_.own) return;
+    const auto lay_out = [&](void* memory) { rows_.emplace(c_, types_.input, given_.input_format, given_.input, memory); };
+    lay_out(nullptr);
+    lay_out(workspace.template take<unsigned char>(static_cast<std::int64_t>(rows_->bytes)));
+  }
   void make_weight_params() {
     ConvWeightParams& p = weight_;
     static_cast<ConvBackwardParams&>(p) = params_;
+    if (rows_) {
+      p.rows = rows_->rows.rows;
+      p.row = c_.geometry.w.size * p.rows.pixel;
+      p.unit_stride = static_cast<int>(rows_->rows.stride);
+    }
     cut_positions(c_.geometry, kWeightRun, p);
     p.by_slices = p.by_groups = Divider(1);  // images alone are counted beside positions
     p.position_blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * c_.geometry.batch);
+    const int warps = weight_warps();
+    p.tap_groups = static_cast<int>(ceil_div(p.taps, kWeightTaps));
     p.channel_slices = static_cast<int>(ceil_div(p.unit_channels, kWeightChannels));
-    p.output_slices = static_cast<int>(ceil_div(p.group_outputs, wide() ? kWide : kNarrow));
+    p.output_slices = static_cast<int>(ceil_div(p.group_outputs, 8 * warps));
     p.padded_channels = static_cast<int>(ceil_div(p.unit_channels, 4) * 4);
     p.part = all_units() * p.taps * p.group_outputs * p.padded_channels;
-    // Sums are read as often as they are written: no more of them than blocks that run at once.
-    const std::int64_t wanted = ceil_div(std::int64_t{2} * current_device().multiprocessors, weight_tiles());
-    const std::int64_t share = ceil_div(p.position_blocks, std::min(wanted, p.position_blocks));
-    p.splits = static_cast<int>(ceil_div(p.position_blocks, share));
+    share_out_positions(warps == 16 ? kWeightShared<16> : kWeightShared<8>, warps);
     p.by_splits = Divider(static_cast<unsigned>(p.splits));
     p.by_output_slices = Divider(static_cast<unsigned>(p.output_slices));
     p.by_channel_slices = Divider(static_cast<unsigned>(p.channel_slices));
-    p.by_taps = Divider(static_cast<unsigned>(p.taps));
+    p.by_tap_groups = Divider(static_cast<unsigned>(p.tap_groups));
   }
-  std::int64_t weight_tiles() const { return all_units() * weight_.taps * weight_.channel_slices * weight_.output_slices; }
+  std::int64_t weight_tiles() const {
+    return all_units() * weight_.tap_groups * weight_.channel_slices * weight_.output_slices;
+  }
+  /// Blocks of so many positions that they end together, in one wave or a few. Sums are read as often as they are written: the
+  /// fewer splits, the fewer of them.
+  void share_out_positions(int shared, int warps) {
+    ConvWeightParams& p = weight_;
+    const Device& device = current_device();
+    const std::int64_t resident = std::min(16 / warps, device.shared_per_multiprocessor / (shared + 1024));
+    const std::int64_t at_once = std::max<std::int64_t>(1, resident) * device.multiprocessors;
+    const std::int64_t tiles = weight_tiles(), unit = warps / kRowWarps, units = ceil_div(p.position_blocks, unit);
+    // In bytes of sums that are moved in as much time, on an H100: of a position block, and of a block's start and end.
+    constexpr double kOfUnit = 50e6, kOfBlock = 12e6;
+    double least = 0;
+    for (std::int64_t wanted = 1; wanted <= 4; ++wanted) {
+      const std::int64_t share = ceil_div(units, std::clamp<std::int64_t>(wanted * at_once / tiles, 1, units));
+      const std::int64_t splits = ceil_div(units, share), waves = ceil_div(tiles * splits, at_once);
+      const double cost = static_cast<double>(waves) * (static_cast<double>(share) * kOfUnit + kOfBlock) +
+                          2 * sizeof(float) * static_cast<double>(splits * p.part);
+      if (wanted > 1 && cost >= least) continue;
+      least = cost;
+      p.split_blocks = static_cast<int>(share * unit);
+    }
+    p.splits = static_cast<int>(ceil_div(p.position_blocks, p.split_blocks));
+  }
 
   void prepare(Stream stream) const {
     map_.clear(stream);
@@ -187,16 +233,15 @@ class ConvBackward {
     launch(conv_columns_backward_kernel<T>, {blocks, kRowThreads, static_cast<std::size_t>(shared), true}, stream, p, packed_,
            tensors);
   }
-  template <int kOutputs>
+  template <int kWarps>
   void run_weight(Stream stream) const {
-    const ConvWeightPointers<T> tensors{outputs(), image(), static_cast<const T*>(given_.mask), given_.dilation_map,
+    const T* image = rows_ ? static_cast<const T*>(rows_->read(types_.input, given_.input, stream)) : copy_;
+    const ConvWeightPointers<T> tensors{outputs(), image, static_cast<const T*>(given_.mask), given_.dilation_map,
                                         weight_sums_};
-    const int shared = 2 * WeightStage<T, kOutputs>::kBytes + kRowWarps * TapTable<float, false>::bytes(kWeightRun);
-    launch(conv_weight_backward_kernel<T, kOutputs>,
-           {grid_size(weight_tiles() * weight_.splits), kRowThreads, static_cast<std::size_t>(shared), true}, stream, weight_,
-           tensors);
-    launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 256)), 256, 0, true}, stream, weight_,
-           static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight), weight_.part);
+    launch(conv_weight_backward_kernel<T, kWarps>,
+           {grid_size(weight_tiles() * weight_.splits), 32 * kWarps, kWeightShared<kWarps>, true}, stream, weight_, tensors);
+    launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 128)), kRowThreads, 0, true}, stream, weight_,
+           static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight));
   }
 
   const Conv2dGeometry& c_;
@@ -207,6 +252,7 @@ class ConvBackward {
   bool wants_columns_, own_outputs_ = false;
   ConvBackwardParams params_{};
   ConvWeightParams weight_{};
+  std::optional<convolution::ImageOfUnits> rows_;
   ColumnWeights packed_{};
   T *copy_ = nullptr, *outputs_copy_ = nullptr;  // of the input and of grad_output, in rows
   uint4* packed_weights_ = nullptr;

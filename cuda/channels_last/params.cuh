@@ -66,7 +66,7 @@ struct WarpWork {
   int channel, channels;         // the lane's first channel within the group, and how many of kVec there are
 
   template <class Acc>
-  __device__ explicit WarpWork(const RowParams<Acc>& p, unsigned block = blockIdx.x) {
+  __device__ explicit WarpWork(const RowParams<Acc>& p, unsigned block = blockIdx.x, int warp = int(threadIdx.x) / 32) {
     unsigned rest = block, runs_x = rest;
     rest = p.by_column_blocks.take(runs_x);
     unsigned runs_y = rest;
@@ -83,7 +83,7 @@ struct WarpWork {
     first_tap = int(chunk) * p.tap_chunk;
     last_tap = min(first_tap + p.tap_chunk, p.taps);
 
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    const int lane = int(threadIdx.x) % 32;
     lanes = 1 << p.log_lanes;
     vector = lane & (lanes - 1);
     quad = lane >> p.log_lanes;

@@ -13,7 +13,7 @@
 
 #include "../channels_last/columns_backward.cuh"
 #include "../channels_last/heads.cuh"
-#include "../core/mma.cuh"
+#include "factors.cuh"
 
 namespace ddu::cuda {
 
@@ -80,15 +80,5 @@ struct ConvUnit {
     return image * p.outputs.image + weight_group * p.outputs.group;
   }
 };
-
-/// 16 bytes of T as words of a product's factor.
-template <class T>
-__device__ __forceinline__ Bits16<T> as_factor(Bits16<T> bits) {
-  if constexpr (sizeof(T) == 4) {
-#pragma unroll
-    for (int w = 0; w < 4; ++w) bits.word[w] = to_tf32(__uint_as_float(bits.word[w]));
-  }
-  return bits;
-}
 
 }  // namespace ddu::cuda

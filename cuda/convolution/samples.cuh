@@ -3,31 +3,10 @@
 // PositionSamples as fragments: a lane takes 16 bytes of channels of a position from each half of a step, blends its corners in
 // float32 and rounds the value once, to the type of the product.
 
+#include "factors.cuh"
 #include "weights.cuh"
 
 namespace ddu::cuda {
-
-/// 16 bytes of factors from values.
-template <class T>
-__device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
-  Bits16<T> bits;
-  if constexpr (sizeof(T) == 4) {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) bits.word[k] = to_tf32(value[k]);
-  } else {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if constexpr (std::is_same_v<T, __half>) {
-        const __half2 two = __floats2half2_rn(value[2 * k], value[2 * k + 1]);
-        bits.word[k] = reinterpret_cast<const unsigned&>(two);
-      } else {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(value[2 * k], value[2 * k + 1]);
-        bits.word[k] = reinterpret_cast<const unsigned&>(two);
-      }
-    }
-  }
-  return bits.whole;
-}
 
 /// A lane's samples of a position, of one half of a step. `at`: corner a of the tap, at the block's first channel.
 template <class T, class CornerWeights>

@@ -16,6 +16,16 @@ __device__ __forceinline__ void copy_async(uint4* shared, const void* global) {
   *shared = __ldcs(static_cast<const uint4*>(global));
 #endif
 }
+/// The same, or 16 zeros, of which nothing is read.
+__device__ __forceinline__ void copy_or_clear(uint4* shared, const void* global, bool copied) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(unsigned(__cvta_generic_to_shared(shared))),
+               "l"(global), "r"(copied ? 16 : 0)
+               : "memory");
+#else
+  *shared = copied ? __ldcs(static_cast<const uint4*>(global)) : uint4{0, 0, 0, 0};
+#endif
+}
 /// Waits for all copies that this thread asked for.
 __device__ __forceinline__ void wait_for_copies() {
 #if __CUDA_ARCH__ >= 800

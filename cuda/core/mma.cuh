@@ -91,4 +91,18 @@ __device__ __forceinline__ uint4 load_columns(const char* columns, int half) {
   return b;
 }
 
+/// Turns what 16-bit elements in shared memory are to a fragment: of four matrices of 8 x 8, lane 8 m + i names row i of matrix
+/// m, and gets in r[m] elements 2q and 2q + 1 of column g. A factor whose depth runs down the rows is so read as words along
+/// it.
+__device__ __forceinline__ void load_turned(unsigned (&r)[4], const void* row) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 750
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(unsigned(__cvta_generic_to_shared(row)))
+               : "memory");
+#elif defined(DDU_CUDA_EMULATION)
+  emulation::load_turned(r, row);
+#endif
+}
+
 }  // namespace ddu::cuda

@@ -93,6 +93,19 @@ void mma(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]
   warp_exchange(0);  // nobody brings anything new before all have their sums
 }
 
+/// ldmatrix.x4.trans: all lanes tell which row they name, and read what they get.
+inline void load_turned(std::uint32_t (&r)[4], const void* row) {
+  const auto address = reinterpret_cast<std::uintptr_t>(row);
+  std::uint32_t low[32], high[32];
+  std::copy_n(warp_exchange(std::uint32_t(address)), 32, low);
+  std::copy_n(warp_exchange(std::uint32_t(std::uint64_t{address} >> 32)), 32, high);
+  const int g = int(thread_index.x % 32) / 4, q = int(thread_index.x % 4);
+  const auto element = [&](int m, int i) {
+    return std::uint32_t{reinterpret_cast<const unsigned short*>(std::uint64_t{high[m * 8 + i]} << 32 | low[m * 8 + i])[g]};
+  };
+  for (int m = 0; m < 4; ++m) r[m] = element(m, 2 * q) | element(m, 2 * q + 1) << 16;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...), Arguments... arguments) {
   run(config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes, [&] { kernel(arguments...); });
