@@ -330,8 +330,8 @@ def main():
     if tried:
         if reason := tried.result():
             print(f"no package for CUDA: {reason}")
-        # In float64, since convolutions and matrix products of float32 may run in a shorter type there; and in a type that
-        # the convolution's own kernels are for.
+        # In float64, since convolutions and matrix products of float32 may run in a shorter type there; and in a type
+        # that the convolution's own kernels are for.
         for name, model, dtype in (
             ("model-cuda", Model, torch.float64),
             ("conv2d-cuda", Convolutions, torch.float64),
