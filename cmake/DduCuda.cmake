@@ -71,8 +71,8 @@ function(ddu_cuda_sources library)
     target_sources(${library} PRIVATE cpp/src/no_conv2d.cpp)
   endif()
   target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu
-                 cuda/aggregate.cu cuda/correlate.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu
-                 cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)
+                 cuda/aggregate.cu cuda/correlate.cu cuda/attention.cu cuda/channels_last/columns.cu
+                 cuda/channels_last/columns_backward.cu cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.
   set_target_properties(${library} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
                                               CUDA_SEPARABLE_COMPILATION OFF)

@@ -1,6 +1,7 @@
 // The CUDA entry points of a build without CUDA: they say so.
 
 #include "ddu/aggregate.h"
+#include "ddu/attention.h"
 #include "ddu/correlate.h"
 #include "ddu/error.h"
 #include "ddu/unfold.h"
@@ -24,6 +25,11 @@ void correlate(const HeadGeometry&, Types, const Correlate&, Stream) { unavailab
 std::size_t correlate_workspace_bytes(const HeadGeometry&, Types, const Correlate&) { unavailable(); }
 void correlate_backward(const HeadGeometry&, Types, const CorrelateBackward&, bool, Stream) { unavailable(); }
 std::size_t correlate_backward_workspace_bytes(const HeadGeometry&, Types, const CorrelateBackward&, bool) { unavailable(); }
+bool attention_supported(const HeadGeometry&, Types, MemoryFormat) { return false; }
+void attention(const HeadGeometry&, Types, const Attention&, Stream) { unavailable(); }
+std::size_t attention_workspace_bytes(const HeadGeometry&, Types, const Attention&) { unavailable(); }
+void attention_backward(const HeadGeometry&, Types, const AttentionBackward&, Stream) { unavailable(); }
+std::size_t attention_backward_workspace_bytes(const HeadGeometry&, Types, const AttentionBackward&) { unavailable(); }
 int toolkit_version() { return 0; }
 const char* architectures() { return ""; }
 

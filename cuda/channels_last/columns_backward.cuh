@@ -10,6 +10,7 @@
 
 #include "../core/async_copy.cuh"
 #include "../core/dependent_launch.cuh"
+#include "../core/integer.h"
 #include "ordered_sums.cuh"
 
 namespace ddu::cuda {

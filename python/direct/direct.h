@@ -19,6 +19,7 @@ void add_functions(pybind11::module_& module);
 void add_unfold(pybind11::module_& module);
 void add_aggregate(pybind11::module_& module);
 void add_correlate(pybind11::module_& module);
+void add_attention(pybind11::module_& module);
 void add_conv2d(pybind11::module_& module);
 
 }  // namespace direct

@@ -66,6 +66,7 @@ void add_functions(py::module_& module) {
   add_unfold(module);
   add_aggregate(module);
   add_correlate(module);
+  add_attention(module);
   add_conv2d(module);
 }
 

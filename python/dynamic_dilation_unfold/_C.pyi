@@ -218,6 +218,44 @@ def correlate_plain_backward(
     ctx: object, grad: Tensor, /
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...
 
+# Attention by one kernel. None for a call that has none, which is then composed.
+
+def attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    heads: int,
+    scale: float,
+    padding_mode: str,
+    keeps_normalizers: bool,
+    /,
+) -> tuple[Tensor, Tensor | None] | None: ...
+def attention_backward(
+    grad: Tensor,
+    output: Tensor,
+    normalizers: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    kernel_size: Pair,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    heads: int,
+    scale: float,
+    padding_mode: str,
+    output_mask: tuple[bool, ...],
+    /,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None: ...
+
 # The convolution, on devices with kernels of its own. None, or False, where columns in chunks are the way.
 
 def conv2d_supported(

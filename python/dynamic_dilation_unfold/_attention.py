@@ -1,4 +1,6 @@
-"""Attention of correlate, a softmax that knows the coverage, and aggregate: as they are, or in parts.
+"""Attention of correlate, a softmax that knows the coverage, and aggregate: as they are, or in parts; or by one kernel.
+
+On CUDA a plain call has a kernel of its own, where there is one for it (``_fused_attention.py``).
 
 Where scores are larger than the query, as those of large windows are, a call on a CPU goes in parts. Then nothing of
 the scores' size is in memory, and nothing is kept for backward but what the call was given:
@@ -29,12 +31,13 @@ from ._eager import checked, is_compiling
 from ._functions.aggregate import dynamic_dilation_aggregate
 from ._functions.correlate import dynamic_dilation_correlate
 from ._functions.coverage import dynamic_dilation_coverage
+from ._fused_attention import fused
 from ._operator import Gradients, Mask, Tensors
 from ._operators.aggregate import AGGREGATE
 from ._operators.correlate import CORRELATE
 from ._options import PaddingMode, Pair
 
-# Devices whose calls go in parts. On CUDA that would cost kernel launches, and wants to be measured first.
+# Devices whose calls go in parts. On CUDA that would cost kernel launches, and most calls have a kernel of their own.
 DEVICES = {"cpu"}
 LEAST_BYTES = 1 << 18  # of scores in a part: less would cost more time in torch's calls than in kernels
 
@@ -55,6 +58,8 @@ class Options(NamedTuple):
 
 def attention(tensors: Tensors, options: Options) -> Tensor:
     """Of query, key, value, map and bias, which is None if there is none."""
+    if _is_plain(tensors) and (by_kernel := fused(tensors, options, composed)) is not None:
+        return by_kernel
     if _may_go_in_parts(tensors) and options.heads * prod(options.kernel_size) > tensors[0].shape[-3]:
         query, key, _, dilation_map, _ = tensors
         given = CORRELATE.read((*options.window, options.heads, options.padding_mode))
@@ -108,12 +113,15 @@ def covered_softmax(scores: Tensor, coverage: Tensor, tiny: float) -> Tensor:
 
 
 def _may_go_in_parts(tensors: Tensors) -> bool:
+    on_devices = all(t is None or t.device.type in DEVICES for t in tensors)
+    return on_devices and _is_plain(tensors) and not private.any_autocast()
+
+
+def _is_plain(tensors: Tensors) -> bool:
     """Whether plain autograd alone looks at the call; a profiler may, which then sees what is done."""
-    if is_compiling() or private.any_autocast() or private.any_transformer() or private.in_forward_mode():
+    if is_compiling() or private.any_transformer() or private.in_forward_mode():
         return False
-    return all(
-        t is None or (type(t) in _PLAIN and t.device.type in DEVICES and not private.is_wrapper(t)) for t in tensors
-    )
+    return all(t is None or (type(t) in _PLAIN and not private.is_wrapper(t)) for t in tensors)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -126,7 +126,7 @@ def forward(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
             return operator.compute(_all_resolved(tensors), options)
     if not has_kernels(operator, tensors[0].device):
         return reference_of(operator, options)(*tensors)
-    with _current(tensors[0].device):
+    with on_device(tensors[0].device):
         output: Tensor | None = getattr(_C, operator.name)(*map(_resolved, tensors), *options)
     if output is None:
         raise _without_memory(operator, tensors)
@@ -144,7 +144,7 @@ def backward(operator: Operator, grad: Tensor, tensors: Tensors, options: Any, m
             return operator.compute_backward(_all_resolved((grad,))[0], _all_resolved(tensors), options, mask)
     if not has_kernels(operator, tensors[0].device):
         return operator.vjp(grad, tensors, options, mask)
-    with _current(tensors[0].device):
+    with on_device(tensors[0].device):
         call = getattr(_C, f"{operator.name}_backward")
         grads: Gradients | None = call(_resolved(grad), *map(_resolved, tensors), *options, tuple(mask))
     if grads is None:
@@ -174,6 +174,6 @@ def _alone(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _current(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes a CUDA device the current one."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.cuda.device(device)

@@ -68,11 +68,15 @@ def dynamic_dilation_attention(
         TypeError: A dtype is not supported, or the dtypes do not go together.
         RuntimeError: The tensors are on different devices, or this build cannot serve the device.
 
-    Differentiable in query, key, value, dilation_map and bias. Scores are as large as the query times
-    ``heads * kH*kW / C``; backward keeps two tensors of that size. Where they are larger than the query, a plain call
-    on a CPU has a part of them at a time, keeps nothing but its arguments, and computes them again in backward. In a
-    half type scores and weights are rounded to that type once each, as in ``(q @ k).softmax(-1) @ v``, and the softmax
-    is float32; in float16 a position counts as outside where less than 6e-5 of its weight meets the image.
+    Differentiable in query, key, value, dilation_map and bias. On CUDA a plain call has one kernel for each direction:
+    scores are never in memory, backward keeps the output and a number for each head and position, and in a half type
+    nothing but results is rounded. Other calls, those in float64, with more than 64 channels a head, with values of
+    other channels than the key's and deterministic ones among them, are composed. Scores are then as large as the query
+    times ``heads * kH*kW / C``; backward keeps two tensors of that size. Where they are larger than the query, a plain
+    call on a CPU has a part of them at a time, keeps nothing but its arguments, and computes them again in backward.
+    Composed in a half type, scores and weights are rounded to that type once each, as in ``(q @ k).softmax(-1) @ v``,
+    and the softmax is float32; in float16 a position counts as outside where less than 6e-5 of its weight meets the
+    image.
     """
     named = {
         "query": query,
