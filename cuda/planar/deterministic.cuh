@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(AddWindows::kThreads, 4)
   const unsigned pixel_blocks = unsigned(ceil_div(p.pixels(), AddWindows::kThreads)), tiles = p.by_tiles.divisor;
   const std::int64_t pixel = std::int64_t{blockIdx.x % pixel_blocks} * AddWindows::kThreads + threadIdx.x;
   unsigned rest = blockIdx.x / pixel_blocks;
-  const unsigned channel_blocks = unsigned((p.group_channels + block_channels - 1) / block_channels);
+  const unsigned channel_blocks = unsigned(ceil_div(p.group_channels, block_channels));
   const int first = int(rest % channel_blocks) * block_channels;
   rest /= channel_blocks;
   const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));

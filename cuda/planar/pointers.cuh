@@ -2,6 +2,7 @@
 
 // The memory of a call, as its kernels get it.
 
+#include "../core/integer.h"
 #include "../core/numeric.cuh"
 #include "../core/position.cuh"
 
@@ -52,7 +53,7 @@ struct BackwardPointers {
 /// Index of a vector of channels in BackwardPointers::fallback_marks.
 template <class Acc>
 __device__ __forceinline__ std::int64_t fallback_index(const Params<Acc>& p, int image, int group, int vec) {
-  const std::int64_t vecs = (p.group_channels + kBackwardVec - 1) / kBackwardVec;
+  const std::int64_t vecs = ceil_div(p.group_channels, kBackwardVec);
   return ((std::int64_t{image} * p.groups + group) * vecs + vec) * (1 + std::int64_t{p.by_tiles.divisor});
 }
 
