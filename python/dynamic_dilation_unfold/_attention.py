@@ -81,14 +81,14 @@ def weights_of(tensors: Tensors, options: Options) -> Tensor:
     window, heads, padding_mode = options.window, options.heads, options.padding_mode
     scores = dynamic_dilation_correlate(query * options.scale, key, dilation_map, *window, heads, padding_mode)
     dtype = scores.dtype  # autocast's, under autocast
-    exact = torch.promote_types(dtype, torch.float32)
-    weights = scores.to(exact)
+    accumulate = torch.promote_types(dtype, torch.float32)
+    weights = scores.to(accumulate)
     del scores
     if bias is not None:
-        weights = weights + bias.to(exact)
+        weights = weights + bias.to(accumulate)
     if padding_mode == "border":
         return weights.softmax(-3).to(dtype)
-    coverage = dynamic_dilation_coverage(dilation_map.to(exact), key.shape[-2:], *window)
+    coverage = dynamic_dilation_coverage(dilation_map.to(accumulate), key.shape[-2:], *window)
     groups = coverage.shape[-4]
     by_group = weights.unflatten(-4, (groups, heads // groups))
     del weights

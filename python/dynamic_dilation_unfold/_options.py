@@ -22,7 +22,9 @@ def pair(name: str, value: Any) -> Pair:
         sequence = _sequence(value)
         height, width = map(_index, (value, value) if sequence is None else sequence)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}") from None
+        is_same = name == "padding" and isinstance(value, str) and value == "same"
+        advice = "; dilation * (kernel_size - 1) // 2 is that of odd windows" if is_same else ""
+        raise TypeError(f"{name} must be an int or a pair of ints, got {reprlib.repr(value)}{advice}") from None
     return (_checked(name, height), _checked(name, width))
 
 

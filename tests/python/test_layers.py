@@ -1,11 +1,19 @@
 """DynamicDilationConv2d and convert: what a layer starts as, where its rates come from, and whose weights it takes."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import DynamicDilationConv2d, convert, dynamic_dilation_conv2d, onnx
+from dynamic_dilation_unfold import (
+    DilationPredictor,
+    DynamicDilationAttention2d,
+    DynamicDilationConv2d,
+    convert,
+    dynamic_dilation_conv2d,
+    onnx,
+)
 from torch import nn
 
 CONVOLUTIONS = [
@@ -86,6 +94,15 @@ def test_given_rates():
         layer(x)
     with pytest.raises(TypeError, match="takes no dilation_map"):
         DynamicDilationConv2d(2, 3, 3)(x, rates)
+
+
+def test_inputs_that_a_layer_was_not_made_for():
+    layers = (DynamicDilationConv2d(2, 3, 3), DynamicDilationConv2d(2, 3, 3, rates="learned"), DilationPredictor(2))
+    for layer in (*layers, DynamicDilationAttention2d(2, 1, 3)):
+        for shape in ((1, 5, 6, 6), (6, 6)):
+            message = f"input must have shape [B, 2, H, W] or [2, H, W], as this layer was made, got {list(shape)}"
+            with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+                layer(torch.ones(shape))
 
 
 def test_half_rates_stay_float32():

@@ -73,6 +73,13 @@ PAIRS = {
 }
 
 
+def test_padding_of_conv2d_is_explained():
+    with pytest.raises(
+        TypeError, match=r"^padding must be .*, got 'same'; dilation \* \(kernel_size - 1\) // 2 is that of"
+    ):
+        dynamic_dilation_unfold(torch.ones(1, 1, 3, 3), 3, torch.ones(1, 1, 3, 3), padding="same")
+
+
 @pytest.mark.parametrize("function", [dynamic_dilation_unfold, reference])
 @pytest.mark.parametrize("form", PAIRS)
 def test_pairs(form, function):

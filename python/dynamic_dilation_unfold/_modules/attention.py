@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._functions.attention import dynamic_dilation_attention
 from .._options import integer, pair
-from .rates import DilationPredictor
+from .rates import DilationPredictor, check_channels
 
 
 class DynamicDilationAttention2d(nn.Module):
@@ -93,6 +93,7 @@ class DynamicDilationAttention2d(nn.Module):
                 'rates="given" needs a dilation_map' if dilation_map is None else 'give a map only with rates="given"'
             )
             raise ValueError(f"{needs}; this module has rates={self.rates!r}")
+        check_channels(input, self.channels)
         if self.predictor is not None:
             dilation_map = self.predictor(input)
         attended = dynamic_dilation_attention(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._functions.conv2d import dynamic_dilation_conv2d
-from .rates import DilationPredictor, bounded_rates
+from .rates import DilationPredictor, bounded_rates, check_channels
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
@@ -137,6 +137,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         if (dilation_map is None) == (self.rates == "given"):
             how = "a dilation_map" if dilation_map is None else "no dilation_map"
             raise TypeError(f"a layer with rates={self.rates!r} takes {how}")
+        check_channels(input, self.in_channels)
         rates = self.dilation_map(input) if dilation_map is None else dilation_map
         padding: Any = self.padding
         return dynamic_dilation_conv2d(

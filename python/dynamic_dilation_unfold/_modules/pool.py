@@ -58,8 +58,8 @@ class DynamicDilationPool2d(nn.Module):
             query = torch.ones_like(input[..., :1, :1]).expand(*input.shape[:-2], *positions)
             scale = self.temperature * self.heads / input.shape[-3]
             return dynamic_dilation_attention(query, input, input, dilation_map, *window, self.heads, scale=scale)
-        exact = torch.promote_types(input.dtype, torch.float32)
-        inside = dynamic_dilation_coverage(dilation_map.to(exact), input.shape[-2:], *window)
+        accumulate = torch.promote_types(input.dtype, torch.float32)
+        inside = dynamic_dilation_coverage(dilation_map.to(accumulate), input.shape[-2:], *window)
         total = inside.sum(-3, keepdim=True)
         weights = 1 / total.masked_fill(total < torch.finfo(input.dtype).tiny, torch.inf)
         return dynamic_dilation_aggregate(input, weights.to(input.dtype).expand_as(inside), dilation_map, *window)

@@ -17,6 +17,13 @@ def bounded_rates(z: Tensor, min_rate: float, max_rate: float) -> Tensor:
     return rates
 
 
+def check_channels(input: Tensor, channels: int) -> None:
+    """Raises for an input that a layer was not made for, before one of its parts says so in words of its own."""
+    if input.dim() not in (3, 4) or input.shape[-3] != channels:
+        shapes = f"[B, {channels}, H, W] or [{channels}, H, W]"
+        raise ValueError(f"input must have shape {shapes}, as this layer was made, got {list(input.shape)}")
+
+
 class DilationPredictor(nn.Module):
     """A dilation map from an image, by one convolution: ``[B, C, H, W]`` -> ``[B, groups, Ho, Wo]``.
 
@@ -52,6 +59,7 @@ class DilationPredictor(nn.Module):
         nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
 
     def forward(self, input: Tensor) -> Tensor:
+        check_channels(input, self.conv.in_channels)
         z = self.conv(input)
         return bounded_rates(z, self.min_rate, self.max_rate)
 

@@ -140,7 +140,7 @@ def measure_consumer(of: Consumer, device: torch.device, budget: float, compiled
     }
     grad = torch.randn_like(ours(*fixed, of=of))
     if compiled:
-        torch._dynamo.reset()  # it gives up on a function that it has compiled for eight shapes and types
+        torch.compiler.reset()  # it gives up on a function that it has compiled for eight shapes and types
     forms = {"ours": ours, "columns": torch.compile(columns) if compiled else columns}
     steps: dict[str, dict[str, Job]] = {"forward": {}, "step": {}}
     found = {}

@@ -66,14 +66,14 @@ inline at::Tensor torch_attention(const at::Tensor& query, const at::Tensor& key
   const std::int64_t head_channels = channels / heads;
   const double factor = scale ? *scale : head_channels > 0 ? 1 / std::sqrt(static_cast<double>(head_channels)) : 1.0;
   const at::Tensor scores = torch_correlate(query * factor, key, dilation_map, kernel_size, options, heads);
-  const at::ScalarType type = scores.scalar_type(), exact = at::promote_types(type, at::kFloat);
-  at::Tensor weights = scores.to(exact);
-  if (bias.defined()) weights = weights + bias.to(exact);
+  const at::ScalarType type = scores.scalar_type(), accumulate = at::promote_types(type, at::kFloat);
+  at::Tensor weights = scores.to(accumulate);
+  if (bias.defined()) weights = weights + bias.to(accumulate);
   if (options.padding_mode == PaddingMode::border) {
     weights = weights.softmax(-3);
   } else {
     const at::Tensor coverage =
-        torch_coverage(dilation_map.to(exact), {key.size(-2), key.size(-1)}, kernel_size, options).unsqueeze(-4);
+        torch_coverage(dilation_map.to(accumulate), {key.size(-2), key.size(-1)}, kernel_size, options).unsqueeze(-4);
     // Where no tap meets the image nothing is masked, as a softmax of nothing but -inf is NaN.
     at::Tensor outside = coverage == 0;
     outside = outside.logical_and(outside.all(-3, true).logical_not());
