@@ -22,7 +22,7 @@ from torch import Tensor
 
 from . import _C
 from ._derivatives import pullback
-from ._options import Pair
+from ._operators.unfold import Options
 from ._sampling import columns as reference_columns
 
 # Bytes of columns in a chunk. On a CPU they stay in the cache from their making to the product; elsewhere they bound
@@ -31,17 +31,6 @@ CHUNK_BYTES = {"cpu": 4 << 20}
 OTHER_CHUNK_BYTES = 64 << 20
 # A chunk in backward is larger where its channels are too few for a good product, up to so many times as much.
 GROWTH = 64
-
-
-class Window(NamedTuple):
-    """The options of unfold, of a chunk whose channels are in ``groups`` groups of the map."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    padding_mode: str
 
 
 class Part(NamedTuple):
@@ -78,7 +67,7 @@ class _Call:
     """Sizes of one batched call, and what its chunks have in common."""
 
     def __init__(
-        self, input: Tensor, weight: Tensor, dilation_map: Tensor, mask: Tensor | None, window: Window, kernels: bool
+        self, input: Tensor, weight: Tensor, dilation_map: Tensor, mask: Tensor | None, window: Options, kernels: bool
     ) -> None:
         self.input, self.map, self.mask = input, dilation_map, mask
         self.window, self.kernels = window, kernels
@@ -161,7 +150,7 @@ def _present(result: Any) -> Any:
     return result
 
 
-def _from_row(window: Window, row: int) -> Window:
+def _from_row(window: Options, row: int) -> Options:
     """The window whose first row of positions is another: it lies as with less padding."""
     return window._replace(padding=(window.padding[0] - row * window.stride[0], window.padding[1]))
 
@@ -201,7 +190,7 @@ def forward(
     dilation_map: Tensor,
     bias: Tensor | None,
     mask: Tensor | None,
-    window: Window,
+    window: Options,
     output: Tensor,
     kernels: bool,
 ) -> None:
@@ -251,7 +240,7 @@ def backward(
     weight: Tensor,
     dilation_map: Tensor,
     mask: Tensor | None,
-    window: Window,
+    window: Options,
     grad_input: Tensor | None,
     wanted: Wanted,
     kernels: bool,

@@ -7,6 +7,7 @@ derivatives, batching and FLOPs, all made from its description.
 from __future__ import annotations
 
 import functools
+import threading
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import _batching, _kernels, _second
+from . import _batching, _kernels
 from . import _torch_private as private
 from ._derivatives import apply, backward_of, filled, has_dtensor, reference_of
 from ._operator import Mask, Operator, Tensors
@@ -22,67 +23,98 @@ from ._operator import Mask, Operator, Tensors
 NAME = "dynamic_dilation_unfold"
 _TAGS = (torch.Tag.pt2_compliant_tag,)
 operators: list[Operator] = []
+_unused: dict[str, _Rules] = {}  # of registered operators that nobody has asked torch.ops for
+_resolving = threading.RLock()
 
 
-def _library(new: bool = False) -> torch.library.Library:
+def _library() -> torch.library.Library:
     """The library of torch's that the operators are in: where torch keeps them, and nowhere in this package.
 
     So an import replaces what an earlier import in this process left, after the package was removed from sys.modules.
     """
-    namespace = vars(getattr(torch.ops, NAME))
-    if new:
-        namespace.pop("_library", None)  # the last reference: its operators go with it
-        namespace["_library"] = torch.library.Library(NAME, "DEF")
-    library: torch.library.Library = namespace["_library"]
+    library: torch.library.Library = vars(getattr(torch.ops, NAME))["_library"]
     return library
 
 
-_library(new=True)
+def _renew_library() -> None:
+    namespace = vars(getattr(torch.ops, NAME))
+    namespace.pop("_library", None)  # the last reference: its operators go with it
+    namespace["_library"] = torch.library.Library(NAME, "DEF")
+    namespace["__getattr__"] = _first_use
+    for known in [op for op in flop_registry if str(op).startswith(f"{NAME}.")]:
+        del flop_registry[known]
 
 
 def register(operator: Operator) -> None:
     """Defines the two operators and everything about them."""
     operators.append(operator)
-    library = _library()
     for schema, rules in zip(operator.schemas, (_ForwardRules(operator), _BackwardRules(operator)), strict=True):
-        _define(library, schema, rules)
+        _define(schema, rules)
 
 
-def _define(library: torch.library.Library, schema: str, rules: _Rules) -> None:
+def _define(schema: str, rules: _Rules) -> None:
     name = schema.partition("(")[0]
-    rules.op = _define_kernel(library, schema, rules)
+    packet = _define_kernel(schema, name, rules)
+    rules.op = packet.default
     # In a torch that cannot skip autograd, a second operator does the work below it.
-    rules.below = rules.op if private.can_redispatch else _define_kernel(library, f"_{schema}", rules)
-    library.impl(name, rules.autograd, "Autograd", with_keyset=True)
-    for known in [op for op in flop_registry if str(op).split(".")[:2] == [NAME, name]]:  # of an earlier import
-        del flop_registry[known]
-    register_flop_formula(getattr(getattr(torch.ops, NAME), name))(rules.flops)
+    rules.below = name if private.can_redispatch else f"_{name}"
+    if rules.below != name:
+        _define_kernel(f"_{schema}", rules.below, rules)
+    _library().impl(name, rules.autograd, "Autograd", with_keyset=True)
+    register_flop_formula(packet)(rules.flops)
 
 
-def _define_kernel(library: torch.library.Library, schema: str, rules: _Rules) -> Any:
-    name = schema.partition("(")[0]
-    vars(getattr(torch.ops, NAME)).pop(name, None)  # of an earlier import: torch < 2.5 does not forget it by itself
+def _define_kernel(schema: str, name: str, rules: _Rules) -> Any:
+    library, namespace = _library(), getattr(torch.ops, NAME)
+    vars(namespace).pop(name, None)  # of an earlier import: torch < 2.5 does not forget it by itself
     library.define(schema, tags=_TAGS)
     library.impl(name, rules.kernel, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{NAME}::{name}", rules.fake, lib=library)
-    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
-        torch.library.register_vmap(f"{NAME}::{name}", rules.vmap, lib=library)
-    return getattr(getattr(torch.ops, NAME), name).default
+    rules.packets[name] = type(namespace).__getattr__(namespace, name)
+    del vars(namespace)[name]  # which that has set: the next who asks comes to _first_use
+    _unused[name] = rules
+    return rules.packets[name]
+
+
+def _first_use(name: str) -> Any:
+    """What ``torch.ops.dynamic_dilation_unfold`` does for an attribute that it has not: an operator at its first use.
+
+    An operator's fakes and batching are registered then. Torch takes a millisecond for them, and whoever needs them,
+    a compiler, a mode or a transform, comes to the operator by its name in ``torch.ops``; autograd and the kernels,
+    which the dispatcher may call from C++, are there from the import on.
+    """
+    namespace = getattr(torch.ops, NAME)
+    with _resolving:
+        rules = _unused.get(name)
+        if rules is None:
+            return type(namespace).__getattr__(namespace, name)
+        packet = rules.packets[name]
+        if not rules.is_registering:  # torch asks for the operator again meanwhile
+            rules.is_registering = True
+            library = _library()
+            torch.library.register_fake(f"{NAME}::{name}", rules.fake, lib=library)
+            if hasattr(torch.library, "register_vmap"):  # torch >= 2.5
+                torch.library.register_vmap(f"{NAME}::{name}", rules.vmap, lib=library)
+            rules.is_registering = False
+            del _unused[name]
+            setattr(namespace, name, packet)
+    return packet
 
 
 class _Rules:
     """What the dispatcher calls for one registered operator. Arguments are those of the schema."""
 
     op: Any
-    below: Any  # the operator without its autograd rule
+    below: str  # name of the operator without its autograd rule
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
+        self.packets: dict[str, Any] = {}  # what torch.ops has under a name
+        self.is_registering = False
 
     def below_autograd(self, keyset: Any, *arguments: Any) -> Any:
         if private.can_redispatch:
             return private.redispatch_below_autograd(self.op, keyset, *arguments)
-        return self.below(*arguments)
+        return getattr(getattr(torch.ops, NAME), self.below).default(*arguments)
 
     def kernel(self, *arguments: Any) -> Any:
         raise NotImplementedError
@@ -178,6 +210,9 @@ class _BackwardRules(_Rules):
         return self.operator.backward_flops(tensors, options, mask)
 
 
+_renew_library()
+
+
 # --- Derivatives ------------------------------------------------------------------------------------------------------
 
 
@@ -207,6 +242,8 @@ class _RecordedBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        from . import _second  # not needed before the first call
+
         grads = _second.vjp_of_backward(
             ctx.operator, ctx.saved_tensors, cotangents, ctx.options, ctx.mask, ctx.needs_input_grad[4:], _Registered()
         )

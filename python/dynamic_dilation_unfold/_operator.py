@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from . import _torch_private as private
 from ._derivatives import pullback
 from ._geometry import full_map
 from ._options import Int, kinds_of
+
+if TYPE_CHECKING:
+    from .cost import Cost
 
 Tensors = tuple[Tensor, ...]  # of a call, in the order of Operator.arguments; None for an optional one not given
 Gradients = tuple[Tensor | None, ...]  # of those; None for one that is not wanted
@@ -138,6 +141,13 @@ class Operator(ABC):
         """Gradients as the registered backward returns them: a schema has no tuple of one."""
         return grads if self.count > 1 else grads[0]
 
+    def cost(self, backward: bool = False) -> Callable[..., Cost]:
+        """The operator's function in ``cost.py``, which nobody needs before FLOPs are counted."""
+        from . import cost
+
+        function: Callable[..., Cost] = getattr(cost, f"{self.name}_backward" if backward else self.name)
+        return function
+
     @property
     def schemas(self) -> tuple[str, str]:
         """Of forward and backward."""
@@ -175,8 +185,9 @@ class Operator(ABC):
     def require_tensors(self, tensors: Sequence[Any]) -> None:
         for argument, value in zip(self.arguments, tensors, strict=True):
             if not isinstance(value, Tensor) and not (argument.optional and value is None):
+                what = "None or a torch.Tensor" if argument.optional else "a torch.Tensor"
                 raise TypeError(
-                    f"{argument.name} must be a torch.Tensor, got {type(value).__name__}{self._how(argument, value)}"
+                    f"{argument.name} must be {what}, got {type(value).__name__}{self._how(argument, value)}"
                 )
 
     def _how(self, argument: Argument, value: Any) -> str:

@@ -31,7 +31,7 @@ def _cells(rate: Tensor, axis: int, kernel: int, stride: int, padding: int, dila
     return base.view(shape) + whole.long(), distance - whole
 
 
-class Window(NamedTuple):
+class Taps(NamedTuple):
     """Where the taps of each position lie: ``y, fy [B, G, kH, Ho, Wo]`` and ``x, fx [B, G, kW, Ho, Wo]``, as _cells."""
 
     y: Tensor
@@ -40,11 +40,11 @@ class Window(NamedTuple):
     fx: Tensor
     finite: Tensor  # [B, G, Ho, Wo]: whether the rate is
     # Likewise. A rate that is not finite makes its taps NaN, and its own gradient too; to the others this adds 0.
-    poison: Tensor
+    nan_or_zero: Tensor
     border: bool  # padding_mode
 
 
-def window(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Window:
+def taps_of(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Taps:
     """Of a full map ``[B, G, Ho, Wo]``, computed in ``dtype``."""
     given = dilation_map.to(dtype)
     finite = given.isfinite()
@@ -53,8 +53,8 @@ def window(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Window:
         _cells(rate, 2 + i, options.kernel_size[i], options.stride[i], options.padding[i], options.dilation[i])
         for i in (0, 1)
     )
-    poison = given.nan_to_num() * torch.where(finite, 0.0, torch.nan)
-    return Window(*y, *x, finite, poison, options.padding_mode == "border")
+    nan_or_zero = given.nan_to_num() * torch.where(finite, 0.0, torch.nan)
+    return Taps(*y, *x, finite, nan_or_zero, options.padding_mode == "border")
 
 
 def _within(index: Tensor, fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ def _within(index: Tensor, fraction: Tensor, size: int) -> tuple[Tensor, Tensor]
     return index.clamp(-1, size - 1), torch.where(outside, 0, fraction)
 
 
-def sample(input: Tensor, taps: Window, rows: slice, columns: slice) -> Tensor:
+def sample(input: Tensor, taps: Taps, rows: slice, columns: slice) -> Tensor:
     """``[B, G, C/G, n, Ho, Wo]`` of ``input [B, C, H, W]``: what lies at the ``n`` taps of some rows and columns."""
     batch, channels, height, width = input.shape
     groups = taps.finite.shape[1]
@@ -92,7 +92,7 @@ def sample(input: Tensor, taps: Window, rows: slice, columns: slice) -> Tensor:
     )
     # The number of taps by its bounds: a compiler's symbols know no -1 in an empty tensor.
     count = y.shape[2] * x.shape[3]
-    sampled: Tensor = values.unflatten(3, (count, *taps.finite.shape[2:])) + taps.poison[:, :, None, None]
+    sampled: Tensor = values.unflatten(3, (count, *taps.finite.shape[2:])) + taps.nan_or_zero[:, :, None, None]
     return sampled
 
 
@@ -106,7 +106,7 @@ def batched(sampled: Callable[..., Tensor], tensors: Sequence[Tensor], options: 
 def columns(input: Tensor, dilation_map: Tensor, options: Any) -> Tensor:
     """``[B, C*kH*kW, Ho*Wo]`` of ``input [B, C, H, W]`` and a full map."""
     accumulate = torch.promote_types(input.dtype, torch.float32)
-    taps = sample(input.to(accumulate), window(dilation_map, accumulate, options), slice(None), slice(None))
+    taps = sample(input.to(accumulate), taps_of(dilation_map, accumulate, options), slice(None), slice(None))
     rows = input.shape[1] * options.kernel_size[0] * options.kernel_size[1]
     result: Tensor = taps.reshape(input.shape[0], rows, dilation_map.shape[2] * dilation_map.shape[3]).to(input.dtype)
     return result
@@ -115,7 +115,7 @@ def columns(input: Tensor, dilation_map: Tensor, options: Any) -> Tensor:
 def each_tap(input: Tensor, dilation_map: Tensor, options: Any) -> Iterator[Tensor]:
     """``[B, C, Ho, Wo]`` of ``input [B, C, H, W]`` for each tap in turn, in the dtype that sums have."""
     accumulate = torch.promote_types(input.dtype, torch.float32)
-    pixels, taps = input.to(accumulate), window(dilation_map, accumulate, options)
+    pixels, taps = input.to(accumulate), taps_of(dilation_map, accumulate, options)
     shape = (*input.shape[:2], *dilation_map.shape[2:])
     height, width = options.kernel_size
     if not torch.compiler.is_compiling() and prod(shape) * height * width <= _FEW:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _batching, _kernels, _second
+from . import _batching, _kernels
 from . import _torch_private as private
 from ._derivatives import apply, backward_of, filled, reference_of
 from ._operator import Gradients, Mask, Operator, Tensors
@@ -75,6 +75,8 @@ class _TransformedForward(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
+        from . import _second  # not needed before the first call
+
         return _second.jvp(ctx.operator, ctx.saved_tensors, tangents[2:], ctx.options, _Transformed())
 
     @staticmethod
@@ -102,6 +104,8 @@ class _TransformedBackward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        from . import _second
+
         grads = _second.vjp_of_backward(
             ctx.operator, ctx.saved_tensors, cotangents, ctx.options, ctx.mask, ctx.needs_input_grad[3:], _Transformed()
         )
@@ -109,6 +113,8 @@ class _TransformedBackward(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
+        from . import _second
+
         return _second.jvp_of_backward(
             ctx.operator, ctx.saved_tensors, tangents[3:], ctx.options, ctx.mask, _Transformed()
         )

@@ -140,10 +140,53 @@ def test_import_needs_no_gpu_and_initialises_none():
     assert python("import dynamic_dilation_unfold, torch", "print(torch.cuda.is_initialized())").strip() == "False"
 
 
-def test_import_leaves_the_tools_alone():
-    loaded = python("import sys, dynamic_dilation_unfold", "print(*sys.modules)").split()
-    assert "dynamic_dilation_unfold.functional" in loaded
-    assert not [name for name in loaded if "._tools" in name]
+def test_import_leaves_for_later_what_a_call_may_not_need():
+    """Counts rather than times it: the modules of the package, and what it has torch make of its operators."""
+    program = """
+import sys, torch
+made = []
+for name in ("register_fake", "register_vmap"):
+    setattr(torch.library, name, lambda op, *args, name=name, make=getattr(torch.library, name), **named: (
+        made.append(f"{name} {op}"), make(op, *args, **named))[1])
+import dynamic_dilation_unfold as d
+loaded = [name for name in sys.modules if name.startswith(d.__name__)]
+print(*loaded)
+print(len(made))
+x, m = torch.rand(1, 1, 3, 3), torch.rand(1, 1, 3, 3)
+d.dynamic_dilation_unfold(x, 3, m, padding=1)
+print(len(made))
+op = torch.ops.dynamic_dilation_unfold.unfold.default
+assert op is torch.ops.dynamic_dilation_unfold.unfold.default
+print(*op(x.to("meta"), m.to("meta"), [3, 3], [1, 1], [1, 1], [1, 1], 1).shape)
+print(len(made) - hasattr(torch.library, "register_vmap"))
+"""
+    loaded, *counts = python(program).splitlines()
+    modules = [name.partition(".")[2] for name in loaded.split()]
+    assert "functional" in modules
+    later = (
+        "_tools",
+        "_attention",
+        "_fused_attention",
+        "_chunks",
+        "_second",
+        "_sharding",
+        "_modules",
+        "modules",
+        "cost",
+        "viz",
+        "onnx",
+    )
+    assert not [name for name in modules if name.split(".")[0] in later]
+    assert len(modules) <= 32  # each takes a few tenths of a millisecond
+    assert counts == ["0", "0", "1 9 9", "1"]  # those of the one operator whose name was asked of torch.ops
+
+
+def test_what_is_left_for_later_is_there():
+    assert package.DynamicDilationUnfold is package.modules.DynamicDilationUnfold
+    assert package.cost.unfold((1, 1, 3, 3), (1, 1, 3, 3), 3).flops > 0
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
 
 
 def test_import_leaves_torch_as_it_was():

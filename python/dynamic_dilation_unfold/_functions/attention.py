@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from .. import _torch_private as private
-from .._attention import Options, attention
 from .._eager import handed_over, is_compiling
 from .._options import Pair, integer, pair
 from .._options import padding_mode as read_padding_mode
@@ -95,6 +94,8 @@ def dynamic_dilation_attention(
     others: Tensor | None = handed_over(dynamic_dilation_attention, **named)
     if others is not None:
         return others
+    from .._attention import Options, attention  # not needed before the first call
+
     heads = integer("heads", heads)
     window = (
         pair("kernel_size", kernel_size),

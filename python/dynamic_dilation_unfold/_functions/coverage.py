@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import _torch_private as private
 from .._eager import handed_over
 from .._geometry import output_size
-from .._options import Pair, pair
+from .._operators.unfold import Options
+from .._options import pair
 from .unfold import dynamic_dilation_unfold
 
 
@@ -20,13 +21,6 @@ def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
     if kind in private.AUTOCAST_DEVICES and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
     return contextlib.nullcontext()
-
-
-class Window(NamedTuple):
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-    dilation: Pair
 
 
 def dynamic_dilation_coverage(
@@ -75,9 +69,8 @@ def dynamic_dilation_coverage(
         coverage: Tensor = others
         return coverage
     height, width = pair("input_size", input_size)
-    options = Window(
-        pair("kernel_size", kernel_size), pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
-    )
+    taps = pair("kernel_size", kernel_size)
+    window = pair("stride", stride), pair("padding", padding), pair("dilation", dilation)
     if not isinstance(dilation_map, Tensor):
         raise TypeError(f"dilation_map must be a torch.Tensor, got {type(dilation_map).__name__}")
     if dilation_map.dim() not in (3, 4):
@@ -86,7 +79,8 @@ def dynamic_dilation_coverage(
     # Made of the map, it is of the map's kind: a DTensor, a batch of vmap.
     ones = torch.ones_like(dilation_map.detach()[..., :1, :1]).expand(*batch, groups, height, width)
     with _without_autocast(dilation_map.device.type):  # shares are no values: they stay of the map's dtype
-        columns = dynamic_dilation_unfold(ones, options.kernel_size, dilation_map, *options[1:], groups)
-    taps = options.kernel_size[0] * options.kernel_size[1]
-    shares: Tensor = columns.unflatten(-2, (groups, taps)).unflatten(-1, output_size((height, width), options))
+        columns = dynamic_dilation_unfold(ones, taps, dilation_map, *window, groups)
+    options = Options(taps, *window, groups)
+    positions = output_size((height, width), options)
+    shares: Tensor = columns.unflatten(-2, (groups, taps[0] * taps[1])).unflatten(-1, positions)
     return shares

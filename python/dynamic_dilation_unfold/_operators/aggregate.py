@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import _C, cost
+from .. import _C
 from .._operator import Argument, Mask, Operator, Tensors
 from .._options import Int, PaddingMode, Pair
 from .._sampling import aggregate, batched
-from .heads import ways_to_shard
 
 
 class Options(NamedTuple):
@@ -45,6 +44,8 @@ class Aggregate(Operator):
         return batched(aggregate, tensors, options)
 
     def shards(self, specs: Sequence[Any], options: Options) -> list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
+        from .heads import ways_to_shard
+
         input, weights, dilation_map = specs
         factors_batch = weights.shape[0] if weights.ndim == 5 else 0
         ways = ways_to_shard(input, factors_batch, weights.shape[-4], dilation_map)
@@ -52,12 +53,12 @@ class Aggregate(Operator):
 
     def flops(self, shapes: Sequence[Any], options: Options) -> int:
         input, weights, dilation_map = shapes
-        return cost.aggregate(input, weights, dilation_map, options.kernel_size).flops
+        return self.cost()(input, weights, dilation_map, options.kernel_size).flops
 
     def backward_flops(self, shapes: Sequence[Any], options: Options, mask: Mask) -> int:
         input, weights, dilation_map = shapes
         sizes = input, weights, dilation_map, options.kernel_size
-        return cost.aggregate_backward(*sizes, output_mask=mask).flops
+        return self.cost(backward=True)(*sizes, output_mask=mask).flops
 
 
 AGGREGATE = Aggregate()

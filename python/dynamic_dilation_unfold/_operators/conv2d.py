@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import _C, _chunks, _kernels, cost
+from .. import _C, _kernels
 from .._geometry import full_map
 from .._operator import Argument, Gradients, Mask, Operator, Tensors
 from .._options import Int, PaddingMode, Pair
 from .._sampling import columns
+from .unfold import Options as UnfoldOptions
 
 
 class Options(NamedTuple):
@@ -90,6 +91,8 @@ class Conv2d(Operator):
             fused: Tensor | None = call(*tensors, *options, _allows_tf32())
             if fused is not None:
                 return fused
+        from .. import _chunks  # as in backward: not needed before the first call
+
         output = _kernels.new_output(self, tensors, options)
         input, weight, dilation_map, bias, mask = _batched(tensors)
         window = _window(weight.shape, dilation_map.shape[1], options)
@@ -105,6 +108,8 @@ class Conv2d(Operator):
             if fused is not None:
                 of_bias = _bias_gradient(grad, tensors[3]) if mask[3] else None
                 return (*fused[:3], of_bias, fused[4])
+        from .. import _chunks
+
         grad_input = _kernels.new_gradient(self, tensors, 0) if mask[0] else None
         input, weight, dilation_map, _, factors = _batched(tensors)
         window = _window(weight.shape, dilation_map.shape[1], options)
@@ -128,11 +133,11 @@ class Conv2d(Operator):
 
     def flops(self, shapes: Sequence[Any], options: Options) -> int:
         input, weight, dilation_map, bias, mask = shapes
-        return cost.conv2d(input, weight, dilation_map, bias is not None, mask).flops
+        return self.cost()(input, weight, dilation_map, bias is not None, mask).flops
 
     def backward_flops(self, shapes: Sequence[Any], options: Options, mask: Mask) -> int:
         input, weight, dilation_map, bias, factors = shapes
-        return cost.conv2d_backward(input, weight, dilation_map, bias is not None, factors, output_mask=mask).flops
+        return self.cost(backward=True)(input, weight, dilation_map, bias is not None, factors, output_mask=mask).flops
 
     def shards(self, specs: Sequence[Any], options: Options) -> list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
         from .._sharding import Partial, Replicate, Shard, splits_evenly
@@ -167,9 +172,10 @@ class Conv2d(Operator):
         return ways
 
 
-def _window(weight: Sequence[Int], groups: Int, options: Options) -> _chunks.Window:
+def _window(weight: Sequence[Int], groups: Int, options: Options) -> UnfoldOptions:
+    """The options of the unfold whose columns the weight multiplies."""
     kernel_size = (weight[2], weight[3])
-    return _chunks.Window(kernel_size, options.stride, options.padding, options.dilation, groups, options.padding_mode)
+    return UnfoldOptions(kernel_size, options.stride, options.padding, options.dilation, groups, options.padding_mode)
 
 
 def _batched(tensors: Tensors) -> tuple[Any, ...]:

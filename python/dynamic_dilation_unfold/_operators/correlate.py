@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import _C, cost
+from .. import _C
 from .._operator import Argument, Mask, Operator, Tensors
 from .._options import Int, PaddingMode, Pair
 from .._sampling import batched, correlate
-from .heads import ways_to_shard
 
 
 class Options(NamedTuple):
@@ -59,6 +58,8 @@ class Correlate(Operator):
         return options._replace(heads=max(1, options.heads * part // channels))
 
     def shards(self, specs: Sequence[Any], options: Options) -> list[tuple[Any, tuple[Any, ...], tuple[Any, ...]]]:
+        from .heads import ways_to_shard
+
         query, key, dilation_map = specs
         # Without that, a shard would not know how many of the heads are its own.
         heads = query.shape[-3] // -options.heads if options.heads < 0 else 1
@@ -67,12 +68,12 @@ class Correlate(Operator):
 
     def flops(self, shapes: Sequence[Any], options: Options) -> int:
         query, key, dilation_map = shapes
-        return cost.correlate(query, key, dilation_map, options.kernel_size).flops
+        return self.cost()(query, key, dilation_map, options.kernel_size).flops
 
     def backward_flops(self, shapes: Sequence[Any], options: Options, mask: Mask) -> int:
         query, key, dilation_map = shapes
         sizes = query, key, dilation_map, options.kernel_size
-        return cost.correlate_backward(*sizes, output_mask=mask).flops
+        return self.cost(backward=True)(*sizes, output_mask=mask).flops
 
 
 CORRELATE = Correlate()

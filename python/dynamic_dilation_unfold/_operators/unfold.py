@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .. import _C, cost
+from .. import _C
 from .._operator import Argument, Mask, Operator, Tensors
 from .._options import Int, PaddingMode, Pair
 from .._sampling import batched, columns
@@ -78,11 +78,11 @@ class Unfold(Operator):
 
     def flops(self, shapes: Sequence[Any], options: Options) -> int:
         input, dilation_map = shapes
-        return cost.unfold(input, dilation_map, options.kernel_size).flops
+        return self.cost()(input, dilation_map, options.kernel_size).flops
 
     def backward_flops(self, shapes: Sequence[Any], options: Options, mask: Mask) -> int:
         input, dilation_map = shapes
-        return cost.unfold_backward(input, dilation_map, options.kernel_size, output_mask=mask).flops
+        return self.cost(backward=True)(input, dilation_map, options.kernel_size, output_mask=mask).flops
 
 
 UNFOLD = Unfold()

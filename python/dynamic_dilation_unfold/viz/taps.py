@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .._geometry import full_map
 from .._options import PaddingMode, Pair, pair
-from .._sampling import window as cells
+from .._sampling import taps_of
 from ..functional import dynamic_dilation_coverage, dynamic_dilation_unfold
 
 Ints = int | Sequence[int]
@@ -72,12 +72,12 @@ def tap_positions(
         dilation_map = full_map(dilation_map, image, window)
     dtype = torch.promote_types(dilation_map.dtype, torch.float32)
     batched = dilation_map if dilation_map.dim() == 4 else dilation_map.unsqueeze(0)
-    taps = cells(batched, dtype, window)
+    taps = taps_of(batched, dtype, window)
     y = (taps.y.to(dtype) + taps.fy).unsqueeze(3)  # [B, G, kH, 1, Ho, Wo]
     x = (taps.x.to(dtype) + taps.fx).unsqueeze(2)
     shape = (*batched.shape[:2], *window.kernel_size, *batched.shape[2:])
     found = torch.stack((y.expand(shape), x.expand(shape)), -1).flatten(2, 3)
-    found = found + taps.poison[:, :, None, ..., None]
+    found = found + taps.nan_or_zero[:, :, None, ..., None]
     return found if dilation_map.dim() == 4 else found.squeeze(0)
 
 
