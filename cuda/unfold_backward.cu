@@ -48,11 +48,12 @@ struct Plan {
       : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
     choose_kernel(g);
     p = make_params<Acc>(g, types, config, current_device());
+    if (!stores_windows()) hold_whole_image(g, config, current_device(), largest_window(g, 0), p);
     // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
     block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
     map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
     if (map_arrays > 1 && !deterministic) map_arrays = 0;
-    leaves_tiles = stores_windows() || !every_window_fits(g, p.capacity, 0);  // those that are stored have more conditions
+    leaves_tiles = stores_windows() || largest_window(g, 0) > p.capacity;  // those that are stored have more conditions
   }
 
   /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
@@ -97,7 +98,7 @@ struct Scratch {
   unsigned char* marks = nullptr;  // of tiles; as what follows, null if not needed
   float* input_sums = nullptr;     // of a half type's grad_input
   Acc* map_sums = nullptr;         // arrays of sums for grad_map, first those of backward_kernel
-  std::int64_t map_arrays = 0;     // all of them
+  std::int64_t map_arrays = 0;     // all of them: the channels-last kernels write the first ones, at positions of marked tiles
   unsigned char* rest = nullptr;   // of the channels-last kernels
   // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were, and `rest` after them.
   float* window_sums = nullptr;
@@ -114,7 +115,9 @@ struct Scratch {
     if (plan.grad_input && sizeof(T) == 2) input_sums = workspace.take<float>(g.input_numel());
     if (plan.grad_map) {
       map_arrays = plan.map_arrays;
-      if (plan.deterministic && plan.leaves_tiles) map_arrays += channels_last::rest_map_arrays(g, types, given);
+      if (plan.deterministic && plan.leaves_tiles) {
+        map_arrays = std::max(map_arrays, channels_last::rest_map_arrays(g, types, given));
+      }
       if (map_arrays > 1 || plan.half_map)
         map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
@@ -194,6 +197,10 @@ class Call {
     if (given_.grad_map && plan_.map_arrays == 0)
       zero(tensors_.grad_map, sizeof(Acc) * static_cast<std::size_t>(g_.map_numel()));
     zero(scratch_.largest, scratch_.zeroed_bytes);
+    if (given_.grad_map && scratch_.map_arrays > plan_.map_arrays) {  // those that only the channels-last kernels write
+      zero(tensors_.grad_map + plan_.map_arrays * g_.map_numel(),
+           sizeof(Acc) * static_cast<std::size_t>((scratch_.map_arrays - plan_.map_arrays) * g_.map_numel()));
+    }
     if (!plan_.clears()) return;
     // Last, since what follows may overlap with it.
     launch(clear_kernel<Acc>, elementwise_grid(), stream_, tensors_.grad_input, g_.input_numel(),
@@ -265,15 +272,12 @@ class Call {
     UnfoldBackward given = given_;
     given.workspace = scratch_.rest;
     channels_last::Rest rest{};
-    rest.tiles = {scratch_.marks, plan_.p.tile_height, plan_.p.tile_columns, plan_.p.by_tiles.divisor, plan_.p.by_tile_width};
+    rest.tiles = {scratch_.marks,        plan_.p.tile_height,
+                  plan_.p.tile_columns,  plan_.p.by_tiles.divisor,
+                  plan_.p.by_tile_width, std::int64_t{plan_.p.by_tiles.divisor} * g_.groups * g_.batch};
     rest.grad_input = tensors_.grad_input;
     rest.grad_map_is_whole = !plan_.deterministic;
     rest.grad_map = tensors_.grad_map;
-    if (given_.grad_map && plan_.deterministic) {
-      Acc* arrays = tensors_.grad_map + plan_.map_arrays * g_.map_numel();
-      zero(arrays, sizeof(Acc) * static_cast<std::size_t>((scratch_.map_arrays - plan_.map_arrays) * g_.map_numel()));
-      rest.grad_map = arrays;
-    }
     channels_last::unfold_backward(g_, types_, given, plan_.deterministic, stream_, &rest);
   }
 

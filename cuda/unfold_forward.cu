@@ -11,17 +11,23 @@ namespace {
 template <class T, int K, bool kSingleChannel>
 Params<float> planar_params(const Geometry& g, Types types) {
   TileConfig config = forward_config<T, K, kSingleChannel>();
-  // Few channels make little use of the vectors of the channels-last kernels: windows as large as shared memory allows.
-  if (g.group_channels() <= 8) config.max_elements = 8192;
-  return make_params<float>(g, types, config, current_device());
+  // Few channels make little use of the vectors of the channels-last kernels: windows as large as shared memory allows. (One
+  // channel, which its block reads as well without a window, has them for rates up to 16.)
+  if (!kSingleChannel && g.group_channels() <= 8) config.max_elements = 8192;
+  auto p = make_params<float>(g, types, config, current_device());
+  hold_whole_image(g, config, current_device(), largest_window(g, kWindowPadding), p);
+  return p;
 }
 
 std::int64_t tiles_of(const Params<float>& p, const Geometry& g) {
   return std::int64_t{p.by_tiles.divisor} * g.groups * g.batch;
 }
 
-/// Whether the planar kernel may mark tiles, because their window does not fit.
-bool leaves_tiles(const Geometry& g, const Params<float>& p) { return !every_window_fits(g, p.capacity, kWindowPadding); }
+/// Whether the planar kernel may mark tiles, because their window does not fit. That of one channel leaves nothing: there the
+/// channels-last kernels have no vectors, and would read four times the input.
+bool leaves_tiles(const Geometry& g, const Params<float>& p, bool single_channel) {
+  return !single_channel && largest_window(g, kWindowPadding) > p.capacity;
+}
 
 /// What a planar call needs of the workspace before that of the channels-last kernels.
 TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& workspace) {
@@ -30,6 +36,7 @@ TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& works
           p.tile_columns,
           p.by_tiles.divisor,
           p.by_tile_width,
+          tiles_of(p, g),
           workspace.take<unsigned>(2)};
 }
 
@@ -49,7 +56,7 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
     p.prefetch_distance = static_cast<unsigned>(kOneStep ? 2 * resident : resident / 2);
   }
   Workspace workspace(given.workspace);
-  const bool leaves = leaves_tiles(g, p);
+  const bool leaves = leaves_tiles(g, p, kSingleChannel);
   const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
                                    marks.marks, marks.counters};
@@ -120,7 +127,7 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   if (!goes_channels_last(g, types, given)) {
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
       const auto p = planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types);
-      channels_last = leaves_tiles(g, p);
+      channels_last = leaves_tiles(g, p, single.value);
       if (channels_last) take_marks(g, p, workspace);
     });
   }

@@ -17,7 +17,8 @@ struct Rest {
   TileMarks tiles;         // marks null: all of it
   void* grad_input;        // planes of sums to add to, float32 for half types; null if not wanted
   void* grad_map;          // sums, or arrays of them; null if not wanted
-  bool grad_map_is_whole;  // sums to add to, as grad_map_arrays() == 0 says; else arrays to write, zero so far
+  bool grad_map_is_whole;  // sums to add to, as grad_map_arrays() == 0 says; else arrays to write, zero so far at the positions
+                           // of marked tiles
 };
 
 /// Scratch memory of the call, or of its rest.

@@ -1,6 +1,6 @@
 // The host side of the channels-last backward:
 //
-//     (planes_to_rows_kernel  the input, channels-last; zeros in the sums beside it)
+//     (planes_to_rows_kernel  the input, channels-last; zeros in the sums beside it, and in what belongs to them)
 //     (largest_kernel         deterministic: units of the sums)
 //     columns_backward_kernel both gradients, in sums
 //     (rows_to_planes_kernel, convert_kernel or ordered_to_rows_kernel   sums to grad_input)
@@ -92,19 +92,23 @@ class Backward {
   void prepare(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     if (given_.grad_map && !rest_ && map_arrays_ == 0)
       clear(tensors.grad_map, sizeof(Acc) * std::size_t(g_.map_numel()), stream);
-    if constexpr (Sums::kOrdered) {
-      if (given_.grad_input) clear(strange_, zeroed_, stream);
-    }
-    // Sums that have the layout of a copy are cleared beside it.
+    // Sums that have the layout of a copy are cleared beside it, and what belongs to them.
     const bool beside = given_.grad_input && !own_ && Sums::kWords == 1;
-    if (given_.grad_input && !beside) clear(tensors.sums.words, sizeof(Word) * std::size_t(numel_ * Sums::kWords), stream);
+    if (given_.grad_input && !beside) {
+      clear(tensors.sums.words, sizeof(Word) * std::size_t(numel_ * Sums::kWords), stream);
+      if (zeroed_) clear(strange_, zeroed_, stream);
+    }
+    RowsToClear sums;
+    if (beside) {
+      sums = {reinterpret_cast<unsigned char*>(sums_), int(sizeof(Word)), reinterpret_cast<uint4*>(strange_),
+              static_cast<std::int64_t>(zeroed_ / sizeof(uint4))};
+    }
+    if (copy_ || beside) {
+      planes_to_rows(g_, types_.input, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
+    }
     if constexpr (Sums::kOrdered) {
       if (given_.grad_input) find_largest(tensors, stream);
     }
-    if (!copy_ && !beside) return;
-    RowsToClear sums;
-    if (beside) sums = {reinterpret_cast<unsigned char*>(sums_), int(sizeof(Word))};
-    planes_to_rows(g_, types_.input, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
   }
   void find_largest(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     if constexpr (Sums::kOrdered) {
@@ -131,22 +135,19 @@ class Backward {
   void launch_scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
     const int bytes = ColumnSquares<T>::kBytes + TapTable<Acc, true>::bytes(params_.run) +
                       RowScatter<T, Sums, kKind == BackwardKind::bulk>::kBytes;
-    // Where perhaps nothing is left to do, no more blocks than run at once: they end sooner.
-    const unsigned blocks = blocks_of(params_, g_), resident = static_cast<unsigned>(2 * current_device().multiprocessors);
+    const unsigned blocks = blocks_of(params_, g_);
     launch(columns_backward_kernel<T, Sums, kKind>,
-           {rest_ ? std::min(blocks, resident) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true},
-           stream, params_, tensors, blocks);
+           {rest_ ? few_blocks(blocks) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true}, stream,
+           params_, tensors, blocks);
   }
 
   void finish_input(const Sums& sums, Stream stream) const {
     if (own_) return finish_rows(sums, stream);
     const Conversion<T> conversion(g_, rows_);
-    ConversionParams params = conversion.params;
-    const auto pixel_blocks = grid_size(ceil_div(g_.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
-    params.by_pixel_blocks = Divider(pixel_blocks);
-    const unsigned blocks = grid_size(std::int64_t{pixel_blocks} * params.slices * g_.groups * g_.batch);
+    const unsigned blocks = conversion.square_blocks;
     const auto finish = [&](auto kernel, auto* planes) {
-      launch(kernel, {blocks, kRowThreads, 0, true}, stream, params, params_.tiles, sums, planes, conversion.whole(planes));
+      launch(kernel, {rest_ ? few_blocks(blocks) : blocks, kRowThreads, 0, true}, stream, conversion.params, params_.tiles,
+             sums, planes, conversion.whole(planes), blocks);
     };
     if constexpr (sizeof(T) < 8) {
       if (rest_) return finish(rows_to_planes_kernel<T, Sums, Acc, true>, static_cast<Acc*>(rest_->grad_input));

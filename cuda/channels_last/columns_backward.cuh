@@ -339,8 +339,8 @@ __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered
   if constexpr (kKind != BackwardKind::bulk || kBulkReductions) {
     extern __shared__ char shared[];
     if (p.tiles.marks) {
-      wait_for_previous();
-      if (!p.tiles.any(0, std::int64_t{p.images} * p.groups * p.tiles.tiles)) return;
+      if (tensors.sums.words) let_next_start();  // that which adds the sums to planes
+      if (p.tiles.nothing_left()) return;
     }
 #pragma unroll 1
     for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {

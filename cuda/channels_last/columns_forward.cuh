@@ -164,8 +164,8 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
     columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks,
                            const PlanesToRows<T> conversion) {
   extern __shared__ char shared[];
+  if (p.tiles.nothing_left()) return;
   wait_for_previous();
-  if (!p.tiles.any(0, std::int64_t{p.tiles.tiles} * p.groups * p.images)) return;
   const TurnTile<T> tile(shared, p.log_lanes);
   if constexpr (kKind != ForwardKind::any) {
     if (p.tiles.marks) convert_together(conversion, p.tiles, tile);

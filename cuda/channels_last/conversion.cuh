@@ -17,10 +17,19 @@ struct ConversionParams {
   Divider by_blocks, by_pixel_blocks, by_slices, by_groups;
 };
 
-/// Sums of the layout of rows, of so many bytes each; or none.
+/// Sums of the layout of rows, of so many bytes each, and an array of 16 bytes each; or none.
 struct RowsToClear {
   unsigned char* memory = nullptr;
   int bytes = 0;
+  uint4* array = nullptr;
+  std::int64_t array_size = 0;
+
+  /// All blocks of a kernel together.
+  __device__ void clear_array() const {
+    const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
+    for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < array_size; i += step)
+      array[i] = {0, 0, 0, 0};
+  }
 };
 
 /// Which images have pixels that are not finite, as the conversion found.
@@ -151,13 +160,17 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
   return found == 0;
 }
 
-/// All of it, or that of planes with marks.
+/// All of it, or that of planes with marks: by one block each, or by fewer, where most often there are none.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) planes_to_rows_kernel(const PlanesToRows<T> conversion, const TileMarks tiles) {
   extern __shared__ char shared[];
   let_next_start();
+  if (tiles.nothing_left()) return;
   wait_for_previous();
-  conversion.run(blockIdx.x, tiles, TurnTile<T>(shared, conversion.params.log_lanes));
+  conversion.sums.clear_array();
+  const TurnTile<T> tile(shared, conversion.params.log_lanes);
+#pragma unroll 1
+  for (unsigned block = blockIdx.x; block < conversion.blocks; block += gridDim.x) conversion.run(block, tiles, tile);
 }
 
 }  // namespace ddu::cuda

@@ -54,7 +54,8 @@ void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const 
   visit(type, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     const Conversion<T> conversion(g, rows);
-    launch(planes_to_rows_kernel<T>, {conversion.blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
+    const unsigned blocks = tiles.marks ? few_blocks(conversion.blocks) : conversion.blocks;
+    launch(planes_to_rows_kernel<T>, {blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
            conversion.work(planes, static_cast<T*>(copy), sums, strange), tiles);
   });
 }
@@ -84,7 +85,7 @@ void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, vo
     if (!image.own) {
       const Conversion<T> conversion(image.units, image.rows);
       launch(rows_to_planes_kernel<T, Sums, T, false>, {conversion.square_blocks, kRowThreads, 0, true}, stream,
-             conversion.params, TileMarks{}, sums.as<Sums>(), to, conversion.whole(to));
+             conversion.params, TileMarks{}, sums.as<Sums>(), to, conversion.whole(to), conversion.square_blocks);
     } else if constexpr (Sums::kOrdered) {
       const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(image.numel(), 256), 16384));
       launch(ordered_to_rows_kernel<T>, {blocks, 256}, stream, sums.as<Sums>(), image.numel(), image.rows.image,

@@ -1,24 +1,45 @@
 #pragma once
 
+#include "../core/dependent_launch.cuh"
 #include "../core/params.cuh"
 
 namespace ddu::cuda {
 
 /// Tiles of the planar kernels, and which of them are left to these.
 struct TileMarks {
-  unsigned char* marks = nullptr;  // [image, group, tile]; null where everything is
+  unsigned char* marks = nullptr;  // [image, group, tile], where eight can be read at once; null where everything is
   int tile_height = 1, tile_columns = 1;
   unsigned tiles = 1;
   Divider by_tile_width;
+  std::int64_t all = 0;          // of all images and groups
   unsigned* counters = nullptr;  // two, zero before the first of these kernels: of blocks of work taken, and done
 
-  /// Whether any of `count` tiles from `first` on is marked. For a whole block, and the same in all its threads.
+  /// Whether any of `count` tiles from `first` on is marked. For a whole block, and the same in all its threads. Past L1: marks
+  /// may change while a kernel runs.
   __device__ bool any(std::int64_t first, std::int64_t count) const {
     if (!marks) return true;
-    unsigned found = 0;
+    using Eight = unsigned long long;
+    const std::int64_t eights = first % 8 == 0 ? count / 8 : 0;
+    const volatile unsigned char* ones = marks + first;
+    const auto* from = reinterpret_cast<const volatile Eight*>(ones);
+    Eight found = 0;
 #pragma unroll 4
-    for (std::int64_t i = threadIdx.x; i < count; i += blockDim.x) found |= marks[first + i];
-    return __syncthreads_or(int(found));
+    for (std::int64_t i = threadIdx.x; i < eights; i += blockDim.x) found |= from[i];
+    for (std::int64_t i = 8 * eights + threadIdx.x; i < count; i += blockDim.x) found |= ones[i];
+    return __syncthreads_or(found != 0);
+  }
+
+  /// Whether a kernel behind the planar one has nothing to do, as most often. Else it has waited for the kernel before it.
+  ///
+  /// Its blocks ask that first, while planar blocks still run: where a tile is marked, its mark was published before this
+  /// kernel could start. The others' marks may not be there yet, so that one looks marked that is not: who finds any waits, and
+  /// looks again. Who finds none ends; but one block waits before it does, so that what waits for this kernel waits for those
+  /// before it too.
+  __device__ bool nothing_left() const {
+    if (!marks) return false;
+    const bool perhaps = any(0, all);
+    if (perhaps || blockIdx.x == 0) wait_for_previous();
+    return !perhaps || !any(0, all);
   }
 };
 

@@ -106,6 +106,7 @@ __global__ void __launch_bounds__(256)
   using Acc = accumulator_t<T>;
   static __shared__ unsigned long long found;
   let_next_start();
+  if (tiles.nothing_left()) return;
   wait_for_previous();
   unsigned block = blockIdx.x;
   const unsigned plane = by_blocks.take(block);

@@ -96,6 +96,11 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   return p;
 }
 
+/// Of so many pieces of work for marked tiles: most often there are none, and no more blocks than run at once end sooner.
+inline unsigned few_blocks(unsigned pieces) {
+  return std::min(pieces, static_cast<unsigned>(2 * current_device().multiprocessors));
+}
+
 template <class Acc>
 unsigned blocks_of(const RowParams<Acc>& p, const Geometry& g) {
   return grid_size(std::int64_t{p.column_blocks} * p.row_blocks * p.tap_chunks * p.slices * g.groups * g.batch);

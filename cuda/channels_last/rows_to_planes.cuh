@@ -15,9 +15,8 @@ struct ConversionWork {
   std::int64_t group_plane, channel_plane;  // of all images, the group and the first channel
   int channels, pixels;                     // how many there are of each; none is less than 1
 
-  __device__ explicit ConversionWork(const ConversionParams& p) {
-    unsigned rest = blockIdx.x, block = rest;
-    rest = p.by_pixel_blocks.take(block);
+  __device__ ConversionWork(const ConversionParams& p, unsigned block) {
+    unsigned rest = p.by_pixel_blocks.take(block);
     unsigned slice = rest;
     rest = p.by_slices.take(slice);
     unsigned group = rest;
@@ -110,14 +109,12 @@ __device__ __forceinline__ void store_channel(To* to, const accumulator_t<T> (&v
   }
 }
 
-/// Writes planes of T, or, kAdd, adds to planes of the marked groups that hold something already.
-/// whole: planes start at multiples of 16 bytes, and so does the end of each.
+/// What one block does.
 template <class T, class Sums, class To, bool kAdd>
-__global__ void __launch_bounds__(kRowThreads)
-    rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles, const Sums sums, To* planes, bool whole) {
+__device__ __forceinline__ void rows_to_planes(const ConversionParams& p, const TileMarks& tiles, const Sums& sums, To* planes,
+                                               bool whole, unsigned block) {
   constexpr int kN = kVec<T>;
-  wait_for_previous();
-  const ConversionWork<T> work(p);
+  const ConversionWork<T> work(p, block);
   if (kAdd && !tiles.any(work.group_plane * tiles.tiles, tiles.tiles)) return;
   if (work.channels <= 0 || work.pixels <= 0) return;
   const SumsReader<T, Sums> reader(sums, work.channel_plane, work.channels);
@@ -135,6 +132,22 @@ __global__ void __launch_bounds__(kRowThreads)
     if (c >= work.channels) break;
     To* to = planes + work.plane + c * p.pixels + work.pixel;
     whole ? store_channel<kAdd, true, T>(to, value[c], work.pixels) : store_channel<kAdd, false, T>(to, value[c], work.pixels);
+  }
+}
+
+/// Writes planes of T, or, kAdd, adds to planes of the marked groups that hold something already: by fewer blocks than there
+/// are pieces, since most often there are none. whole: planes start at multiples of 16 bytes, and so does the end of each.
+template <class T, class Sums, class To, bool kAdd>
+__global__ void __launch_bounds__(kRowThreads) rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles,
+                                                                     const Sums sums, To* planes, bool whole, unsigned blocks) {
+  if constexpr (kAdd) {
+    if (tiles.nothing_left()) return;
+#pragma unroll 1
+    for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x)
+      rows_to_planes<T, Sums, To, true>(p, tiles, sums, planes, whole, block);
+  } else {
+    wait_for_previous();
+    rows_to_planes<T, Sums, To, false>(p, tiles, sums, planes, whole, blockIdx.x);
   }
 }
 

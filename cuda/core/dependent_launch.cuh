@@ -14,10 +14,18 @@ __device__ __forceinline__ void wait_for_previous() {
 #endif
 }
 
-/// Lets the next kernel of the stream start, as soon as every block has called this or ended.
+/// Lets the next kernel of the stream start, as soon as a thread of every block has called this or the block has ended.
 __device__ __forceinline__ void let_next_start() {
 #if __CUDA_ARCH__ >= 900
   cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+/// The next kernel of the stream may read what this thread has written before it calls wait_for_previous(), past L1, if this
+/// stands ahead of let_next_start().
+__device__ __forceinline__ void publish() {
+#if __CUDA_ARCH__ >= 900
+  __threadfence();
 #endif
 }
 

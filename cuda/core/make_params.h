@@ -27,6 +27,13 @@ inline MemoryFormat format_to_read(const Geometry& g, Types types, MemoryFormat 
   return g.channels == 1 && !fits_planar(g, types.input) ? MemoryFormat::channels_last : given;
 }
 
+/// Elements of a window for which a block has shared memory, where so many share a multiprocessor.
+inline std::int64_t elements_of_block(const TileConfig& config, const Device& device, std::int64_t blocks) {
+  if (config.element_bytes == 0) return 0;
+  const std::int64_t bytes = std::min<std::int64_t>(device.shared_per_block, device.shared_per_multiprocessor / blocks);
+  return (bytes - 2048) / static_cast<std::int64_t>(config.element_bytes);  // which CUDA and the kernel's static arrays take
+}
+
 template <class Acc>
 Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config, const Device& device) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64) {
@@ -70,19 +77,31 @@ Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config
   p.block_channels = static_cast<int>(std::max<std::int64_t>(1, steps_of_block)) * config.vec;
   p.by_channel_blocks = Divider(static_cast<unsigned>(ceil_div(g.group_channels(), p.block_channels)));
 
-  const std::size_t shared =
-      std::min<std::size_t>(device.shared_per_block,
-                            static_cast<std::size_t>(device.shared_per_multiprocessor) / config.min_blocks) -
-      2048;  // which CUDA and the kernel's static arrays take
   p.capacity = static_cast<int>(
-      std::min<std::size_t>(config.max_elements, config.element_bytes ? shared / config.element_bytes : 0) / 32 * 32);
+      std::min<std::int64_t>(config.max_elements, elements_of_block(config, device, config.min_blocks)) / 32 * 32);
   return p;
 }
 
-/// One block for each tile, run of channels, group and image.
+/// Tiles of one image with a run of channels of one group.
+template <class Acc>
+std::int64_t work_tiles(const Params<Acc>& p, const Geometry& g) {
+  return std::int64_t{p.tile_rows} * p.tile_columns * p.by_channel_blocks.divisor * g.groups * g.batch;
+}
+/// One block for each of them.
 template <class Acc>
 unsigned blocks_of(const Params<Acc>& p, const Geometry& g) {
-  return grid_size(std::int64_t{p.tile_rows} * p.tile_columns * p.by_channel_blocks.divisor * g.groups * g.batch);
+  return grid_size(work_tiles(p, g));
+}
+
+/// Where blocks are so few that a window can hold the whole image, of `elements`: makes windows so large. Not where the planar
+/// kernels are asked for: there tests see tiles without a window.
+template <class Acc>
+void hold_whole_image(const Geometry& g, const TileConfig& config, const Device& device, std::int64_t elements,
+                      Params<Acc>& p) {
+  const std::int64_t together = std::max<std::int64_t>(1, ceil_div(work_tiles(p, g), std::int64_t{device.multiprocessors}));
+  if (together >= config.min_blocks || requested_path() == Path::planar) return;
+  const std::int64_t capacity = ceil_div(elements, 32) * 32;
+  if (capacity <= elements_of_block(config, device, together)) p.capacity = std::max(p.capacity, static_cast<int>(capacity));
 }
 
 }  // namespace ddu::cuda

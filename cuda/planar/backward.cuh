@@ -137,12 +137,15 @@ __device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const 
   }
 }
 
-/// Whether a tile is left to the channels-last kernels. kStore: its window would be stored.
+/// Whether a tile is left to the channels-last kernels, which its mark tells them. kStore: its window would be stored.
 template <bool kStore, class T>
 __device__ __forceinline__ bool leaves_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
                                             const Window& window) {
   if (!tensors.marks) return false;
-  return !window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work));
+  const bool leaves =
+      !window.fits(p.capacity) || !window.fits_anywhere(p, p.capacity) || (kStore && !window.near_tile(p, work));
+  if (work.channel_block == 0 && threadIdx.x == 0) mark_tile(p, work, leaves, tensors.marks);
+  return leaves;
 }
 
 /// A tile whose window does not fit, or reaches too far to be stored, is left to the channels-last kernels.
@@ -150,7 +153,6 @@ template <bool kMap, bool kStore, class T>
 __device__ __forceinline__ void leave_tile(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
                                            const Position<float>& position, const Window& window) {
   if (kStore) note_rect(p, tensors, work, window, 0);
-  if (work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = 1;
   if (kMap && tensors.map_stride != 0) add_map(p, work, position, 0.f, tensors.grad_map, tensors.map_stride);
 }
 
@@ -223,8 +225,9 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
   auto* pixels = reinterpret_cast<typename Taps::Element*>(shared);
   int* sums = reinterpret_cast<int*>(shared + (kMap ? p.capacity * sizeof(typename Taps::Element) : 0));
 
-  if constexpr (kInput && sizeof(T) == 2) let_next_start();  // which rounds; any other's is not ours to start
   const WorkTile work = WorkTile::of_block(p);
+  // A next kernel that is ours: one that reads marks, which are written first, or one that rounds. Any other waits for the end.
+  if (tensors.marks ? work.channel_block != 0 : kInput && sizeof(T) == 2) let_next_start();
   const Position<float> position(p, work, tensors.map);
   if (kInput && tensors.block_clears) clear_planes<kThreads>(p, work, tensors.grad_input);  // before the barriers that follow
   const Window window = Window::of_tile<kThreads, 0>(p, work, position, slots);
@@ -235,7 +238,6 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kDetermini
     wait_for_previous();
     return leave_tile<kMap, kStore>(p, tensors, work, position, window);
   }
-  if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) tensors.marks[tile_index(p, work)] = 0;
   if constexpr (kStore) {
     note_rect(p, tensors, work, window, window.rows);
     target = stored_window(p, tensors, work);

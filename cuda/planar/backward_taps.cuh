@@ -103,7 +103,10 @@ struct BackwardTaps {
 
   /// How many taps can put weight on one pixel: those of its own cell and of the three beside it. Leaves the sums zero.
   __device__ __forceinline__ float max_taps_in_a_pixel(const TapCells<K>& cells, int* slots) const {
-    for (int i = threadIdx.x; i < kBackwardVec * p.capacity; i += kThreads) sums[i] = 0;
+    for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
+#pragma unroll
+      for (int j = 0; j < kBackwardVec; ++j) sums[j * p.capacity + i] = 0;
+    }
     __syncthreads();
     if (position.sampled()) {
       if constexpr (K != 0) {

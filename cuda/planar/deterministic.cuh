@@ -12,6 +12,7 @@
 
 #include <climits>
 
+#include "../core/dependent_launch.cuh"
 #include "../core/integer.h"
 #include "pointers.cuh"
 
@@ -49,6 +50,7 @@ __device__ __forceinline__ void add_offsets(const int (&offsets)[kCount], int an
 /// The input's gradient from the windows that the tiles stored.
 __global__ void __launch_bounds__(AddWindows::kThreads, 4)
     add_windows_kernel(const Params<float> p, const BackwardPointers<float> tensors, int block_channels) {
+  let_next_start();
   const unsigned pixel_blocks = unsigned(ceil_div(p.pixels(), AddWindows::kThreads)), tiles = p.by_tiles.divisor;
   const std::int64_t pixel = std::int64_t{blockIdx.x % pixel_blocks} * AddWindows::kThreads + threadIdx.x;
   unsigned rest = blockIdx.x / pixel_blocks;

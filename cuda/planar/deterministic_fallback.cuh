@@ -120,9 +120,13 @@ struct AddSums {
 template <class T, class Phase>
 __global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
     fallback_kernel(const Params<accumulator_t<T>> p, const BackwardPointers<T> tensors, unsigned blocks) {
-  wait_for_previous();
+  let_next_start();
   const FallbackBlock<T> block(p, tensors, blocks);
-  if (!block.nothing()) Phase::run(block);
+  // Marks are final since the kernel before add_windows_kernel. Most often there is none; then one block waits, so that what
+  // waits for this kernel waits for those before it too.
+  const bool nothing = block.nothing();
+  if (!nothing || blockIdx.x == 0) wait_for_previous();
+  if (!nothing) Phase::run(block);
 }
 
 }  // namespace ddu::cuda

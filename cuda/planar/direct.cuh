@@ -1,11 +1,38 @@
 #pragma once
 
-// Gradients of the columns straight onto planes in global memory, one position a thread: for channels of a tile whose gradients
-// are not finite, or span too wide a range for one fixed-point unit. Slow, and right for anything.
+// Between columns and planes in global memory, without a window, one position a thread: columns of one channel whose window
+// does not fit, and gradients that are not finite, or span too wide a range for one fixed-point unit. Right for anything, and
+// slow: each corner of a tap is a load, or an addition, of its own.
 
+#include "../core/memory.cuh"
 #include "pointers.cuh"
 
 namespace ddu::cuda {
+
+/// Stores a position's columns of one channel, of K x K taps; `out` is its place in the first. All corners: a pixel may be NaN.
+template <int K, class T>
+__device__ __forceinline__ void store_direct(const Params<float>& p, const Position<float>& position, const T* plane, char* out,
+                                             unsigned column_bytes) {
+  if (!position.active) return;
+  const float nan = nan_unless_finite(position.rate);  // or 0, which is subtracted: added, it would make +0 of a -0
+#pragma unroll 1
+  for (int ky = 0; ky < K; ++ky) {
+    const Cell<float> y = p.y.cell(position.base_y, p.y.offset(ky), position.rate);
+#pragma unroll
+    for (int kx = 0; kx < K; ++kx, out += column_bytes) {
+      const Cell<float> x = p.x.cell(position.base_x, p.x.offset(kx), position.rate);
+      const auto corner = [&](int down, int right) {
+        const int iy = y.index + down, ix = x.index + right;
+        return unsigned(iy) < unsigned(p.height) && unsigned(ix) < unsigned(p.width) ? widen(__ldg(plane + iy * p.width + ix))
+                                                                                     : 0.f;
+      };
+      const float a = corner(0, 0);
+      float value = interpolate(a, corner(0, 1), corner(1, 0), corner(1, 1), y.fraction, x.fraction);
+      if (value == 0 && y.fraction == 0 && x.fraction == 0) value = a;  // a zero on a pixel keeps its sign
+      store_non_temporal(out, narrow<T>(value - nan));
+    }
+  }
+}
 
 /// Adds in floating point, in any order.
 template <class Acc>

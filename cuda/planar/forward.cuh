@@ -17,7 +17,7 @@
 #include "../core/dependent_launch.cuh"
 #include "../core/memory.cuh"
 #include "../core/tile_config.h"
-#include "pointers.cuh"
+#include "direct.cuh"
 #include "window_load.cuh"
 
 namespace ddu::cuda {
@@ -31,7 +31,7 @@ __host__ __device__ constexpr TileConfig forward_config() {
   constexpr bool half = sizeof(T) == 2;
   constexpr std::size_t one = sizeof(T), two = 2 * sizeof(T);  // windows, each of so many bytes a channel
   // threads, tile width, blocks a multiprocessor, waves, channels: of a step, of a block at most; bytes and number of elements
-  if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 8192};
+  if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 4096};
   if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, 1536};
   if (K == 3) return {256, 64, 2, 1, 8, 32, 8 * two, 1536};
   if (K != 0) return {256, 32, 3, 4, 4, 16, 4 * two, 2048};
@@ -154,19 +154,24 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   static __shared__ int slots[32];
   auto* windows = reinterpret_cast<typename Taps::Element*>(shared);
 
-  let_next_start();
   if (p.prefetch_bytes != 0 && threadIdx.x == 0) prefetch_ahead(p, tensors.input, input_bytes);
   const WorkTile work = WorkTile::of_block(p);
+  if (tensors.marks && work.channel_block != 0) let_next_start();  // the others mark their tile first
   const Position<float> position(p, work, tensors.map);
   const Window window = Window::of_tile<kThreads, kWindowPadding>(p, work, position, slots);
   const bool fits = window.fits(p.capacity);
   if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) {
-    tensors.marks[tile_index(p, work)] = !fits;
+    mark_tile(p, work, !fits, tensors.marks);
     if (blockIdx.x == 0) tensors.counters[0] = tensors.counters[1] = 0;
   }
-  if (!fits) return;
-
   const T* planes = tensors.input + work.plane(p) * p.pixels();
+  char* out = reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index);
+  const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
+  if (!fits) {
+    if constexpr (kSingleChannel) store_direct<K>(p, position, planes, out, column_bytes);
+    return;
+  }
+
   const unsigned plane_bytes = unsigned(p.pixels()) * unsigned(sizeof(T));
   const WindowVec4 vec4(p, window, int(threadIdx.x));
   WindowLoad<T, N> load;
@@ -177,9 +182,7 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
     return fill_window<kThreads>(p, window, vec4, load, planes, plane_bytes, valid, target) && finite_rate;
   };
 
-  Taps taps{p, position, window,
-            reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index),
-            unsigned(p.positions()) * unsigned(sizeof(T))};
+  Taps taps{p, position, window, out, column_bytes};
   const bool on_pixels = taps.on_pixels();
   bool finite = fill(windows, work.channels);
   int buffer = 0;  // the window that is read: at 0, or at capacity

@@ -2,6 +2,7 @@
 
 // The memory of a call, as its kernels get it.
 
+#include "../core/dependent_launch.cuh"
 #include "../core/integer.h"
 #include "../core/numeric.cuh"
 #include "../core/position.cuh"
@@ -21,6 +22,14 @@ struct ForwardPointers {
 template <class Acc>
 __device__ __forceinline__ std::int64_t tile_index(const Params<Acc>& p, const WorkTile& work) {
   return (std::int64_t{work.image} * p.groups + work.group) * p.by_tiles.divisor + work.tile_y * p.tile_columns + work.tile_x;
+}
+
+/// Marks a tile, or not, and lets the next kernel start: it reads the marks (TileMarks::nothing_left). By one thread of a tile.
+template <class Acc>
+__device__ __forceinline__ void mark_tile(const Params<Acc>& p, const WorkTile& work, bool leaves, unsigned char* marks) {
+  marks[tile_index(p, work)] = leaves;
+  if (leaves) publish();
+  let_next_start();
 }
 
 constexpr int kBackwardVec = 2;  // channels of a step of the backward kernels

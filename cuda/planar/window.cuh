@@ -18,6 +18,7 @@
 // zeros around it: where that one fits, nothing is ever left, and the host launches nothing for it.
 
 #include <cfloat>
+#include <climits>
 
 #include "../core/position.cuh"
 #include "../core/reduce.cuh"
@@ -30,10 +31,10 @@ __device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdivi
 /// Columns of a window are less: small_quotient divides by them.
 constexpr int kMostColumns = 512;
 
-/// Whether a window fits whatever the rates are; `padding` elements follow each row.
-inline bool every_window_fits(const Geometry& g, int capacity, int padding) {
+/// Elements of the largest window that any rates make, where `padding` follow each row; INT_MAX where it has too many columns.
+inline std::int64_t largest_window(const Geometry& g, int padding) {
   const std::int64_t rows = g.h.size + 4, columns = (g.w.size + 2 + 4 + 3) / 4 * 4;  // from a multiple of four on, at least -4
-  return rows * (columns + padding) <= capacity && columns < kMostColumns;
+  return columns < kMostColumns ? rows * (columns + padding) : INT_MAX;
 }
 
 struct Window {

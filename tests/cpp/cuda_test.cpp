@@ -34,6 +34,7 @@ const Case kCases[] = {
     {1, 3, 88, 90, {{3, 3}, {5, 4}, {1, 1}, {2, 3}, 1}},
     {1, 10, 44, 43, {{3, 3}, {2, 2}, {1, 1}, {2, 2}, 1}},
     {1, 2, 70, 90, {{5, 5}, {5, 4}, {1, 1}, {2, 2}, 2}},
+    {1, 2, 70, 80, {{3, 3}, {5, 4}, {1, 1}, {1, 1}, 2}},
     {1, 6, 40, 45, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {21, 3}}, false, {17, 41}},
 };
 
@@ -204,6 +205,7 @@ TEST_F(CudaFloat, SmallImagesNeedNoScratchMemoryAtAnyRates) {
   const Case cases[] = {{2, 16, 16, 16, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}},
                         {1, 3, 24, 22, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
                         {1, 6, 12, 20, {{5, 5}, {1, 1}, {2, 2}, {2, 1}, 2}},
+                        {1, 2, 64, 50, {{3, 3}, {9, 3}, {1, 1}, {1, 1}, 1}},  // few blocks: larger windows
                         {2, 4, 9, 40, {{4, 2}, {2, 1}, {1, 0}, {3, 7}, 1}}};
   for (const Case& c : cases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - cases);
@@ -220,7 +222,7 @@ TEST_F(CudaFloat, SmallImagesNeedNoScratchMemoryAtAnyRates) {
       EXPECT_LE(error(both.map, expected.grad_map), 1);
     }
   }
-  const Problem<float, float> large(kCases[12], near_rates);
+  const Problem<float, float> large({1, 3, 130, 150, {{3, 3}, {5, 4}, {1, 1}, {2, 3}, 1}}, near_rates);
   EXPECT_GT(ddu::cuda::unfold_workspace_bytes(large.geometry, large.types(), {}), 0u);
 }
 
