@@ -48,24 +48,39 @@ __global__ void __launch_bounds__(kRowThreads, 2)
     if (t == 0) table.fill(p, work, tap);
     Acc weight[kHeadPositions];
     load_factors(weights, p.factor_vectors, positions, weight);
+    // Of a `whole` tap all corners lie in the image, in all lanes of the warp.
+    const auto add = [&](auto whole) {
 #pragma unroll 1
-    for (int i0 = 0; i0 < kHeadPositions; i0 += kSome) {
+      for (int i0 = 0; i0 < kHeadPositions; i0 += kSome) {
 #pragma unroll
-      for (int i = 0; i < kSome; ++i) {
-        const int entry = t * work.run + work.first + i0 + i;
-        const typename Table::Where where = table.where[entry];
-        const auto corners = Corners<T, kN>::template load<(kN > 1)>(input + (where >> 8), p.rows.pixel, p.row,
-                                                                     (unsigned(where) >> shift) & mine, work.channels);
-        Acc value[kN];
-        blend(corners, table.weights[entry], value);
+        for (int i = 0; i < kSome; ++i) {
+          const int entry = t * work.run + work.first + i0 + i;
+          const typename Table::Where where = table.where[entry];
+          const unsigned corners_read = decltype(whole)::value ? 15u : (unsigned(where) >> shift) & mine;
+          const auto corners =
+              Corners<T, kN>::template load<(kN > 1)>(input + (where >> 8), p.rows.pixel, p.row, corners_read, work.channels);
+          Acc value[kN];
+          blend(corners, table.weights[entry], value);
 #pragma unroll
-        for (int c = 0; c < kN; ++c) sum.at[i][c] += weight[i] * value[c];
+          for (int c = 0; c < kN; ++c) sum.at[i][c] += weight[i] * value[c];
+        }
+        if constexpr (kSome < kHeadPositions) {
+          sum.template rotate_positions<kSome>();
+          rotate<kSome>(weight);
+        }
       }
-      if constexpr (kSome < kHeadPositions) {
-        sum.template rotate_positions<kSome>();
-        rotate<kSome>(weight);
+    };
+    if constexpr (kN > 1 &&
+                  sizeof(T) == 4) {  // where it is worth a second loop: no load is conditional, nothing is set to zero
+      unsigned all = mine;
+#pragma unroll
+      for (int i = 0; i < kHeadPositions; ++i) all &= unsigned(table.where[t * work.run + work.first + i]) >> shift;
+      if (!__any_sync(~0u, all != 15)) {
+        add(std::true_type{});
+        continue;
       }
     }
+    add(std::false_type{});
   }
   sum.store(tensors.output + work.values(p), p.values, positions, work.channels);
 }
