@@ -11,9 +11,8 @@
 
 #include "channels_last/columns.h"
 #include "core/elementwise.cuh"
-#include "core/make_params.h"
 #include "core/workspace.h"
-#include "planar/backward.cuh"
+#include "planar/backward_plan.h"
 #include "planar/deterministic.cuh"
 #include "planar/deterministic_fallback.cuh"
 
@@ -22,73 +21,6 @@ namespace {
 
 /// Beyond these taps of a window, so many can meet in a pixel that integer sums would lose float32's precision.
 constexpr std::int64_t kMaxFixedPointTaps = 81;
-
-/// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
-int stored_window_elements(const Geometry& g) {
-  const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
-  const std::int64_t columns = 32 * g.w.stride + 3 * g.w.dilation * (g.w.kernel_size - 1) + 2 + 6;  // whole groups of four
-  return static_cast<int>(std::min<std::int64_t>(rows * columns + 31, 2048));
-}
-
-/// How a backward call runs: the same for unfold_backward_workspace_bytes and for the call itself.
-template <class T>
-struct Plan {
-  using Acc = accumulator_t<T>;
-
-  bool deterministic, grad_input, grad_map;
-  bool half_map;
-  TileConfig config;
-  void (*kernel)(Params<Acc>, BackwardPointers<T>);
-  Params<Acc> p;
-  bool block_clears;        // blocks clear the planes of grad_input that they add to
-  std::int64_t map_arrays;  // sums for the map that are kept apart; 0 where all are added to one
-  bool leaves_tiles;        // tiles whose window does not fit may be marked
-
-  Plan(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic)
-      : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
-    choose_kernel(g);
-    p = make_params<Acc>(g, types, config, current_device());
-    if (!stores_windows()) hold_whole_image(g, config, current_device(), largest_window(g, 0), p);
-    // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
-    block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
-    map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
-    if (map_arrays > 1 && !deterministic) map_arrays = 0;
-    leaves_tiles = stores_windows() || largest_window(g, 0) > p.capacity;  // those that are stored have more conditions
-  }
-
-  /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
-  bool clears() const { return grad_input && !block_clears && !deterministic; }
-  /// Whether tiles store windows of sums for grad_input, which are added up in a fixed order.
-  bool stores_windows() const { return grad_input && deterministic; }
-
- private:
-  void choose_kernel(const Geometry& g) {
-    if (g.h.kernel_size == 3 && g.w.kernel_size == 3) {
-      choose_gradients<3>();
-    } else {
-      choose_gradients<0>();
-    }
-    if (stores_windows()) config.max_elements = stored_window_elements(g);
-  }
-  template <int K>
-  void choose_gradients() {
-    if (grad_input && grad_map) return choose_settings<K, true, true>();
-    if (grad_input) return choose_settings<K, true, false>();
-    choose_settings<K, false, true>();
-  }
-  template <int K, bool kInput, bool kMap>
-  void choose_settings() {
-    if constexpr (kInput) {
-      if (stores_windows()) {
-        config = backward_config<T, K, kInput, kMap, true>();
-        kernel = backward_kernel<T, K, kInput, kMap, true>;
-        return;
-      }
-    }
-    config = backward_config<T, K, kInput, kMap, false>();
-    kernel = backward_kernel<T, K, kInput, kMap, false>;
-  }
-};
 
 /// The scratch memory of a call.
 template <class T>
@@ -109,20 +41,20 @@ struct Scratch {
   unsigned char* fallback_marks = nullptr;
   std::size_t zeroed_bytes = 0;  // of largest and fallback_marks, which have to be zero before the first kernel
 
-  Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const Plan<T>& plan, Workspace& workspace) {
+  Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const BackwardPlan<T>& plan, Workspace& workspace) {
     const std::int64_t groups = g.batch * g.groups, tiles = plan.p.by_tiles.divisor;
     if (plan.leaves_tiles) marks = workspace.take<unsigned char>(groups * tiles);
     if (plan.grad_input && sizeof(T) == 2) input_sums = workspace.take<float>(g.input_numel());
     if (plan.grad_map) {
       map_arrays = plan.map_arrays;
-      if (plan.deterministic && plan.leaves_tiles) {
+      if (plan.deterministic && plan.leaves_rest) {
         map_arrays = std::max(map_arrays, channels_last::rest_map_arrays(g, types, given));
       }
       if (map_arrays > 1 || plan.half_map)
         map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
     Workspace after = workspace;
-    if (plan.leaves_tiles) {
+    if (plan.leaves_rest) {
       const auto bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
       rest = after.take<unsigned char>(static_cast<std::int64_t>(bytes));
     }
@@ -164,8 +96,10 @@ class Call {
         scratch_.input_sums ? reinterpret_cast<Acc*>(scratch_.input_sums) : static_cast<Acc*>(given.grad_input);
     tensors_.grad_map = scratch_.map_sums ? scratch_.map_sums : static_cast<Acc*>(given.grad_map);
     tensors_.block_clears = plan_.block_clears;
-    tensors_.map_stride = plan_.map_arrays ? g.map_numel() : 0;
+    tensors_.map_stride = given.grad_map && plan_.map_arrays ? g.map_numel() : 0;
     tensors_.marks = scratch_.marks;
+    tensors_.wide.capacity = plan_.wide.capacity;
+    tensors_.wide.tile_height = plan_.wide.tile_height;
     tensors_.window_sums = scratch_.window_sums;
     tensors_.window_rects = scratch_.window_rects;
     tensors_.fallback_marks = scratch_.fallback_marks;
@@ -185,7 +119,8 @@ class Call {
       add_windows();
       add_fallback();
     }
-    if (plan_.leaves_tiles) add_rest();
+    if (plan_.wide_kernel) sum_wide_tiles();
+    if (plan_.leaves_rest) add_rest();
     if constexpr (sizeof(T) == 2) {
       if (given_.grad_input) convert_input();
     }
@@ -217,6 +152,17 @@ class Call {
     launch(plan_.kernel,
            {blocks_of(plan_.p, g_), plan_.config.threads, plan_.p.capacity * plan_.config.element_bytes, plan_.clears()},
            stream_, plan_.p, tensors);
+  }
+
+  /// The same of what the tiles left, where wide tiles have windows.
+  void sum_wide_tiles() {
+    BackwardPointers<T> tensors = tensors_;
+    tensors.wide = plan_.wide;
+    tensors.map_stride = 0;
+    Params<Acc> p = plan_.wide_p;
+    p.vec4 = plan_.p.vec4;
+    launch(plan_.wide_kernel, {blocks_of(p, g_), plan_.wide_config.threads, p.capacity * plan_.wide_config.element_bytes, true},
+           stream_, p, tensors);
   }
 
   void add_windows() {
@@ -284,7 +230,7 @@ class Call {
   const Geometry& g_;
   const UnfoldBackward& given_;
   Stream stream_;
-  Plan<T> plan_;
+  BackwardPlan<T> plan_;
   Workspace workspace_;
   Scratch<T> scratch_;
   Types types_;
@@ -319,7 +265,7 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
   visit_planar(types, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     Workspace workspace;
-    Scratch<T>(g, types, given, Plan<T>(g, types, given, deterministic), workspace);
+    Scratch<T>(g, types, given, BackwardPlan<T>(g, types, given, deterministic), workspace);
     bytes = workspace.bytes();
   });
   return bytes;

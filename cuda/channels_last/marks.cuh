@@ -7,6 +7,7 @@ namespace ddu::cuda {
 
 /// Tiles of the planar kernels, and which of them are left to these.
 struct TileMarks {
+  static constexpr unsigned char kMarked = 1;  // a bit of a mark: others are for other kernels
   unsigned char* marks = nullptr;  // [image, group, tile], where eight can be read at once; null where everything is
   int tile_height = 1, tile_columns = 1;
   unsigned tiles = 1;
@@ -14,8 +15,8 @@ struct TileMarks {
   std::int64_t all = 0;          // of all images and groups
   unsigned* counters = nullptr;  // two, zero before the first of these kernels: of blocks of work taken, and done
 
-  /// Whether any of `count` tiles from `first` on is marked. For a whole block, and the same in all its threads. Past L1: marks
-  /// may change while a kernel runs.
+  /// Whether any of `count` tiles from `first` on is marked. For a whole block, and the same in all its threads. Past L1:
+  /// marks may change while a kernel runs.
   __device__ bool any(std::int64_t first, std::int64_t count) const {
     if (!marks) return true;
     using Eight = unsigned long long;
@@ -26,7 +27,7 @@ struct TileMarks {
 #pragma unroll 4
     for (std::int64_t i = threadIdx.x; i < eights; i += blockDim.x) found |= from[i];
     for (std::int64_t i = 8 * eights + threadIdx.x; i < count; i += blockDim.x) found |= ones[i];
-    return __syncthreads_or(found != 0);
+    return __syncthreads_or((found & (kMarked * 0x0101010101010101ull)) != 0);
   }
 
   /// Whether a kernel behind the planar one has nothing to do, as most often. Else it has waited for the kernel before it.

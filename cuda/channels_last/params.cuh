@@ -134,7 +134,7 @@ struct WarpWork {
     place(p, index, oy, ox);
     unsigned x = unsigned(ox);
     const std::int64_t tile = std::int64_t{oy / p.tiles.tile_height} * p.tiles.tile_columns + p.tiles.by_tile_width.take(x);
-    return p.tiles.marks[(std::int64_t{image} * p.groups + group) * p.tiles.tiles + tile] != 0;
+    return p.tiles.marks[(std::int64_t{image} * p.groups + group) * p.tiles.tiles + tile] & TileMarks::kMarked;
   }
   /// Whether any of the warp's positions is; the same in all lanes.
   template <class Acc>

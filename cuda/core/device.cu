@@ -75,6 +75,7 @@ const Device& current_device() {
 Path requested_path() {
   const char* path = std::getenv("DDU_CUDA_PATH");
   if (path && std::strcmp(path, "planar") == 0) return Path::planar;
+  if (path && std::strcmp(path, "wide") == 0) return Path::wide;
   if (path && std::strcmp(path, "channels_last") == 0) return Path::channels_last;
   return Path::either;
 }

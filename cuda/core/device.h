@@ -22,9 +22,9 @@ struct Device {
 /// What is known of the current device. CUDA is asked once for each.
 const Device& current_device();
 
-/// Which kernels the environment asks for, where there is a choice: DDU_CUDA_PATH=planar, with windows of the usual size, or
-/// channels_last. For tests.
-enum class Path { either, planar, channels_last };
+/// Which kernels the environment asks for, where there is a choice: DDU_CUDA_PATH=planar, with windows of the usual size, wide
+/// or channels_last. For tests.
+enum class Path { either, planar, wide, channels_last };
 Path requested_path();
 /// Whether it asks for columns where the convolution has kernels of its own: DDU_CUDA_CONV2D=columns. For comparisons.
 bool requests_columns();

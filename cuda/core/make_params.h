@@ -34,8 +34,10 @@ inline std::int64_t elements_of_block(const TileConfig& config, const Device& de
   return (bytes - 2048) / static_cast<std::int64_t>(config.element_bytes);  // which CUDA and the kernel's static arrays take
 }
 
+/// Tiles have a multiple of `part_rows` rows, where that is not more than there are threads for.
 template <class Acc>
-Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config, const Device& device) {
+Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config, const Device& device,
+                        std::int64_t part_rows = 1) {
   if (g.channels > INT_MAX || g.taps() > INT_MAX / 64) {
     throw invalid_argument("the tensors are too large for one launch: split the channels, or use a smaller kernel_size");
   }
@@ -58,8 +60,9 @@ Params<Acc> make_params(const Geometry& g, Types types, const TileConfig& config
   // Tiles of equal width, none wider than the kernel likes by half, and then as many rows as there are threads for.
   const std::int64_t across = std::max<std::int64_t>(1, (g.w.out_size + config.tile_width / 2) / config.tile_width);
   p.tile_width = static_cast<int>(std::min<std::int64_t>(ceil_div(g.w.out_size, across), config.threads));
-  const std::int64_t rows = std::min<std::int64_t>(config.threads / p.tile_width, g.h.out_size);
-  p.tile_height = static_cast<int>(ceil_div(g.h.out_size, ceil_div(g.h.out_size, rows)));
+  const std::int64_t parts = ceil_div(g.h.out_size, part_rows);
+  const std::int64_t most = std::min<std::int64_t>(config.threads / p.tile_width / part_rows, parts);
+  p.tile_height = static_cast<int>(ceil_div(parts, ceil_div(parts, most)) * part_rows);
   p.tile_rows = static_cast<int>(ceil_div(g.h.out_size, p.tile_height));
   p.tile_columns = static_cast<int>(ceil_div(g.w.out_size, p.tile_width));
   p.by_tile_width = Divider(static_cast<unsigned>(p.tile_width));

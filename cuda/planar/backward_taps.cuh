@@ -22,10 +22,10 @@ struct RateGradient {
   __device__ __forceinline__ float of_rate(const Params<float>& p) const { return p.y.dilation * y + p.x.dilation * x; }
 };
 
-template <class T, int K, bool kInput, bool kMap, int kThreads>
+template <class T, int K, bool kInput, bool kMap, int kThreads, int kVec>
 struct BackwardTaps {
-  using Element = Vec<T, kBackwardVec>;
-  using Values = FloatVec<kBackwardVec>;
+  using Element = Vec<T, kVec>;
+  using Values = FloatVec<kVec>;
 
   const Params<float>& p;
   const Position<float>& position;
@@ -38,7 +38,7 @@ struct BackwardTaps {
     const bool centered_y = tap.step_y == 0, centered_x = tap.step_x == 0;
     const Weights<float> weights(tap.fy, tap.fx);
 #pragma unroll
-    for (int j = 0; j < kBackwardVec; ++j) {
+    for (int j = 0; j < kVec; ++j) {
       int* sum = sums + j * p.capacity + tap.element;
       int* below = sum + window.pitch;
       const float grad = scaled.value[j];
@@ -68,11 +68,11 @@ struct BackwardTaps {
   }
   __device__ __forceinline__ static void add_products(const Values& grad, float step, const Values& slope, float& sum) {
 #pragma unroll
-    for (int j = 0; j < kBackwardVec; ++j) sum = __fmaf_rn(step * grad.value[j], slope.value[j], sum);
+    for (int j = 0; j < kVec; ++j) sum = __fmaf_rn(step * grad.value[j], slope.value[j], sum);
   }
 
   /// What a tap gives to the gradients that are wanted.
-  __device__ __forceinline__ void add(const Tap& tap, const Values& grad, const FixedPointScales& scales, bool finite,
+  __device__ __forceinline__ void add(const Tap& tap, const Values& grad, const FixedPointScales<kVec>& scales, bool finite,
                                       RateGradient& rate_grad) const {
     if (kInput) scatter(tap, scales.scaled(grad));
     if (kMap) add_derivative(tap, finite, grad, rate_grad);
@@ -105,7 +105,7 @@ struct BackwardTaps {
   __device__ __forceinline__ float max_taps_in_a_pixel(const TapCells<K>& cells, int* slots) const {
     for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
 #pragma unroll
-      for (int j = 0; j < kBackwardVec; ++j) sums[j * p.capacity + i] = 0;
+      for (int j = 0; j < kVec; ++j) sums[j * p.capacity + i] = 0;
     }
     __syncthreads();
     if (position.sampled()) {

@@ -12,7 +12,6 @@
 
 #include "../core/reduce.cuh"
 #include "../core/vec.cuh"
-#include "pointers.cuh"
 
 namespace ddu::cuda {
 
@@ -20,23 +19,24 @@ namespace ddu::cuda {
 constexpr float kWidestRange = 4096;
 
 /// The units of the channels of one step.
+template <int kVec>
 struct FixedPointScales {
-  float to_fixed[kBackwardVec], to_float[kBackwardVec];  // 1 / unit and unit
-  bool usable;                                           // whether all channels have one
+  float to_fixed[kVec], to_float[kVec];  // 1 / unit and unit
+  bool usable;                           // whether all channels have one
 
-  __device__ __forceinline__ FloatVec<kBackwardVec> scaled(FloatVec<kBackwardVec> grad) const {
+  __device__ __forceinline__ FloatVec<kVec> scaled(FloatVec<kVec> grad) const {
 #pragma unroll
-    for (int j = 0; j < kBackwardVec; ++j) grad.value[j] *= to_fixed[j];
+    for (int j = 0; j < kVec; ++j) grad.value[j] *= to_fixed[j];
     return grad;
   }
 
   /// `largest` is this thread's largest |gradient| of each channel, as bits: floats that are not negative have their order.
   /// `taps` is how many can meet in a pixel. `slots` is one int of shared memory for each warp and channel.
   template <int kThreads>
-  __device__ static FixedPointScales of_block(const int (&largest)[kBackwardVec], float taps, int* slots) {
+  __device__ static FixedPointScales of_block(const int (&largest)[kVec], float taps, int* slots) {
     constexpr int kWarps = kThreads / 32;
 #pragma unroll
-    for (int j = 0; j < kBackwardVec; ++j) {
+    for (int j = 0; j < kVec; ++j) {
       const int of_warp = warp_max(largest[j]);
       if (threadIdx.x % 32 == 0) slots[j * kWarps + threadIdx.x / 32] = of_warp;
     }
@@ -44,7 +44,7 @@ struct FixedPointScales {
     FixedPointScales scales;
     scales.usable = true;
 #pragma unroll
-    for (int j = 0; j < kBackwardVec; ++j) {
+    for (int j = 0; j < kVec; ++j) {
       const int of_warp = slots[j * kWarps + threadIdx.x % kWarps];
       const int of_block = warp_max(of_warp);
       const int least = warp_min(of_warp == 0 ? INT_MAX : of_warp);  // of the warps that have any gradient

@@ -73,10 +73,12 @@ struct Window {
            near_tile(p.x, first_x, columns, work.tile_x, p.tile_width);
   }
 
- private:
+  /// Pixels along an axis that `positions` reach with such rates, but for what is rounded to whole pixels.
   __device__ float inner_extent(const Sampler<float>& axis, int positions, int kernel) const {
     return float((positions - 1) * axis.stride + 2) + 2 * reach * axis.offset(kernel - 1);
   }
+
+ private:
   __device__ static bool near_tile(const Sampler<float>& axis, int first, int extent, int tile, int positions) {
     const int from = axis.base(tile * positions), pixels = positions * axis.stride;
     return first >= from - pixels && first + extent <= from + 2 * pixels;

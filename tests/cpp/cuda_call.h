@@ -151,12 +151,12 @@ class Environment {
   const char* name_;
 };
 
-/// The two ways of the kernels, and the format of the input.
+/// The ways of the kernels, and the format of the input.
 struct Way {
   const char* forced = nullptr;  // DDU_CUDA_PATH
   bool channels_last = false;
 };
-const Way kWays[] = {{}, {"planar"}, {"channels_last"}, {nullptr, true}};
+const Way kWays[] = {{}, {"planar"}, {"wide"}, {"channels_last"}, {nullptr, true}};
 
 template <class T, class M>
 oracle::Tensor<T> forward(const Problem<T, M>& problem, const Way& way) {

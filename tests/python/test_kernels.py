@@ -147,11 +147,11 @@ def test_gradient_lies_as_a_channels_last_input_does(device):
     assert grad.is_contiguous(memory_format=torch.channels_last) == (device in _C.reads_channels_last)
 
 
-@pytest.mark.parametrize("path", ["planar", "channels_last"])
+@pytest.mark.parametrize("path", ["planar", "wide", "channels_last"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
-def test_both_paths_of_cuda_give_the_same(path, dtype, device, monkeypatch):
+def test_all_paths_of_cuda_give_the_same(path, dtype, device, monkeypatch):
     if device != "cuda":
-        pytest.skip("CUDA's kernels have two paths")
+        pytest.skip("CUDA's kernels have three paths")
     case = Case(2, 6, 40, 70, padding=1, groups=2)
     x, grad = random_input(case.shape).to(device, dtype), random_input(case.output_shape, seed=2).to(device, dtype)
     rates = random_map("eighths", case.map_shape).to(device)
