@@ -42,20 +42,52 @@ if(DDU_HAS_CUDA)
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for architectures ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
 
-# What only devices of compute capability 9.0 run is compiled for them alone, as sm_90a, and only where they are built for: a
-# target by itself, since architectures are a target's.
-function(ddu_sm90_sources library)
-  if(NOT CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)")
+# Kernels that are compiled for architectures of their own: a target by itself, since architectures are a target's.
+function(ddu_cuda_part library name architectures)
+  add_library(${library}_${name} OBJECT ${ARGN})
+  set_target_properties(${library}_${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_VISIBILITY_PRESET hidden
+                                                      POSITION_INDEPENDENT_CODE ON)
+  target_include_directories(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},INCLUDE_DIRECTORIES>)
+  target_compile_definitions(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
+  target_compile_options(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},COMPILE_OPTIONS>)
+  target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_${name}>)
+endfunction()
+
+# Those of the architectures that have the convolution's products of matrices, but for what runs code of another as it is: a
+# device of compute capability 8.6 or 8.9 that for 8.0. That is a third of the time these kernels take to compile.
+function(ddu_convolution_architectures result)
+  set(kept)
+  foreach(architecture IN LISTS CMAKE_CUDA_ARCHITECTURES)
+    if(NOT architecture MATCHES "^([0-9]+)")  # all, native
+      set(${result} "${CMAKE_CUDA_ARCHITECTURES}" PARENT_SCOPE)
+      return()
+    endif()
+    if(CMAKE_MATCH_1 GREATER_EQUAL 80)
+      list(APPEND kept ${architecture})
+    endif()
+  endforeach()
+  if(kept MATCHES "(^|;)80(-real)?(;|$)")
+    list(FILTER kept EXCLUDE REGEX "^8[1-9]-real$")
+  endif()
+  set(${result} "${kept}" PARENT_SCOPE)
+endfunction()
+
+function(ddu_convolution_sources library)
+  set(architectures)
+  if(DDU_FUSED_CONV2D)
+    ddu_convolution_architectures(architectures)
+  endif()
+  if(NOT architectures)
+    target_sources(${library} PRIVATE cpp/src/no_conv2d.cpp)
     return()
   endif()
-  add_library(${library}_sm90 OBJECT cuda/conv2d_forward_sm90.cu)
-  set_target_properties(${library}_sm90 PROPERTIES CUDA_ARCHITECTURES 90a-real CUDA_VISIBILITY_PRESET hidden
-                                                   POSITION_INDEPENDENT_CODE ON)
-  target_include_directories(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},INCLUDE_DIRECTORIES>)
-  target_compile_definitions(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
-  target_compile_options(${library}_sm90 PRIVATE $<TARGET_PROPERTY:${library},COMPILE_OPTIONS>)
-  target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_sm90>)
-  set_property(SOURCE cuda/conv2d_forward_square.cu APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
+  ddu_cuda_part(${library} convolution "${architectures}" cuda/conv2d_forward.cu cuda/conv2d_forward_square.cu
+                cuda/conv2d_backward.cu cuda/convolution/image.cu)
+  # What only devices of compute capability 9.0 run is compiled for them alone, as sm_90a, and only where they are built for.
+  if(architectures MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)")
+    ddu_cuda_part(${library} sm90 90a-real cuda/conv2d_forward_sm90.cu)
+    set_property(SOURCE cuda/conv2d_forward_square.cu APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
+  endif()
 endfunction()
 
 function(ddu_cuda_sources library)
@@ -63,13 +95,7 @@ function(ddu_cuda_sources library)
     target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d.cpp)
     return()
   endif()
-  if(DDU_FUSED_CONV2D)
-    target_sources(${library} PRIVATE cuda/conv2d_forward.cu cuda/conv2d_forward_square.cu cuda/conv2d_backward.cu
-                                              cuda/convolution/image.cu)
-    ddu_sm90_sources(${library})
-  else()
-    target_sources(${library} PRIVATE cpp/src/no_conv2d.cpp)
-  endif()
+  ddu_convolution_sources(${library})
   target_sources(${library} PRIVATE cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu
                  cuda/aggregate.cu cuda/correlate.cu cuda/attention.cu cuda/channels_last/columns.cu
                  cuda/channels_last/columns_backward.cu cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)
