@@ -2,6 +2,7 @@
 
 #include "ddu/conv2d.h"
 
+#include <algorithm>
 #include <cstdint>
 
 #include "call.h"
@@ -96,6 +97,38 @@ struct Conv2dCall {
   bool of_one_kind(const Tensor& other) const { return other.type == input.type && other.device == input.device; }
 };
 
+// Of the package, kept until the process ends: whether F.conv2d may use TF32; (grad, bias) -> the bias' gradient.
+PyObject *allows_tf32 = nullptr, *bias_gradient = nullptr;
+
+/// A call as users make it. What is not for the kernels, or does not fit together, is Python's.
+struct PlainConv2dCall : Conv2dCall {
+  static constexpr Py_ssize_t options = 4;  // all but allow_tf32
+
+  bool read(PyObject* const* arguments) {
+    PyObject* all[Conv2dCall::tensors + Conv2dCall::options];
+    *std::copy_n(arguments, tensors + options, all) = Py_False;
+    try {
+      if (!Conv2dCall::read(all)) return false;
+    } catch (const ddu::invalid_argument&) {
+      return false;  // a map to broadcast, or an error of which Python knows more
+    }
+    if (has_bias && (bias.dims != 1 || bias.sizes[0] != sizes.out_channels)) return false;
+    sizes.allow_tf32 = types.input == ddu::DType::float32 && direct::call(allows_tf32).ptr() == Py_True;
+    return has_forward() && find_data();
+  }
+  py::object backward(Tensor& grad, PyObject* const* output_mask) {
+    if (!has_backward()) return py::none();
+    py::object grads = Conv2dCall::backward(grad, output_mask);
+    if (grads.is_none() || !has_bias || output_mask[3] != Py_True) return grads;
+    PyObject* const given[] = {grad.object, bias.object};
+    const py::object of_bias = own(PyObject_Vectorcall(bias_gradient, given, 2, nullptr));
+    PyObject* each[tensors];
+    std::copy_n(&PyTuple_GET_ITEM(grads.ptr(), 0), tensors, each);
+    each[3] = of_bias.ptr();
+    return tuple_of(each, tensors);
+  }
+};
+
 py::object conv2d_forward(PyObject* const* arguments) {
   Conv2dCall call;
   return call.read(arguments) && call.has_forward() && call.find_data() ? call.forward() : py::none();
@@ -129,8 +162,16 @@ void add_conv2d(py::module_& module) {
                                   method("conv2d_backward", &with_arguments<conv2d_backward, count + 2>),
                                   method("conv2d_supported", &with_arguments<conv2d_supported, count>),
                                   method("conv2d_backward_supported", &with_arguments<conv2d_backward_supported, count>),
+                                  method("conv2d_plain", &with_arguments<plain<PlainConv2dCall>, count - 1>),
+                                  method("conv2d_plain_backward", &with_arguments<plain_backward<PlainConv2dCall>, 2>),
                                   {nullptr, nullptr, 0, nullptr}};
   add_methods(module, methods);
+  const auto kept = [](const py::object& object) { return py::object(object).release().ptr(); };
+  module.def("attach_conv2d", [=](const py::object& record) { record_of<PlainConv2dCall> = kept(record); });
+  module.def("attach_conv2d_functions", [=](const py::object& of_tf32, const py::object& of_bias) {
+    allows_tf32 = kept(of_tf32);
+    bias_gradient = kept(of_bias);
+  });
 }
 
 }  // namespace direct

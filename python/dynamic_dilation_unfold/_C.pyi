@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 from torch import Tensor
 
 version: str
@@ -312,3 +314,20 @@ def conv2d_backward(
     output_mask: tuple[bool, ...],
     /,
 ) -> tuple[Tensor | None, ...] | None: ...
+def conv2d_plain(
+    input: Tensor,
+    weight: Tensor,
+    dilation_map: Tensor,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    stride: object,
+    padding: object,
+    dilation: object,
+    padding_mode: object,
+    /,
+) -> Tensor | None: ...
+def conv2d_plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, ...] | None: ...
+def attach_conv2d(record: object, /) -> None: ...
+def attach_conv2d_functions(
+    allows_tf32: Callable[[], bool], bias_gradient: Callable[[Tensor, Tensor], Tensor | None], /
+) -> None: ...

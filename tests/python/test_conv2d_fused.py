@@ -57,7 +57,9 @@ def test_equals_chunks(case, dtype, memory_format, tf32, monkeypatch):
         pytest.skip("this build, or this device, has no such kernels")
     x, weight, rates, bias, mask = tensors
     fused = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
+    assert torch.equal(_C.conv2d_plain(*tensors, *options), fused)  # without a step of Python
     monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
+    assert _C.conv2d_plain(*tensors, *options) is None
     assert not _C.conv2d_supported(*tensors, *options, True)
     chunks = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
     assert (fused.shape, fused.stride()) == (chunks.shape, chunks.stride())
@@ -112,6 +114,7 @@ def test_other_devices_have_none():
     assert not _C.conv2d_supported(*tensors, *options, True)
     assert not _C.conv2d_backward_supported(*tensors, *options, True)
     assert _C.conv2d_forward(*tensors, *options, True) is None
+    assert _C.conv2d_plain(*tensors, *options) is None
     grad = torch.zeros(CONV2D.output_shape(tensors, options), dtype=torch.bfloat16)
     assert _C.conv2d_backward(grad, *tensors, *options, True, (True,) * 5) is None
 

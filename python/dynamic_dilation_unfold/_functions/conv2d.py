@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._C import conv2d_plain
 from .._eager import call, install, is_compiling, overridden
 from .._operators.conv2d import CONV2D
 from .._options import pair
@@ -70,6 +71,10 @@ def dynamic_dilation_conv2d(
         CONV2D.require_tensors(tensors)
         input, padding = _padded(input, weight, padding, stride, dilation, padding_mode)
         tensors = (input, *tensors[1:])
+    if not is_compiling():
+        output = conv2d_plain(input, weight, dilation_map, bias, mask, stride, padding, dilation, padding_mode)
+        if output is not None:
+            return output
     result: Tensor = call(dynamic_dilation_conv2d, CONV2D, tensors, (stride, padding, dilation, padding_mode))
     return result
 

@@ -206,3 +206,4 @@ def _has_kernels(tensor: Tensor) -> bool:
 
 
 CONV2D = Conv2d()
+_C.attach_conv2d_functions(_allows_tf32, _bias_gradient)
