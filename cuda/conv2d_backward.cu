@@ -2,7 +2,8 @@
 //
 //     pack_for_columns_kernel           the weight, in the order in which lanes read it
 //     (planes_to_rows_kernel        the input and grad_output, channels-last, unless they lie so; zeros in the sums beside)
-//     conv_columns_backward_kernel  gradients of input, map and mask
+//     conv_columns_backward_kernel  gradients of map and mask, and of the input beside them
+//     pack_for_input_kernel, conv_input_backward_kernel   or the input's by itself, which is faster
 //     conv_weight_backward_kernel   the weight's, in sums of each block's → sum_weights_kernel, which adds them up
 //     (rows_to_planes_kernel or convert_kernel   sums to grad_input)
 //     (add_arrays_kernel            sums to the gradients of map and mask, where their type is a half one)
@@ -11,6 +12,7 @@
 
 #include "channels_last/image_rows.h"
 #include "convolution/backward_columns.cuh"
+#include "convolution/backward_input.cuh"
 #include "convolution/backward_weight.cuh"
 #include "convolution/image.h"
 #include "ddu/conv2d.h"
@@ -46,8 +48,10 @@ class ConvBackward {
         image_(with_heads(c), format_of(with_heads(c), given.input_format), kVec<T>,
                is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)),
         outputs_(as_image(c)),
-        wants_columns_(given.grad_input || given.grad_map || given.grad_mask) {
+        wants_columns_(given.grad_map || given.grad_mask),
+        wants_input_(given.grad_input && !wants_columns_) {
     make_params();
+    make_input_params();
     Workspace workspace(given.workspace);
     if (given.grad_weight) {
       lay_out_rows(workspace);
@@ -58,6 +62,7 @@ class ConvBackward {
     if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
     if (!own_outputs_) outputs_copy_ = workspace.template take<T>(channels_last::numel(outputs_, params_.outputs));
     if (wants_columns_) packed_weights_ = workspace.template take<uint4>(packed_numel());
+    if (wants_input_) packed_weights_ = workspace.template take<uint4>(input_packed());
     if (given.grad_input) {
       sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
     }
@@ -76,6 +81,7 @@ class ConvBackward {
   void run(Stream stream) const {
     prepare(stream);
     if (wants_columns_) run_columns(stream);
+    if (wants_input_) run_input(stream);
     if (given_.grad_weight) {
       if (weight_warps() == 16) {
         run_weight<16>(stream);
@@ -136,6 +142,24 @@ class ConvBackward {
     p.tap_chunks = 1;
     p.by_slices = Divider(static_cast<unsigned>(p.slices));
     p.by_groups = Divider(static_cast<unsigned>(all_units()));
+  }
+  void make_input_params() {
+    ConvInputParams& p = input_;
+    static_cast<ConvBackwardParams&>(p) = params_;
+    p.out_height = static_cast<int>(c_.geometry.h.out_size);
+    p.kernel_h = static_cast<int>(c_.geometry.h.kernel_size);
+    p.chunk_columns = std::min(p.kernel_w, kInputTaps);
+    p.chunk_rows = std::min(p.kernel_h, std::max(1, kInputTaps / p.chunk_columns));
+    p.by_chunk_columns = Divider(static_cast<unsigned>(p.chunk_columns));
+    p.tiles = p.unit_channels > 2 * kMmaRows ? kInputTiles : 2;
+    p.steps = static_cast<int>(ceil_div(p.group_outputs, kDepthStep<T>));
+    p.by_tile_columns = Divider(static_cast<unsigned>(ceil_div(c_.geometry.w.out_size, std::int64_t{kInputTile})));
+    p.by_tile_rows = Divider(static_cast<unsigned>(ceil_div(c_.geometry.h.out_size, std::int64_t{kInputTile})));
+    p.by_channel_slices = Divider(static_cast<unsigned>(ceil_div(p.unit_channels, p.slice_channels())));
+    p.by_all_units = Divider(static_cast<unsigned>(all_units()));
+  }
+  std::int64_t input_packed() const {
+    return all_units() * input_.by_channel_slices.divisor * input_.taps * input_.packed_tap();
   }
   /// Rows of whole vectors, for the weight's gradient: a copy of a channels_last image that has none.
   void lay_out_rows(Workspace& workspace) {
@@ -233,6 +257,17 @@ class ConvBackward {
     launch(conv_columns_backward_kernel<T>, {blocks, kRowThreads, static_cast<std::size_t>(shared), true}, stream, p, packed_,
            tensors);
   }
+  void run_input(Stream stream) const {
+    const ConvInputParams& p = input_;
+    launch(pack_for_input_kernel<T>, {grid_size(ceil_div(input_packed(), 256)), 256, 0, true}, stream, p,
+           static_cast<const T*>(given_.weight), packed_weights_, input_packed());
+    const ConvInputPointers<T> tensors{outputs(), packed_weights_, static_cast<const T*>(given_.mask), given_.dilation_map,
+                                       sums_.as<FloatingSums<T>>()};
+    const std::int64_t blocks = std::int64_t{p.by_tile_columns.divisor} * p.by_tile_rows.divisor * p.by_channel_slices.divisor *
+                                p.by_all_units.divisor * p.images;
+    launch(conv_input_backward_kernel<T>,
+           {grid_size(blocks), kInputThreads, static_cast<std::size_t>(InputMemory::bytes(p)), true}, stream, p, tensors);
+  }
   template <int kWarps>
   void run_weight(Stream stream) const {
     const T* image = rows_ ? static_cast<const T*>(rows_->read(types_.input, given_.input, stream)) : copy_;
@@ -249,8 +284,9 @@ class ConvBackward {
   const Conv2dBackward& given_;
   ImageRows image_;
   Geometry outputs_;
-  bool wants_columns_, own_outputs_ = false;
+  bool wants_columns_, wants_input_, own_outputs_ = false;  // by which kernel
   ConvBackwardParams params_{};
+  ConvInputParams input_{};
   ConvWeightParams weight_{};
   std::optional<convolution::ImageOfUnits> rows_;
   ColumnWeights packed_{};

@@ -110,7 +110,11 @@ class CudaConv2dBackward : public testing::Test {
     const double of_samples = sizeof(T) == 4 ? 200 : 2;
     const auto actual = backward(problem, how);
     if (how.input) {
-      EXPECT_LE(error(actual.input, expected.input), 1);
+      // By itself it is a product too, of factors of 11 bits.
+      How alone = how;
+      alone.weight = alone.map = alone.mask = false;
+      EXPECT_LE(error(backward(problem, alone).input, expected.input), sizeof(T) == 4 ? 200 : 1);
+      EXPECT_LE(error(actual.input, expected.input), sizeof(T) == 4 && !how.map && !how.mask ? 200 : 1);
     }
     if (how.weight) {
       EXPECT_LE(error(actual.weight, expected.weight), of_samples);
@@ -187,6 +191,40 @@ TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
     const auto once = backward(*problem, how);
     const Environment backwards("DDU_EMULATION_BACKWARDS", "1");
     EXPECT_EQ(once.weight, backward(*problem, how).weight);
+  }
+}
+
+/// The input's gradient goes another way where taps that lie side by side land far from each other.
+TEST_F(CudaConv2dBackwardHalf, RatesThatJump) {
+  const P problem({{1, 8, 38, 46, {{3, 3}, {1, 1}, {16, 16}, {16, 16}, 1}}, 8, 1, 1}, near_rates);
+  How how{true};
+  how.weight = how.map = how.mask = false;
+  expect(problem, oracle::gradients_of(problem), how);
+}
+
+/// Column gradients are kept in half precision, by a scale of each tap: those beside much larger ones lose nothing.
+TEST_F(CudaConv2dBackwardHalf, GradientsOfAllMagnitudes) {
+  const ConvCase c{{1, 16, 24, 24, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 16};
+  P problem(c, near_rates);
+  const std::int64_t positions = c.geometry().geometry.positions();
+  for (std::int64_t i = 0; i < std::int64_t(problem.grad_output.size()); ++i) {
+    if (i % positions % 24 < 12) problem.grad_output.set(i, problem.grad_output[i] / 8192);
+  }
+  How how;
+  how.weight = how.map = false;
+  ConvGradients expected = oracle::gradients_of(problem);
+  const auto actual = backward(problem, how).input;
+  for (const bool small : {false, true}) {
+    SCOPED_TRACE(small);
+    auto part = actual;
+    auto of_part = expected.input;
+    for (std::int64_t i = 0; i < std::int64_t(of_part.size()); ++i) {
+      const bool is_small = i % 24 < 8;  // what no large gradient reaches
+      if (is_small == small) continue;
+      part.set(i, 0);
+      of_part[static_cast<std::size_t>(i)] = {};
+    }
+    EXPECT_LE(error(part, of_part), small ? 20 : 1);  // float16 itself has few bits for the small ones
   }
 }
 

@@ -133,6 +133,13 @@ inline bool __any_sync(unsigned, bool value) {
   const std::uint32_t* all = emulation::warp_exchange(value);
   return std::any_of(all, all + 32, [](std::uint32_t one) { return one != 0; });
 }
+inline unsigned __ballot_sync(unsigned, bool value) {
+  const std::uint32_t* all = emulation::warp_exchange(value);
+  unsigned ballot = 0;
+  for (int lane = 0; lane < 32; ++lane) ballot |= all[lane] != 0 ? 1u << lane : 0;
+  return ballot;
+}
+inline unsigned __shfl_sync(unsigned, unsigned value, int lane) { return emulation::warp_exchange(value)[lane]; }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   constexpr int kWords = sizeof(T) / 4;
@@ -173,6 +180,7 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return unsigned(std::uint64_t
 inline float __int_as_float(int value) { return emulation::bits<float>(value); }
 inline float __uint_as_float(unsigned value) { return emulation::bits<float>(value); }
 inline unsigned __float_as_uint(float value) { return emulation::bits<unsigned>(value); }
+inline int __ffs(int value) { return __builtin_ffs(value); }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }
 inline int __float_as_int(float value) { return emulation::bits<int>(value); }
 inline int __float2int_rn(float value) {
