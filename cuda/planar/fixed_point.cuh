@@ -3,8 +3,10 @@
 // Fixed-point accumulators of 32 bits, for the sums of a tile in shared memory. Shared memory adds integers natively and floats
 // only by a compare-and-swap loop; and integer sums do not depend on the order of their terms.
 //
-//     |gradient| <= top, and at most `taps` of them meet in one pixel:   |sum| <= taps * top <= 2^30 * unit
+//     |gradient| <= top, and at most `taps` of them meet in one pixel:   |sum| <= taps * top <= (2^31 - 2^21) * unit
 //     sum += round(gradient * weight / unit)                             unit: a power of two, for each tile and channel
+//
+// What is left up to 2^31 is for the halves that rounding adds, one for each of fewer than 2^20 taps.
 //
 // A channel whose gradients are not finite, or whose warps have gradients too far apart for one unit, has no scale.
 
@@ -54,7 +56,7 @@ struct FixedPointScales {
           of_block == 0 || (of_block < 0x7f800000 && top > 1e-30f && top <= kWidestRange * __int_as_float(least));
       scales.usable = scales.usable && usable;
       // The next power of two: scaling then rounds nothing, and gradients that are whole numbers add up exactly.
-      const int unit = (__float_as_int(taps * (1.f / (1 << 30)) * top) + 0x7fffff) & 0x7f800000;
+      const int unit = (__float_as_int(taps * (1.f / 2145386496) * top) + 0x7fffff) & 0x7f800000;
       scales.to_float[j] = of_block == 0 ? 0.f : __int_as_float(unit);
       scales.to_fixed[j] = of_block == 0 ? 0.f : __int_as_float((254 << 23) - unit);
     }

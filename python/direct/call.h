@@ -137,13 +137,13 @@ py::object plain(PyObject* const* arguments) {
   return own(PyObject_Vectorcall(record_of<Call>, recorded, Call::tensors + 1, nullptr));
 }
 
-/// (context, grad) -> gradients of the tensors, and None for the result that was recorded.
+/// (context, its saved tensors, grad) -> gradients of the tensors, and None for the result that was recorded. Whoever calls
+/// reads the saved tensors, since some hooks of saved tensors, as a checkpoint's, let them be read once alone.
 template <class Call>
 py::object plain_backward(PyObject* const* arguments) {
   PyObject* context = arguments[0];
-  const py::object saved = get(context, names::saved_tensors);
-  PyObject* all[1 + Call::tensors + Call::options] = {arguments[1]};
-  std::copy_n(&PyTuple_GET_ITEM(saved.ptr(), 0), Call::tensors, all + 1);
+  PyObject* all[1 + Call::tensors + Call::options] = {arguments[2]};
+  std::copy_n(&PyTuple_GET_ITEM(arguments[1], 0), Call::tensors, all + 1);
   if (call(attached.is_grad_enabled).ptr() == Py_True || !is_plain(all, 1 + Call::tensors)) return py::none();
   const py::object options = get(context, names::options), mask = get(context, names::needs_input_grad);
   std::copy_n(&PyTuple_GET_ITEM(options.ptr(), 0), Call::options, all + 1 + Call::tensors);
@@ -196,7 +196,7 @@ void add_operator(py::module_& module, const std::string& name) {
   static PyMethodDef methods[] = {method(names[0].c_str(), &with_arguments<forward<Call>, count>),
                                   method(names[1].c_str(), &with_arguments<backward_function<Call>, count + 2>),
                                   method(names[2].c_str(), &with_arguments<plain<Call>, count>),
-                                  method(names[3].c_str(), &with_arguments<plain_backward<Call>, 2>),
+                                  method(names[3].c_str(), &with_arguments<plain_backward<Call>, 3>),
                                   {nullptr, nullptr, 0, nullptr}};
   add_methods(module, methods);
   module.def(("attach_" + name).c_str(),

@@ -163,7 +163,7 @@ void add_conv2d(py::module_& module) {
                                   method("conv2d_supported", &with_arguments<conv2d_supported, count>),
                                   method("conv2d_backward_supported", &with_arguments<conv2d_backward_supported, count>),
                                   method("conv2d_plain", &with_arguments<plain<PlainConv2dCall>, count - 1>),
-                                  method("conv2d_plain_backward", &with_arguments<plain_backward<PlainConv2dCall>, 2>),
+                                  method("conv2d_plain_backward", &with_arguments<plain_backward<PlainConv2dCall>, 3>),
                                   {nullptr, nullptr, 0, nullptr}};
   add_methods(module, methods);
   const auto kept = [](const py::object& object) { return py::object(object).release().ptr(); };

@@ -64,7 +64,6 @@ inline PyObject* const data_ptr = intern("data_ptr");
 inline PyObject* const requires_grad = intern("requires_grad");
 inline PyObject* const current_level = intern("_current_level");
 inline PyObject* const save_for_backward = intern("save_for_backward");
-inline PyObject* const saved_tensors = intern("saved_tensors");
 inline PyObject* const needs_input_grad = intern("needs_input_grad");
 inline PyObject* const options = intern("options");
 

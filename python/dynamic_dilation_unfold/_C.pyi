@@ -137,7 +137,9 @@ def unfold_plain(
 ) -> Tensor | None:
     """The output of a plain call without autocast, with its backward; None for any other."""
 
-def unfold_plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, Tensor | None, None] | None: ...
+def unfold_plain_backward(
+    ctx: object, saved: tuple[Tensor | None, ...], grad: Tensor, /
+) -> tuple[Tensor | None, Tensor | None, None] | None: ...
 def attach_aggregate(record: object, /) -> None: ...
 def aggregate(
     input: Tensor,
@@ -175,7 +177,7 @@ def aggregate_plain(
     /,
 ) -> Tensor | None: ...
 def aggregate_plain_backward(
-    ctx: object, grad: Tensor, /
+    ctx: object, saved: tuple[Tensor | None, ...], grad: Tensor, /
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...
 def attach_correlate(record: object, /) -> None: ...
 def correlate(
@@ -217,7 +219,7 @@ def correlate_plain(
     /,
 ) -> Tensor | None: ...
 def correlate_plain_backward(
-    ctx: object, grad: Tensor, /
+    ctx: object, saved: tuple[Tensor | None, ...], grad: Tensor, /
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None] | None: ...
 
 # Attention by one kernel. None for a call that has none, which is then composed.
@@ -326,7 +328,9 @@ def conv2d_plain(
     padding_mode: object,
     /,
 ) -> Tensor | None: ...
-def conv2d_plain_backward(ctx: object, grad: Tensor, /) -> tuple[Tensor | None, ...] | None: ...
+def conv2d_plain_backward(
+    ctx: object, saved: tuple[Tensor | None, ...], grad: Tensor, /
+) -> tuple[Tensor | None, ...] | None: ...
 def attach_conv2d(record: object, /) -> None: ...
 def attach_conv2d_functions(
     allows_tf32: Callable[[], bool], bias_gradient: Callable[[Tensor, Tensor], Tensor | None], /

@@ -146,20 +146,19 @@ def _plain(operator: Operator, tensors: Tensors, options: Any) -> Tensor:
 def install(operator: Operator) -> None:
     """Makes every route of an operator."""
     _dispatch.register(operator)
-    direct = getattr(_C, f"{operator.name}_plain_backward", lambda ctx, grad: None)
+    direct = getattr(_C, f"{operator.name}_plain_backward", lambda ctx, saved, grad: None)
 
-    def by_python(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def by_python(ctx: Any, saved: Tensors, grad: Tensor) -> tuple[Tensor | None, ...]:
         options = operator.read(ctx.options)
-        return *_transforms.gradients(
-            operator, grad, ctx.saved_tensors, options, ctx.needs_input_grad[: operator.count]
-        ), None
+        return *_transforms.gradients(operator, grad, saved, options, ctx.needs_input_grad[: operator.count]), None
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grads: tuple[Tensor | None, ...] | None = direct(ctx, grad)
-        return by_python(ctx, grad) if grads is None else grads
+        saved = ctx.saved_tensors  # once: a checkpoint lets nobody read them again
+        grads: tuple[Tensor | None, ...] | None = direct(ctx, saved, grad)
+        return by_python(ctx, saved, grad) if grads is None else grads
 
     def as_recorded(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return by_python(ctx, grad) if is_compiling() else backward(ctx, grad)  # compiled autograd
+        return by_python(ctx, ctx.saved_tensors, grad) if is_compiling() else backward(ctx, grad)  # compiled autograd
 
     # What it is called is what autograd says of a graph, in anomaly mode for example.
     methods = {"forward": staticmethod(_C.record), "backward": staticmethod(as_recorded)}
