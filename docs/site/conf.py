@@ -1,8 +1,9 @@
 """Settings of Sphinx for the pages that stage.py makes, for the language that DDU_DOCS_LANGUAGE names.
 
-Sphinx with MyST and furo, rather than MkDocs: the pages stay the Markdown files that repositories show, in pairs beside each
-other, where MkDocs' translations want folders of their own; autodoc reads the docstrings of the package as it is compiled;
-notebooks and links are checked by the same build, whose warnings are errors; and furo is plain, narrow screens included.
+Sphinx with MyST and furo, rather than MkDocs: the pages stay the Markdown files that repositories show, in pairs
+beside each other, where MkDocs' translations want folders of their own; autodoc reads the docstrings of the package as
+it is compiled; notebooks and links are checked by the same build, whose warnings are errors; and furo is plain, narrow
+screens included.
 """
 
 import logging
