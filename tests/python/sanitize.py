@@ -14,10 +14,13 @@ CASES = [
     Case(1, 3, 15, 17, kernel_size=(2, 3), stride=2),
 ]
 
+# What ddu's kernels read is made on the CPU: where the sanitizer watches them alone, initcheck takes what torch's
+# kernels wrote for memory that nobody wrote.
 for case, kind, dtype, ordered in itertools.product(CASES, ["fractional", "mixed"], DTYPES, [False, True]):
     torch.use_deterministic_algorithms(ordered)
     made = random_input(case.shape), random_map(kind, case.map_shape), random_input(case.output_shape, seed=2)
-    x, rates, grad = (t.to("cuda", dtype) for t in made)
+    on_cpu = tuple(t.to(dtype) for t in made)
+    x, rates, grad = (t.to("cuda") for t in on_cpu)
     run(dynamic_dilation_unfold, x, rates, grad, case.options)
     for wanted in (x, rates):
         leaf = wanted.clone().requires_grad_()
@@ -25,14 +28,23 @@ for case, kind, dtype, ordered in itertools.product(CASES, ["fractional", "mixed
         dynamic_dilation_unfold(pair[0], dilation_map=pair[1], **case.options).backward(grad)
     # The operators without columns, in both memory formats.
     window = {name: value for name, value in case.options.items() if name != "groups"}
-    factors = grad.unflatten(1, (case.channels, -1)).unflatten(-1, rates.shape[-2:])[:, :1].contiguous()
+    columns = on_cpu[2].unflatten(1, (case.channels, -1)).unflatten(-1, rates.shape[-2:])
+    factors, ones = columns[:, :1].contiguous(), torch.ones_like(columns[:, :, 0])
     for format in (torch.contiguous_format, torch.channels_last):
-        image, weights, map = (
-            t.detach().clone().requires_grad_() for t in (x.to(memory_format=format), factors, rates)
+        image, weights, map, grad_sums, grad_scores = (
+            t.to("cuda")
+            for t in (
+                on_cpu[0].contiguous(memory_format=format),
+                factors,
+                on_cpu[1],
+                ones.contiguous(memory_format=format),
+                factors,
+            )
         )
-        sums = dynamic_dilation_aggregate(image, weights, map, **window)
+        leaves = [t.requires_grad_() for t in (image, weights, map)]
+        sums = dynamic_dilation_aggregate(*leaves, **window)
         query = sums.detach().requires_grad_()
-        sums.sum().backward()
-        dynamic_dilation_correlate(query, image, map, **window).backward(factors)
+        sums.backward(grad_sums)
+        dynamic_dilation_correlate(query, image, map, **window).backward(grad_scores)
 torch.cuda.synchronize()
 print(f"{2 * 4 * 2 * len(CASES)} calls")
