@@ -66,9 +66,10 @@ def read_kernels(files: str, arch: str | None, renames: list[tuple[str, str]]) -
             short = shorten(name)
             for pattern, replacement in renames:
                 short = re.sub(pattern, replacement, short)
-            if short in kernels:
+            kernel = Kernel(code[mangled], resources.get(mangled, {}))
+            # Several sources may use one template.
+            if kernels.setdefault(short, kernel) != kernel:
                 raise SystemExit(f"two kernels of {files} are called {short}: choose one architecture with --arch")
-            kernels[short] = Kernel(code[mangled], resources.get(mangled, {}))
     return kernels
 
 

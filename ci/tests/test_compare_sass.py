@@ -58,3 +58,19 @@ def test_verdicts(script: dict[str, Any], line: str, registers: int, verdict: st
 def test_names_without_what_does_not_tell_kernels_apart(script: dict[str, Any]) -> None:
     name = "void ddu::cuda::(anonymous namespace)::walk<float, (int)3, true>(ddu::cuda::Params<float>, int (*)(int))"
     assert script["shorten"](name) == "walk<float, (int)3, true>"
+
+
+def test_one_kernel_in_several_files(script: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = SASS.replace("R1", "R2")
+    listings = {"one": SASS, "same": SASS, "other": other}
+
+    def run(*command: str, text: str | None = None) -> str:
+        if command[0] == "c++filt":
+            return text or ""
+        return RESOURCES if "-res-usage" in command else listings[command[-1]]
+
+    read_kernels = script["read_kernels"]
+    monkeypatch.setitem(read_kernels.__globals__, "run", run)
+    assert list(read_kernels("one,same", None, [])) == ["first", "second"]
+    with pytest.raises(SystemExit, match="two kernels of one,other are called first"):
+        read_kernels("one,other", None, [])
