@@ -6,10 +6,12 @@ import inspect
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import dynamic_dilation_unfold as package
 import numpy as np
 import pytest
+import schemas
 import torch
 from dynamic_dilation_unfold import _C, DynamicDilationUnfold, dynamic_dilation_unfold, reference
 
@@ -42,6 +44,12 @@ def test_names_and_types_are_shipped():
     files = importlib.resources.files("dynamic_dilation_unfold")
     assert files.joinpath("py.typed").is_file()
     assert files.joinpath("_C.pyi").is_file()
+
+
+def test_schemas_for_cpp():
+    """A file of the sources is made from the descriptions: see schemas.py, which says how."""
+    shipped = Path(package.cmake_prefix_path, "include", "ddu", "torch", "schemas.h")
+    assert shipped.read_text() == schemas.header()
 
 
 class Index:

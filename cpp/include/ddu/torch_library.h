@@ -8,9 +8,7 @@
 
 #include <cstdint>
 #include <optional>
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "ddu/torch.h"
 #include "ddu/torch/conv2d_library.h"
@@ -59,32 +57,22 @@ inline std::tuple<at::Tensor, at::Tensor> backward_kernel(const at::Tensor& grad
 }  // namespace torch_detail
 
 /// Registers dynamic_dilation_unfold::unfold, ::aggregate, ::correlate and ::conv2d, each with its backward, until the process
-/// ends. Any thread may call; on return the
-/// operators are there. Does nothing where they are there already: after another call, or after Python's package was imported
-/// in the same process. Not the other way round: that import fails ("Only a single TORCH_LIBRARY can be used to register the
-/// namespace dynamic_dilation_unfold"), so a program that embeds Python imports the package first, or not at all.
+/// ends. Any thread may call; on return the operators are there. Does nothing where they are there already: after another call,
+/// or after Python's package was imported in the same process. Not the other way round: that import fails ("Only a single
+/// TORCH_LIBRARY can be used to register the namespace dynamic_dilation_unfold"), so a program that embeds Python imports the
+/// package first, or not at all.
 inline void register_torch_operators() {
-  const auto define = []() -> std::optional<torch::Library> {
+  const auto define_all = []() -> std::optional<torch::Library> {
     if (c10::Dispatcher::singleton().findSchema({"dynamic_dilation_unfold::unfold", ""})) return std::nullopt;
     torch::Library library(torch::Library::DEF, "dynamic_dilation_unfold", std::nullopt, __FILE__, __LINE__);
-    const std::string options =
-        "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, str padding_mode";
-    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    library.def(("unfold(Tensor input, Tensor dilation_map, " + options + "=\"zeros\") -> Tensor").c_str(), tags);
-    library.def(("unfold_backward(Tensor grad, Tensor input, Tensor dilation_map, " + options +
-                 ", bool[2] output_mask) -> (Tensor, Tensor)")
-                    .c_str(),
-                tags);
-    using c10::DispatchKey;
-    library.impl("unfold", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::unfold_kernel));
-    library.impl("unfold", torch::dispatch(DispatchKey::Autograd, &torch_detail::unfold_autograd));
-    library.impl("unfold_backward", torch::dispatch(DispatchKey::CompositeExplicitAutograd, &torch_detail::backward_kernel));
-    library.impl("unfold_backward", torch::dispatch(DispatchKey::Autograd, &torch_detail::backward_autograd));
-    torch_detail::define_operators_with_heads(library);
-    torch_detail::define_conv2d(library);
+    using namespace torch_detail;
+    define(library, schemas::unfold, &unfold_kernel, &unfold_autograd);
+    define(library, schemas::unfold_backward, &backward_kernel, &backward_autograd);
+    define_operators_with_heads(library);
+    define_conv2d(library);
     return library;
   };
-  static const std::optional<torch::Library> library = define();  // a second thread waits for the first
+  static const std::optional<torch::Library> library = define_all();  // a second thread waits for the first
 }
 
 }  // namespace ddu

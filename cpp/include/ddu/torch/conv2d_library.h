@@ -4,9 +4,7 @@
 
 #include <torch/library.h>
 
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "ddu/torch/conv2d.h"
 #include "ddu/torch/schema.h"
@@ -38,20 +36,8 @@ FiveTensors conv2d_backward_operator(const at::Tensor& grad, const at::Tensor& i
 }
 
 inline void define_conv2d(torch::Library& library) {
-  const std::string tensors = "Tensor input, Tensor weight, Tensor dilation_map, Tensor? bias, Tensor? mask, ";
-  const std::string options = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, str padding_mode";
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  library.def(("conv2d(" + tensors + options + ") -> Tensor").c_str(), tags);
-  library.def(("conv2d_backward(Tensor grad, " + tensors + options +
-               ", bool[5] output_mask) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-                  .c_str(),
-              tags);
-  using c10::DispatchKey;
-  const auto kernel = DispatchKey::CompositeExplicitAutograd, autograd = DispatchKey::Autograd;
-  library.impl("conv2d", torch::dispatch(kernel, &conv2d_forward<false>));
-  library.impl("conv2d", torch::dispatch(autograd, &conv2d_forward<true>));
-  library.impl("conv2d_backward", torch::dispatch(kernel, &conv2d_backward_operator<false>));
-  library.impl("conv2d_backward", torch::dispatch(autograd, &conv2d_backward_operator<true>));
+  define(library, schemas::conv2d, &conv2d_forward<false>, &conv2d_forward<true>);
+  define(library, schemas::conv2d_backward, &conv2d_backward_operator<false>, &conv2d_backward_operator<true>);
 }
 
 }  // namespace ddu::torch_detail

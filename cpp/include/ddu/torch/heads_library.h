@@ -5,9 +5,7 @@
 #include <torch/library.h>
 
 #include <cstdint>
-#include <string>
 #include <tuple>
-#include <vector>
 
 #include "ddu/torch/aggregate.h"
 #include "ddu/torch/correlate.h"
@@ -62,28 +60,11 @@ ThreeTensors aggregate_backward(const at::Tensor& grad, const at::Tensor& input,
 }
 
 inline void define_operators_with_heads(torch::Library& library) {
-  const std::string window = "SymInt[2] kernel_size, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, ";
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  const auto define = [&](const std::string& name, const std::string& tensors, const std::string& heads) {
-    const std::string options = window + heads + "str padding_mode";
-    library.def((name + "(" + tensors + ", " + options + ") -> Tensor").c_str(), tags);
-    library.def(
-        (name + "_backward(Tensor grad, " + tensors + ", " + options + ", bool[3] output_mask) -> (Tensor, Tensor, Tensor)")
-            .c_str(),
-        tags);
-  };
-  define("aggregate", "Tensor input, Tensor weights, Tensor dilation_map", "");
-  define("correlate", "Tensor query, Tensor key, Tensor dilation_map", "SymInt heads, ");
-  using c10::DispatchKey;
-  const auto kernel = DispatchKey::CompositeExplicitAutograd, autograd = DispatchKey::Autograd;
-  library.impl("aggregate", torch::dispatch(kernel, &aggregate_forward<false>));
-  library.impl("aggregate", torch::dispatch(autograd, &aggregate_forward<true>));
-  library.impl("aggregate_backward", torch::dispatch(kernel, &aggregate_backward<false>));
-  library.impl("aggregate_backward", torch::dispatch(autograd, &aggregate_backward<true>));
-  library.impl("correlate", torch::dispatch(kernel, &heads_forward<CorrelateOperator, false>));
-  library.impl("correlate", torch::dispatch(autograd, &heads_forward<CorrelateOperator, true>));
-  library.impl("correlate_backward", torch::dispatch(kernel, &heads_backward<CorrelateOperator, false>));
-  library.impl("correlate_backward", torch::dispatch(autograd, &heads_backward<CorrelateOperator, true>));
+  using Correlate = CorrelateOperator;
+  define(library, schemas::aggregate, &aggregate_forward<false>, &aggregate_forward<true>);
+  define(library, schemas::aggregate_backward, &aggregate_backward<false>, &aggregate_backward<true>);
+  define(library, schemas::correlate, &heads_forward<Correlate, false>, &heads_forward<Correlate, true>);
+  define(library, schemas::correlate_backward, &heads_backward<Correlate, false>, &heads_backward<Correlate, true>);
 }
 
 }  // namespace ddu::torch_detail
