@@ -52,6 +52,7 @@ struct BackwardPlan {
       : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
     choose_kernel(g);
     p = make_params<Acc>(g, types, config, current_device());
+    if (starts_wide(g)) cut_channels(g, config, p);
     if (!stores_windows()) hold_whole_image(g, config, current_device(), largest_window(g, 0), p);
     // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
     block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
@@ -76,21 +77,25 @@ struct BackwardPlan {
     const Device& device = current_device();
     wide_kernel = choose_wide(g, wide_config);
     wide_p = make_params<Acc>(g, types, wide_config, device, p.tile_height);
-    // Runs of channels that fill the device evenly: a few blocks more than run at once would take twice the time.
-    const std::int64_t tiles = wide_p.by_tiles.divisor * g.groups * g.batch;
-    const std::int64_t places = std::int64_t{device.multiprocessors} * wide_config.min_blocks;
-    const auto steps_of = [&](std::int64_t runs) {  // and two for what a block does before its first
-      return ceil_div(tiles * runs, places) * (ceil_div(g.group_channels(), runs) + 2);
-    };
-    std::int64_t runs = 1;
-    for (std::int64_t more = 2; more <= std::min<std::int64_t>(g.group_channels(), 16); ++more) {
-      if (steps_of(more) < steps_of(runs)) runs = more;
-    }
-    wide_p.block_channels = static_cast<int>(ceil_div(g.group_channels(), runs));
-    wide_p.by_channel_blocks = Divider(static_cast<unsigned>(ceil_div(g.group_channels(), wide_p.block_channels)));
+    cut_channels(g, wide_config, wide_p);
     wide.capacity = largest_window(g, 0) <= wide_p.capacity ? WideTiles::kAll : wide_p.capacity;
     wide.tile_height = wide_p.tile_height;
     wide.part_height = p.tile_height;
+  }
+  /// Runs of channels that fill the device evenly: a few blocks more than run at once would take twice the time.
+  static void cut_channels(const Geometry& g, const TileConfig& config, Params<Acc>& p) {
+    const std::int64_t tiles = p.by_tiles.divisor * g.groups * g.batch, channels = g.group_channels();
+    const std::int64_t places = std::int64_t{current_device().multiprocessors} * config.min_blocks;
+    const auto steps_of = [&](std::int64_t runs) {  // and two for what a block does before its first
+      return ceil_div(tiles * runs, places) * (ceil_div(channels, runs) + 2);
+    };
+    std::int64_t runs = 1;
+    for (int rounds = 1; rounds <= 8; ++rounds) {
+      const std::int64_t most = std::clamp<std::int64_t>(rounds * places / tiles, 1, channels);
+      if (steps_of(most) < steps_of(runs)) runs = most;
+    }
+    p.block_channels = static_cast<int>(ceil_div(channels, runs));
+    p.by_channel_blocks = Divider(static_cast<unsigned>(ceil_div(channels, p.block_channels)));
   }
   static bool is_3x3(const Geometry& g) { return g.h.kernel_size == 3 && g.w.kernel_size == 3; }
   /// Of few channels lanes of the channels-last kernels are idle, and larger windows cost less than that.
