@@ -95,7 +95,7 @@ struct Sampled {
     }
   }
   const T* rows() const { return copy ? copy : given; }
-  void finish(const ImageRows& image, DType type, Stream stream) const {
+  void write(const ImageRows& image, DType type, Stream stream) const {
     if (gradient && !in_place(image)) sums_to_image(image, type, sums, gradient, stream);
   }
 };
@@ -148,9 +148,9 @@ class Backward {
     const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<float, true>::bytes(params_.run));
     launch(attention_backward_kernel<T, kChannels>, {blocks_of(params_), kRowThreads, shared, true}, stream, params_,
            score_params(forward), tensors);
-    key_.finish(image_, types_.input, stream);
-    value_.finish(image_, types_.input, stream);
-    map_.finish(stream);
+    key_.write(image_, types_.input, stream);
+    value_.write(image_, types_.input, stream);
+    map_.write(stream);
   }
 
  private:

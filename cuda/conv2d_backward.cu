@@ -90,8 +90,8 @@ class ConvBackward {
       }
     }
     if (given_.grad_input && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
-    map_.finish(stream);
-    mask_.finish(stream);
+    map_.write(stream);
+    mask_.write(stream);
   }
 
  private:

@@ -35,6 +35,9 @@ struct Pixels {
   Acc fraction;
   Acc offset;          // d(position)/d(rate): 0 where the value does not change with the position
   bool first, second;  // whether there is a pixel at index and at index + 1
+
+  DDU_HD Acc first_weight() const { return first ? 1 - fraction : 0; }
+  DDU_HD Acc second_weight() const { return second ? fraction : 0; }
 };
 
 /// The taps of one axis.
@@ -131,10 +134,19 @@ DDU_HD Value interpolate(Value a, Value b, Value c, Value d, Acc fy, Acc fx) {
   return weights.a() * a + weights.b() * b + weights.c() * c + weights.d() * d;
 }
 
-/// The same along one axis, for a tap that is centered in the other: two of its corners weigh nothing there.
+/// What the two pixels of a cell weigh along one axis, for a tap that is centered in the other.
+template <class Acc>
+struct AxisWeights {
+  Acc first, second;
+
+  DDU_HD explicit AxisWeights(Acc fraction) : first(1 - fraction), second(fraction) {}
+};
+
+/// The value of such a tap: two of its corners weigh nothing.
 template <class Value, class Acc>
 DDU_HD Value interpolate(Value a, Value b, Acc fraction) {
-  return (1 - fraction) * a + fraction * b;
+  const AxisWeights<Acc> weights(fraction);
+  return weights.first * a + weights.second * b;
 }
 
 /// d(interpolate)/dy and d(interpolate)/dx.

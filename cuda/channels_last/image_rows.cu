@@ -21,14 +21,14 @@ void visit_sums(DType type, bool ordered, Body body) {
 /// largest[image, channel] from the largest values of images and factors of heads, as bits of doubles.
 __global__ void __launch_bounds__(256)
     largest_products_kernel(const unsigned long long* values, const unsigned long long* factors, unsigned long long* largest,
-                            std::int64_t count, int channels, int head_channels, int heads, bool shared_factors, double most) {
+                            std::int64_t count, int channels, int head_channels, int heads, bool shared_factors, double limit) {
   const std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   if (i >= count) return;
   const std::int64_t image = i / channels;
   const int head = int(i % channels) / head_channels;
   const auto number = [](unsigned long long bits) { return __longlong_as_double(static_cast<long long>(bits)); };
   const double product = number(values[image]) * number(factors[(shared_factors ? 0 : image) * heads + head]);
-  largest[i] = static_cast<unsigned long long>(__double_as_longlong(product < most ? product : most));
+  largest[i] = static_cast<unsigned long long>(__double_as_longlong(product < limit ? product : limit));
 }
 
 template <class T>
@@ -60,21 +60,22 @@ void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const 
   });
 }
 
-void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors, unsigned long long* parts,
-                  const ImageSums& sums, Stream stream) {
+void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors,
+                  unsigned long long* values_and_factors, const ImageSums& sums, Stream stream) {
   const Geometry& g = h.geometry;
-  unsigned long long* of_factors = parts + g.batch;
-  double most = 0;  // a term that is finite is no larger
+  unsigned long long* of_factors = values_and_factors + g.batch;
+  double limit = 0;  // a term that is finite is no larger
   visit(type, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
-    most = std::is_same_v<T, double> ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
-    find_largest_of<T>(values, g.batch, g.channels * g.positions(), parts, stream);
+    limit = std::is_same_v<T, double> ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
+    find_largest_of<T>(values, g.batch, g.channels * g.positions(), values_and_factors, stream);
     find_largest_of<T>(factors, h.factors_batch * h.heads, g.taps() * g.positions(), of_factors, stream);
   });
   const std::int64_t count = g.batch * g.channels;
-  launch(largest_products_kernel, {grid_size(ceil_div(count, 256)), 256}, stream, static_cast<const unsigned long long*>(parts),
-         static_cast<const unsigned long long*>(of_factors), sums.largest, count, static_cast<int>(g.channels),
-         static_cast<int>(h.head_channels()), static_cast<int>(h.heads), h.factors_batch == 1, most);
+  launch(largest_products_kernel, {grid_size(ceil_div(count, 256)), 256}, stream,
+         static_cast<const unsigned long long*>(values_and_factors), static_cast<const unsigned long long*>(of_factors),
+         sums.largest, count, static_cast<int>(g.channels), static_cast<int>(h.head_channels()), static_cast<int>(h.heads),
+         h.factors_batch == 1, limit);
 }
 
 void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream) {

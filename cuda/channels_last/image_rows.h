@@ -60,11 +60,11 @@ struct ImageSums {
 };
 
 /// Finds the largest gradient of a column that each channel of each image can have, |value| times |factor|: the largest value
-/// of the image times the largest factor of the head. `parts` is scratch memory, zero, as is sums.largest.
-void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors, unsigned long long* parts,
-                  const ImageSums& sums, Stream stream);
-/// Elements of `parts`.
-inline std::int64_t largest_parts(const HeadGeometry& h) { return h.geometry.batch + h.factors_batch * h.heads; }
+/// of the image times the largest factor of the head. `values_and_factors` is scratch memory, zero, as is sums.largest.
+void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors,
+                  unsigned long long* values_and_factors, const ImageSums& sums, Stream stream);
+/// Elements of `values_and_factors`.
+inline std::int64_t largest_words(const HeadGeometry& h) { return h.geometry.batch + h.factors_batch * h.heads; }
 
 /// The gradient from its sums, unless they are the gradient itself.
 void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream);

@@ -113,10 +113,10 @@ __global__ void __launch_bounds__(256)
   if (!tiles.any(std::int64_t{plane / unsigned(group_channels)} * tiles.tiles, tiles.tiles)) return;
   const T* from = grad_output + plane * count;
   if (threadIdx.x == 0) found = 0;
-  Acc most = 0;
+  Acc of_thread = 0;
   const auto take = [&](Acc value) {
     const Acc size = value < 0 ? -value : value;
-    if (is_finite(size) && size > most) most = size;
+    if (is_finite(size) && size > of_thread) of_thread = size;
   };
   constexpr int kN = kVec<T>;
   const std::int64_t step = std::int64_t{by_blocks.divisor} * 256 * kN;
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(256)
   }
   __syncthreads();
   // Floats that are not negative have the order of their bits.
-  if (most > 0) atomicMax(&found, static_cast<unsigned long long>(__double_as_longlong(double(most))));
+  if (of_thread > 0) atomicMax(&found, static_cast<unsigned long long>(__double_as_longlong(double(of_thread))));
   __syncthreads();
   if (threadIdx.x == 0 && found > 0) atomicMax(largest + plane, found);
 }

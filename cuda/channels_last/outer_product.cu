@@ -72,8 +72,8 @@ class Backward {
       launch(outer_product_kernel<T, Sums, kN, false>, grid, stream, params_, tensors);
     }
     if (given_.grad_image && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_image, stream);
-    map_.finish(stream);
-    factors_.finish(stream);
+    map_.write(stream);
+    factors_.write(stream);
   }
 
  private:
@@ -84,7 +84,7 @@ class Backward {
     const Geometry& g = h_.geometry;
     const std::size_t before = workspace.bytes();
     sums_.strange = workspace.template take<unsigned>(ceil_div(image_.numel(), 16));
-    parts_ = workspace.template take<unsigned long long>(largest_parts(h_));
+    values_and_factors_ = workspace.template take<unsigned long long>(largest_words(h_));
     zeroed_ = workspace.bytes() - before;
     sums_.largest = workspace.template take<unsigned long long>(g.batch * g.channels);
     int bits_of_count = 0;
@@ -102,7 +102,7 @@ class Backward {
     }
     if (sums_.ordered) {
       DDU_CUDA_CHECK(cudaMemsetAsync(sums_.strange, 0, zeroed_, stream));
-      find_largest(h_, types_.input, given_.values, given_.factors, parts_, sums_, stream);
+      find_largest(h_, types_.input, given_.values, given_.factors, values_and_factors_, sums_, stream);
     }
     if (!copy_ && !beside) return;
     RowsToClear cleared;
@@ -118,8 +118,8 @@ class Backward {
   bool samples_;       // whether pixels are read
   T* copy_ = nullptr;  // of the image, in rows
   ImageSums sums_;
-  unsigned long long* parts_ = nullptr;
-  std::size_t zeroed_ = 0;  // bytes of sums_.strange and parts_
+  unsigned long long* values_and_factors_ = nullptr;
+  std::size_t zeroed_ = 0;  // bytes of sums_.strange and values_and_factors_
   SharedGradient<Acc> map_, factors_;
   std::size_t bytes_;
 };

@@ -11,9 +11,9 @@
 
 namespace ddu::cuda::channels_last {
 
-inline int log2_at_least(std::int64_t n, int most) {
+inline int log2_at_least(std::int64_t n, int limit) {
   int log = 0;
-  while (log < most && (std::int64_t{1} << log) < n) ++log;
+  while (log < limit && (std::int64_t{1} << log) < n) ++log;
   return log;
 }
 
@@ -123,9 +123,9 @@ struct Conversion {
     params.groups = static_cast<int>(g.groups);
     // Blocks that are all resident at once: what follows them may start then.
     const std::int64_t planes = std::int64_t{params.slices} * g.groups * g.batch;
-    const std::int64_t most = std::max<std::int64_t>(1, std::int64_t{6} * current_device().multiprocessors / planes);
+    const std::int64_t resident = std::max<std::int64_t>(1, std::int64_t{6} * current_device().multiprocessors / planes);
     const std::int64_t block_pixels = (std::int64_t{kRowWarps} * kVec<T>) << TurnTile<T>::log_units_of(params.log_lanes);
-    const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), most));
+    const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), resident));
     params.by_blocks = Divider(pixel_blocks);
     const auto square_blocks_of_plane = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
     params.by_pixel_blocks = Divider(square_blocks_of_plane);

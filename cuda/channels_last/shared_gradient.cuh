@@ -9,17 +9,17 @@
 
 namespace ddu::cuda {
 
-/// Stores what a lane has summed for an element of a gradient: in array `part` of the sums, of `size` elements each, or, if
+/// Stores what a lane has summed for an element of a gradient: in array `array` of the sums, of `size` elements each, or, if
 /// that is 0, added to the one that there is; or, if there are no sums, as the gradient itself.
 template <class T, class Acc>
-__device__ __forceinline__ void store_sum(Acc* sums, T* gradient, std::int64_t part, std::int64_t size, std::int64_t at,
+__device__ __forceinline__ void store_sum(Acc* sums, T* gradient, std::int64_t array, std::int64_t size, std::int64_t at,
                                           Acc sum) {
   if (!sums) {
     gradient[at] = narrow<T>(sum);
   } else if (size == 0) {
     atomicAdd(sums + at, sum);
   } else {
-    sums[part * size + at] = sum;
+    sums[array * size + at] = sum;
   }
 }
 
@@ -60,7 +60,8 @@ struct SharedGradient {
     if (!gradient || arrays != 0) return;
     DDU_CUDA_CHECK(cudaMemsetAsync(sums, 0, sizeof(Acc) * static_cast<std::size_t>(count), stream));
   }
-  void finish(Stream stream) const {
+  /// The gradient from its sums, where those lie apart.
+  void write(Stream stream) const {
     if (!gradient || !scratch_) return;
     const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(count, 256), 16384));
     visit(type, [&](auto* to) {

@@ -81,9 +81,9 @@ struct AxisTable {
       const Pixels<float> pixels = axis.pixels(axis.base(across ? ox : oy), axis.offset(k), rate);
       const int last = axis.size - 1;
       const float strange = nan_unless_finite(rate);
-      of[(across * 2 + k / 2) * kWarpRun + position] = {
-          unsigned(min(max(pixels.index, 0), last)) * step, unsigned(min(max(pixels.index + 1, 0), last)) * step,
-          (pixels.first ? 1 - pixels.fraction : 0) + strange, (pixels.second ? pixels.fraction : 0) + strange};
+      of[(across * 2 + k / 2) * kWarpRun + position] = {unsigned(min(max(pixels.index, 0), last)) * step,
+                                                        unsigned(min(max(pixels.index + 1, 0), last)) * step,
+                                                        pixels.first_weight() + strange, pixels.second_weight() + strange};
     }
     __syncwarp();
   }

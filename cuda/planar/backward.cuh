@@ -17,14 +17,14 @@
 //
 // The loop is bound by instructions and by the latency of its loads, which are under way from one step to the next. Whatever
 // waits for them early costs 10 to 17 %: also a load elsewhere in the kernel that nothing waits for on some way, since the loop
-// then waits for it and all others when it reuses the register (scatter_direct). benchmarks/sass_waits.py shows where a kernel
-// waits. Tried and measured: benchmarks/NOTES.md, "Backward".
+// then waits for it and all others when it reuses the register (scatter_without_window). benchmarks/sass_waits.py shows where a
+// kernel waits. Tried and measured: benchmarks/NOTES.md, "Backward".
 
 #include "../core/dependent_launch.cuh"
 #include "../core/tile_config.h"
 #include "backward_taps.cuh"
-#include "direct.cuh"
 #include "window_load.cuh"
+#include "without_window.cuh"
 
 namespace ddu::cuda {
 
@@ -146,7 +146,7 @@ __device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const 
   if constexpr (kDeterministic) {
     mark_fallback<kThreads>(p, tensors, work, first, channels);
   } else {
-    scatter_direct(p, position, columns, channels, AddTo<float>{grad_input});
+    scatter_without_window(p, position, columns, channels, AddTo<float>{grad_input});
   }
 }
 

@@ -6,7 +6,7 @@
 
 #include "../core/dependent_launch.cuh"
 #include "../core/fixed_point_sum.cuh"
-#include "direct.cuh"
+#include "without_window.cuh"
 
 namespace ddu::cuda {
 
@@ -91,7 +91,7 @@ struct ScatterIntoSums {
     const FixedPointSums sums = block.sums();
     Acc* grad_input = block.tensors.grad_input + block.plane();
     block.for_each_position([&](const Position<Acc>& position, const T* columns) {
-      scatter_direct(block.p, position, columns, block.first.channels, [&](std::int64_t pixel, Acc term) {
+      scatter_without_window(block.p, position, columns, block.first.channels, [&](std::int64_t pixel, Acc term) {
         if (is_finite(term)) {
           sums.add(pixel, term);
         } else {

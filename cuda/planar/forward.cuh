@@ -17,8 +17,8 @@
 #include "../core/dependent_launch.cuh"
 #include "../core/memory.cuh"
 #include "../core/tile_config.h"
-#include "direct.cuh"
 #include "window_load.cuh"
+#include "without_window.cuh"
 
 namespace ddu::cuda {
 
@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   char* out = reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index);
   const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
   if (!fits) {
-    if constexpr (kSingleChannel) store_direct<K>(p, position, planes, out, column_bytes);
+    if constexpr (kSingleChannel) store_without_window<K>(p, position, planes, out, column_bytes);
     return;
   }
 

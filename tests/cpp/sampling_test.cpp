@@ -194,6 +194,9 @@ TYPED_TEST(Sampling, WeightsAreTheTransposeOfInterpolate) {
       EXPECT_EQ(weights.d(), ddu::interpolate(T(0), T(0), T(0), T(1), fy, fx));
       const T corners[4] = {weights.a(), weights.b(), weights.c(), weights.d()};
       for (int i = 0; i < 4; ++i) EXPECT_EQ(ddu::corner_weight(i / 2, i % 2, fy, fx), corners[i]);
+      const ddu::AxisWeights<T> along(fx);
+      EXPECT_EQ(along.first, ddu::interpolate(T(1), T(0), fx));
+      EXPECT_EQ(along.second, ddu::interpolate(T(0), T(1), fx));
       EXPECT_EQ(ddu::interpolate(T(3), T(5), fx), ddu::interpolate(T(3), T(5), T(7), T(9), T(0), fx));
     }
   }

@@ -85,8 +85,9 @@ void scatter(const Tap<Acc>& tap, int n, const V (&grad)[M], V* window) {
     const std::int32_t next = tap.whole_y ? 1 : tap.pitch;
     for (int i = 0; i < M; ++i) {
       V* cell = window + tap.cell(n + i);
-      cell[0] += (1 - fraction[i]) * grad[i];
-      cell[next] += fraction[i] * grad[i];
+      const AxisWeights<Acc> weights(fraction[i]);
+      cell[0] += weights.first * grad[i];
+      cell[next] += weights.second * grad[i];
     }
   } else {
     for (int i = 0; i < M; ++i) {

@@ -40,8 +40,9 @@ void for_each_sample(const Tap<Acc>& tap, int n, const Acc* factor, const V* win
     const std::int32_t next = tap.whole_y ? 1 : tap.pitch;
     alignas(64) Acc first[M], second[M];
     for (int i = 0; i < M; ++i) {
-      first[i] = factor[i] * (1 - fraction[i]);
-      second[i] = factor[i] * fraction[i];
+      const AxisWeights<Acc> weights(fraction[i]);
+      first[i] = factor[i] * weights.first;
+      second[i] = factor[i] * weights.second;
     }
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);

@@ -11,8 +11,8 @@ namespace ddu::cuda {
 
 /// Stores a position's columns of one channel, of K x K taps; `out` is its place in the first. All corners: a pixel may be NaN.
 template <int K, class T>
-__device__ __forceinline__ void store_direct(const Params<float>& p, const Position<float>& position, const T* plane, char* out,
-                                             unsigned column_bytes) {
+__device__ __forceinline__ void store_without_window(const Params<float>& p, const Position<float>& position, const T* plane,
+                                                     char* out, unsigned column_bytes) {
   if (!position.active) return;
   const float nan = nan_unless_finite(position.rate);  // or 0, which is subtracted: added, it would make +0 of a -0
 #pragma unroll 1
@@ -43,8 +43,9 @@ struct AddTo {
 
 /// Calls add(pixel, term) for the terms of some channels' gradients. All corners: a gradient may be NaN.
 template <class T, class Add>
-__device__ __forceinline__ void scatter_direct(const Params<accumulator_t<T>>& p, const Position<accumulator_t<T>>& position,
-                                               const T* grad_output, int channels, Add add) {
+__device__ __forceinline__ void scatter_without_window(const Params<accumulator_t<T>>& p,
+                                                       const Position<accumulator_t<T>>& position, const T* grad_output,
+                                                       int channels, Add add) {
   using Acc = accumulator_t<T>;
   if (!position.sampled()) return;
 #pragma unroll 1
