@@ -82,11 +82,12 @@ function(ddu_convolution_sources library)
     return()
   endif()
   ddu_cuda_part(${library} convolution "${architectures}" cuda/conv2d_forward.cu cuda/conv2d_forward_square.cu
-                cuda/conv2d_backward.cu cuda/convolution/image.cu)
+                cuda/conv2d_backward.cu cuda/conv2d_backward_corners.cu cuda/convolution/image.cu)
   # What only devices of compute capability 9.0 run is compiled for them alone, as sm_90a, and only where they are built for.
   if(architectures MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)")
-    ddu_cuda_part(${library} sm90 90a-real cuda/conv2d_forward_sm90.cu)
-    set_property(SOURCE cuda/conv2d_forward_square.cu APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
+    ddu_cuda_part(${library} sm90 90a-real cuda/conv2d_forward_sm90.cu cuda/conv2d_backward_sm90.cu)
+    set_property(SOURCE cuda/conv2d_forward_square.cu cuda/conv2d_backward.cu cuda/conv2d_backward_corners.cu
+                 APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
   endif()
 endfunction()
 

@@ -1,20 +1,20 @@
 // The host side of the convolution's backward:
 //
-//     pack_for_columns_kernel           the weight, in the order in which lanes read it
 //     (planes_to_rows_kernel        the input and grad_output, channels-last, unless they lie so; zeros in the sums beside)
-//     conv_columns_backward_kernel  gradients of map and mask, and of the input beside them
-//     pack_for_input_kernel, conv_input_backward_kernel   or the input's by itself, which is faster
-//     conv_weight_backward_kernel   the weight's, in sums of each block's → sum_weights_kernel, which adds them up
+//     pack_for_backward_kernel      the weight, in the orders of the products
+//     conv_weight_backward_kernel   the weight's gradient, in sums of each block's → sum_weights_kernel, which adds them up
+//     conv_corners_backward_kernel  gradients of map and mask, and zeros in the input's sums
+//     conv_input_backward_kernel    the input's gradient
 //     (rows_to_planes_kernel or convert_kernel   sums to grad_input)
 //     (add_arrays_kernel            sums to the gradients of map and mask, where their type is a half one)
 
 #include <optional>
 
 #include "channels_last/image_rows.h"
-#include "convolution/backward_columns.cuh"
-#include "convolution/backward_input.cuh"
 #include "convolution/backward_weight.cuh"
+#include "convolution/corners.h"
 #include "convolution/image.h"
+#include "convolution/input.h"
 #include "ddu/conv2d.h"
 
 namespace ddu::cuda {
@@ -38,6 +38,21 @@ Geometry as_image(const Conv2dGeometry& c) {
   return g;
 }
 
+/// The weights, in the orders of both kernels that multiply by them.
+template <class T>
+__global__ void __launch_bounds__(256)
+    pack_for_backward_kernel(const CornersParams corners, int outputs, uint4* slices, std::int64_t of_corners,
+                             const ConvInputParams input, uint4* fragments, std::int64_t of_input, const T* weight) {
+  wait_for_previous();
+  let_next_start();  // what that reads before it waits for this kernel was there before
+  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
+  if (n < of_corners) {
+    pack_for_corners(corners, outputs, weight, slices, n);
+  } else if (n - of_corners < of_input) {
+    pack_for_input(input, weight, fragments, n - of_corners);
+  }
+}
+
 template <class T>
 class ConvBackward {
  public:
@@ -47,48 +62,57 @@ class ConvBackward {
         given_(given),
         image_(with_heads(c), format_of(with_heads(c), given.input_format), kVec<T>,
                is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)),
-        outputs_(as_image(c)),
-        wants_columns_(given.grad_map || given.grad_mask),
-        wants_input_(given.grad_input && !wants_columns_) {
+        outputs_(as_image(c)) {
     make_params();
-    make_input_params();
     Workspace workspace(given.workspace);
-    if (given.grad_weight) {
-      lay_out_rows(workspace);
-      make_weight_params();
-    }
     const Geometry& g = c.geometry;
-    const bool samples = given.grad_map || given.grad_mask || given.grad_weight;
+    const bool factors = given.grad_map || given.grad_mask, samples = factors || given.grad_weight;
+    if (samples) lay_out_rows(workspace);
+    if (factors) corners_ = convolution::corners_call(c_, types_.input, whole_rows());
+    if (given.grad_input) make_input_params();
+    if (given.grad_weight) make_weight_params();
     if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
     if (!own_outputs_) outputs_copy_ = workspace.template take<T>(channels_last::numel(outputs_, params_.outputs));
-    if (wants_columns_) packed_weights_ = workspace.template take<uint4>(packed_numel());
-    if (wants_input_) packed_weights_ = workspace.template take<uint4>(input_packed());
+    if (given.grad_input) packed_weights_ = workspace.template take<uint4>(input_packed());
+    if (factors) corners_.slices = workspace.template take<uint4>(corners_.vectors);
     if (given.grad_input) {
       sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
     }
-    const std::int64_t slices = params_.slices;
+    const std::int64_t slices = corners_.params.by_output_blocks.divisor;  // each adds its outputs' part
     map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.units * slices * (g.map_batch == 1 ? g.batch : 1),
                  false);
-    map_.always_sums(workspace);
+    if (map_.arrays != 1) map_.always_sums(workspace);
     mask_.lay_out(workspace, given.grad_mask, types.input, c.mask_numel(),
                   params_.head_units * slices * (c.mask_batch == 1 ? g.batch : 1), false);
     if (mask_.arrays != 1) mask_.always_sums(workspace);
-    if (given.grad_weight) weight_sums_ = workspace.template take<float>(weight_.splits * weight_.part);
+    if (given.grad_weight) {
+      // They are read before the input's gradient is begun, so its sums may lie where they were, unless a copy cleared those.
+      const std::int64_t count = weight_.splits * weight_.part;
+      const bool within = given.grad_input && image_.own && count <= image_.numel() && is_aligned(sums_.words, 16);
+      weight_sums_ = within ? static_cast<float*>(sums_.words) : workspace.template take<float>(count);
+    }
     bytes_ = workspace.bytes();
   }
   std::size_t bytes() const { return bytes_; }
+  bool fits() const { return convolution::corners_fit(convolution::corners_call(c_, types_.input, whole_rows()), c_.has_mask); }
 
   void run(Stream stream) const {
     prepare(stream);
-    if (wants_columns_) run_columns(stream);
-    if (wants_input_) run_input(stream);
+    pack(stream);
+    const void* image = rows_ ? rows_->read(types_.input, given_.input, stream) : copy_;
     if (given_.grad_weight) {
       if (weight_warps() == 16) {
-        run_weight<16>(stream);
+        run_weight<16>(image, stream);
       } else {
-        run_weight<8>(stream);
+        run_weight<8>(image, stream);
       }
     }
+    const bool factors = given_.grad_map || given_.grad_mask;
+    if (given_.grad_input && image_.own && !(factors && corners_clear())) {
+      DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
+    }
+    if (factors) run_corners(image, stream);
+    if (given_.grad_input) run_input(stream);
     if (given_.grad_input && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
     map_.write(stream);
     mask_.write(stream);
@@ -104,7 +128,6 @@ class ConvBackward {
     return wide && kWeightShared<16> <= current_device().shared_per_block ? 16 : 8;
   }
   std::int64_t all_units() const { return c_.geometry.channels / params_.unit_channels; }
-  std::int64_t packed_numel() const { return all_units() * params_.taps * packed_.of_tap(); }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, float>; }
   const T* image() const { return copy_ ? copy_ : static_cast<const T*>(given_.input); }
@@ -131,17 +154,8 @@ class ConvBackward {
     p.by_units = Divider(static_cast<unsigned>(p.units));
     p.by_head_units = Divider(static_cast<unsigned>(p.head_units));
     p.by_weight_units = Divider(static_cast<unsigned>(p.weight_units));
-    packed_ = {static_cast<int>(ceil_div(p.group_outputs, kDepthStep<T>)), static_cast<int>(ceil_div(unit, kMmaColumns))};
-
-    const std::int64_t vectors = ceil_div(unit, kColumnChannels);
-    p.log_lanes = std::max(1, log2_at_least(vectors, 4));  // half of a warp's positions at once, at least
-    if (ceil_div(vectors, 16) * 16 - vectors >= 8 && p.log_lanes > 3) p.log_lanes = 3;
-    p.slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_lanes));
-    cut_positions(g, kColumnPositions, p);
+    p.slices = p.tap_chunks = 1;
     p.tap_chunk = p.taps;
-    p.tap_chunks = 1;
-    p.by_slices = Divider(static_cast<unsigned>(p.slices));
-    p.by_groups = Divider(static_cast<unsigned>(all_units()));
   }
   void make_input_params() {
     ConvInputParams& p = input_;
@@ -152,7 +166,13 @@ class ConvBackward {
     p.chunk_rows = std::min(p.kernel_h, std::max(1, kInputTaps / p.chunk_columns));
     p.by_chunk_columns = Divider(static_cast<unsigned>(p.chunk_columns));
     p.tiles = p.unit_channels > 2 * kMmaRows ? kInputTiles : 2;
-    p.steps = static_cast<int>(ceil_div(p.group_outputs, kDepthStep<T>));
+    p.depths = static_cast<int>(ceil_div(p.group_outputs * std::int64_t{sizeof(T)}, std::int64_t{kStepBytes}));
+    p.depths_at_once = std::min(p.depths, kInputDepths);
+    // Two blocks on a multiprocessor, or at least one.
+    const Device& device = current_device();
+    const auto bytes = [&] { return InputMemory::bytes(p, c_.has_mask); };
+    while (p.chunk_rows > 1 && 2 * (bytes() + 1024) > device.shared_per_multiprocessor) --p.chunk_rows;
+    while (p.depths_at_once > 1 && bytes() > device.shared_per_block) p.depths_at_once /= 2;
     p.by_tile_columns = Divider(static_cast<unsigned>(ceil_div(c_.geometry.w.out_size, std::int64_t{kInputTile})));
     p.by_tile_rows = Divider(static_cast<unsigned>(ceil_div(c_.geometry.h.out_size, std::int64_t{kInputTile})));
     p.by_channel_slices = Divider(static_cast<unsigned>(ceil_div(p.unit_channels, p.slice_channels())));
@@ -161,21 +181,26 @@ class ConvBackward {
   std::int64_t input_packed() const {
     return all_units() * input_.by_channel_slices.divisor * input_.taps * input_.packed_tap();
   }
-  /// Rows of whole vectors, for the weight's gradient: a copy of a channels_last image that has none.
+  /// Rows of whole vectors, for gradients of weight, map and mask: a copy of a channels_last image that has none.
   void lay_out_rows(Workspace& workspace) {
     if (!image_.own) return;
     const auto lay_out = [&](void* memory) { rows_.emplace(c_, types_.input, given_.input_format, given_.input, memory); };
     lay_out(nullptr);
     lay_out(workspace.template take<unsigned char>(static_cast<std::int64_t>(rows_->bytes)));
   }
-  void make_weight_params() {
-    ConvWeightParams& p = weight_;
-    static_cast<ConvBackwardParams&>(p) = params_;
+  /// What reads those.
+  ConvBackwardParams whole_rows() const {
+    ConvBackwardParams p = params_;
     if (rows_) {
       p.rows = rows_->rows.rows;
       p.row = c_.geometry.w.size * p.rows.pixel;
       p.unit_stride = static_cast<int>(rows_->rows.stride);
     }
+    return p;
+  }
+  void make_weight_params() {
+    ConvWeightParams& p = weight_;
+    static_cast<ConvBackwardParams&>(p) = whole_rows();
     cut_positions(c_.geometry, kWeightRun, p);
     p.by_slices = p.by_groups = Divider(1);  // images alone are counted beside positions
     p.position_blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * c_.geometry.batch);
@@ -222,13 +247,6 @@ class ConvBackward {
     mask_.clear(stream);
     // Sums that have the layout of a copy are cleared beside it.
     const bool beside = given_.grad_input && !image_.own;
-    if (given_.grad_input && !beside) {
-      DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
-    }
-    if (wants_columns_) {
-      launch(pack_for_columns_kernel<T>, {grid_size(ceil_div(packed_numel(), 256)), 256, 0, true}, stream, params_, packed_,
-             static_cast<const T*>(given_.weight), packed_weights_, packed_numel());
-    }
     if (copy_ || beside) {
       RowsToClear cleared;
       if (beside) cleared = {static_cast<unsigned char*>(sums_.words), int(sizeof(float))};
@@ -238,41 +256,53 @@ class ConvBackward {
       planes_to_rows(outputs_, types_.input, params_.outputs, {}, given_.grad_output, outputs_copy_, {}, nullptr, stream);
     }
   }
-  void run_columns(Stream stream) const {
-    const ConvBackwardParams& p = params_;
-    ConvColumnsPointers<T> tensors{};
-    tensors.grad_output = outputs();
-    tensors.image = image();
-    tensors.weights = packed_weights_;
-    tensors.mask = static_cast<const T*>(given_.mask);
-    tensors.map = given_.dilation_map;
-    tensors.sums = sums_.as<FloatingSums<T>>();
-    tensors.grad_map = map_.sums;
-    tensors.map_part = map_.part();
-    tensors.grad_mask = static_cast<T*>(given_.grad_mask);
-    tensors.mask_sums = mask_.sums;
-    tensors.mask_part = mask_.part();
-    const int shared = kRowWarps * (TapTable<float, true>::bytes(kColumnPositions) + ColumnTile::kBytes);
-    const unsigned blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * p.slices * all_units() * p.images);
-    launch(conv_columns_backward_kernel<T>, {blocks, kRowThreads, static_cast<std::size_t>(shared), true}, stream, p, packed_,
-           tensors);
+  void pack(Stream stream) const {
+    const std::int64_t of_corners = corners_.slices ? corners_.vectors : 0, of_input = given_.grad_input ? input_packed() : 0;
+    if (of_corners + of_input == 0) return;
+    launch(pack_for_backward_kernel<T>, {grid_size(ceil_div(of_corners + of_input, 256)), 256, 0, true}, stream,
+           corners_.params, corners_.outputs, corners_.slices, of_corners, input_, packed_weights_, of_input,
+           static_cast<const T*>(given_.weight));
   }
+  /// Whether the kernel of map and mask clears the sums of the input's gradient beside its work.
+  bool corners_clear() const { return image_.own && is_aligned(sums_.words, 16) && image_.numel() % 4 == 0; }
   void run_input(Stream stream) const {
     const ConvInputParams& p = input_;
-    launch(pack_for_input_kernel<T>, {grid_size(ceil_div(input_packed(), 256)), 256, 0, true}, stream, p,
-           static_cast<const T*>(given_.weight), packed_weights_, input_packed());
-    const ConvInputPointers<T> tensors{outputs(), packed_weights_, static_cast<const T*>(given_.mask), given_.dilation_map,
-                                       sums_.as<FloatingSums<T>>()};
     const std::int64_t blocks = std::int64_t{p.by_tile_columns.divisor} * p.by_tile_rows.divisor * p.by_channel_slices.divisor *
                                 p.by_all_units.divisor * p.images;
-    launch(conv_input_backward_kernel<T>,
-           {grid_size(blocks), kInputThreads, static_cast<std::size_t>(InputMemory::bytes(p)), true}, stream, p, tensors);
+    const convolution::InputCall call{p,
+                                      types_.input,
+                                      grid_size(blocks),
+                                      outputs(),
+                                      packed_weights_,
+                                      given_.mask,
+                                      given_.dilation_map,
+                                      static_cast<float*>(sums_.words)};
+    if (convolution::has_warpgroup_kernels()) return convolution::launch_input_warpgroup_kernel(call, stream);
+    convolution::launch_input<false>(call, stream);
+  }
+  void run_corners(const void* image, Stream stream) const {
+    convolution::CornersCall call = corners_;
+    call.grad_output = outputs();
+    call.image = image;
+    call.mask = given_.mask;
+    call.map = given_.dilation_map;
+    call.map_sums = map_.sums;
+    call.map_part = map_.part();
+    call.mask_sums = mask_.sums;
+    call.grad_map = given_.grad_map;
+    call.grad_mask = given_.grad_mask;
+    if (given_.grad_input && corners_clear()) {
+      call.zeros = sums_.words;
+      call.zeros_count = image_.numel() / 4;
+    }
+    call.mask_part = mask_.part();
+    const bool warpgroups = convolution::has_warpgroup_kernels();
+    (warpgroups ? convolution::launch_corners_warpgroup_kernel : convolution::launch_corners_kernel)(call, c_.geometry, stream);
   }
   template <int kWarps>
-  void run_weight(Stream stream) const {
-    const T* image = rows_ ? static_cast<const T*>(rows_->read(types_.input, given_.input, stream)) : copy_;
-    const ConvWeightPointers<T> tensors{outputs(), image, static_cast<const T*>(given_.mask), given_.dilation_map,
-                                        weight_sums_};
+  void run_weight(const void* image, Stream stream) const {
+    const ConvWeightPointers<T> tensors{outputs(), static_cast<const T*>(image), static_cast<const T*>(given_.mask),
+                                        given_.dilation_map, weight_sums_};
     launch(conv_weight_backward_kernel<T, kWarps>,
            {grid_size(weight_tiles() * weight_.splits), 32 * kWarps, kWeightShared<kWarps>, true}, stream, weight_, tensors);
     launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 128)), kRowThreads, 0, true}, stream, weight_,
@@ -284,12 +314,12 @@ class ConvBackward {
   const Conv2dBackward& given_;
   ImageRows image_;
   Geometry outputs_;
-  bool wants_columns_, wants_input_, own_outputs_ = false;  // by which kernel
+  bool own_outputs_ = false;
   ConvBackwardParams params_{};
   ConvInputParams input_{};
   ConvWeightParams weight_{};
+  convolution::CornersCall corners_;
   std::optional<convolution::ImageOfUnits> rows_;
-  ColumnWeights packed_{};
   T *copy_ = nullptr, *outputs_copy_ = nullptr;  // of the input and of grad_output, in rows
   uint4* packed_weights_ = nullptr;
   ImageSums sums_;
@@ -313,7 +343,7 @@ bool any_wanted(const Conv2dBackward& given) {
 bool is_empty(const Conv2dGeometry& c) { return c.geometry.columns_numel() == 0 || c.output_numel() == 0; }
 
 void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
-  if (!conv2d_supported(c, types)) {
+  if (!conv2d_backward_supported(c, types, false)) {
     throw unsupported_device("the backward of conv2d has no kernels for this call: see conv2d_supported");
   }
   if (deterministic) throw unsupported_device("the backward of conv2d has no deterministic kernels");
@@ -322,7 +352,10 @@ void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
 }  // namespace
 
 bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
-  return conv2d_supported(c, types) && !deterministic;
+  if (!conv2d_supported(c, types) || deterministic) return false;
+  bool fits = false;
+  visit_backward(c, types, {}, [&](const auto& backward) { fits = backward.fits(); });
+  return fits;
 }
 
 std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2dBackward& given,

@@ -32,15 +32,22 @@ struct SquareParams : ConvolutionParams {
 struct WarpPlace {
   int image, y, x;
 
-  __device__ __forceinline__ WarpPlace(const SquareParams& p, unsigned tile) {
+  template <class Params>
+  __device__ __forceinline__ WarpPlace(const Params& p, unsigned tile) {
     image = int(p.by_tiles.take(tile));
     const int tile_y = int(p.by_tile_columns.take(tile)), group = int(threadIdx.x) / 128;
     const int columns = p.block_columns, rows = int(blockDim.x) / 128 / columns;
     x = (int(tile) * columns + group % columns) * 8;
     y = (tile_y * rows + group / columns) * 8 + int(threadIdx.x) / 32 % 4 * 2;
   }
-  __device__ __forceinline__ int row(const SquareParams& p, int r) const { return min(y + r, p.out_height - 1); }
-  __device__ __forceinline__ int column(const SquareParams& p, int c) const { return min(x + c, p.out_width - 1); }
+  template <class Params>
+  __device__ __forceinline__ int row(const Params& p, int r) const {
+    return min(y + r, p.out_height - 1);
+  }
+  template <class Params>
+  __device__ __forceinline__ int column(const Params& p, int c) const {
+    return min(x + c, p.out_width - 1);
+  }
 };
 
 struct AxisTable {

@@ -278,31 +278,44 @@ __device__ __forceinline__ void add_columns(const ConvInputParams& p, const Conv
   }
 }
 
-template <class T>
+template <class T, bool kWarpgroup>
 __global__ void __launch_bounds__(kInputThreads, 2)
     conv_input_backward_kernel(const ConvInputParams p, const ConvInputPointers<T> tensors) {
-  if constexpr (kHasMma) {
+  if constexpr (kHasSquareKernel<kWarpgroup>) {
     extern __shared__ char shared[];
-    const InputMemory memory(p, shared);
+    const InputMemory memory(p, tensors.mask != nullptr, shared);
     // Each phase works out anew what its block does: kept from one to the next, it would take registers from products.
     unsigned block = blockIdx.x;
     bool waited = false;
 #pragma unroll 1
-    for (int ky = 0; ky < p.kernel_h; ky += p.chunk_rows) {
+    for (int first = 0; first < p.depths; first += p.depths_at_once) {
 #pragma unroll 1
-      for (int kx = 0; kx < p.kernel_w; kx += p.chunk_columns) {
-        ask_in_loop(block);
-        if (threadIdx.x == 0) *memory.strange = *memory.next = 0;
-        place_taps(p, ConvInputWork(p, block), tensors.map, ky, kx, memory);
-        if (!waited) wait_for_previous();
-        waited = true;
-        __syncthreads();
-        ask_in_loop(block);
-        column_gradients(p, ConvInputWork(p, block), tensors, ky, kx, memory);
-        __syncthreads();
-        ask_in_loop(block);
-        add_columns<T>(p, ConvInputWork(p, block), tensors, ky, kx, memory);
-        __syncthreads();
+      for (int ky = 0; ky < p.kernel_h; ky += p.chunk_rows) {
+#pragma unroll 1
+        for (int kx = 0; kx < p.kernel_w; kx += p.chunk_columns) {
+          ask_in_loop(block);
+          if (threadIdx.x == 0) *memory.strange = *memory.next = 0;
+          for (int unit = int(threadIdx.x); unit < p.chunk_units(); unit += kInputThreads) {
+            memory.largest[unit] = memory.exponents[unit] = 0;
+          }
+          place_taps(p, ConvInputWork(p, block), tensors.map, ky, kx, memory);
+          if (!waited) wait_for_previous();
+          waited = true;
+          ask_in_loop(block);
+          if (ky == 0 && kx == 0) copy_outputs(p, ConvInputWork(p, block), tensors, first, memory);
+          if (tensors.mask) {
+            __syncthreads();
+            copy_factors(p, ConvInputWork(p, block), tensors.mask, ky, kx, memory);
+          }
+          show_to_products();
+          __syncthreads();
+          ask_in_loop(block);
+          column_gradients<T, kWarpgroup>(p, ConvInputWork(p, block), tensors, first, ky, kx, memory);
+          __syncthreads();
+          ask_in_loop(block);
+          add_columns<T>(p, ConvInputWork(p, block), tensors, ky, kx, memory);
+          __syncthreads();
+        }
       }
     }
   }

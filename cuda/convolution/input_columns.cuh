@@ -5,28 +5,31 @@
 
 #include "../channels_last/scatter.cuh"
 #include "../core/reduce.cuh"
-#include "backward_product.cuh"
+#include "backward_params.cuh"
+#include "square.cuh"
 
 namespace ddu::cuda {
 
-constexpr int kInputWarps = 8, kInputThreads = 32 * kInputWarps;
+constexpr int kInputWarps = 8, kInputThreads = 32 * kInputWarps;  // two warpgroups, which share the taps of a chunk
 constexpr int kInputTile = 8, kInputPositions = kInputTile * kInputTile;
 constexpr int kGroupSide = 4, kGroupPositions = kGroupSide * kGroupSide, kTileGroups = kInputPositions / kGroupPositions;
 constexpr int kInputTaps = 9;                                            // of a chunk, at most
 constexpr int kInputTiles = 4, kInputChannels = kInputTiles * kMmaRows;  // of a block, at most
+constexpr int kInputDepths = 8;                                          // of 128 bytes of outputs, at once
 constexpr float kNowhere = 1e9f;                                         // a coordinate that reaches no pixel
 
 struct ConvInputParams : ConvBackwardParams {
   int out_height, kernel_h;
-  int tiles;                      // products of 16 channels, side by side: 2 or 4
-  int steps;                      // of the depth, kDepthStep outputs each
+  int tiles;                      // products of 16 channels, one a warp: 2 or 4
+  int depths, depths_at_once;     // of 128 bytes of outputs
   int chunk_rows, chunk_columns;  // taps at once
   Divider by_chunk_columns, by_tile_columns, by_tile_rows, by_channel_slices, by_all_units;
 
   __host__ __device__ int slice_channels() const { return tiles * kMmaRows; }
   __host__ __device__ int chunk_units() const { return chunk_rows * chunk_columns * kTileGroups; }
   /// Vectors of packed weights for a tap of a slice.
-  __host__ __device__ int packed_tap() const { return steps * tiles * 2 * 32; }
+  __host__ __device__ int packed_tap() const { return depths * packed_depth(); }
+  __host__ __device__ int packed_depth() const { return tiles * kDepthsOfColumn * 32; }
 };
 
 template <class T>
@@ -44,21 +47,17 @@ __host__ __device__ constexpr int channel_of_row(int tile, int row) {
   return tile / 2 * 32 + row % 8 * 4 + tile % 2 * 2 + row / 8;
 }
 
-/// Packs weights, [unit][slice][tap][step][product of 16 channels][half of the step][lane]: a lane's fragment of A. Words of
-/// the depth are in the order in which a lane's 16 bytes of grad_output bring them.
+/// Packs vector `index` of the weights, [unit][slice][tap][128 bytes of outputs][product of 16 channels][depth][lane]: a lane's
+/// fragment of A.
 template <class T>
-__global__ void __launch_bounds__(256)
-    pack_for_input_kernel(const ConvInputParams p, const T* weight, uint4* to, std::int64_t count) {
-  wait_for_previous();
-  const std::int64_t index = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
-  if (index >= count) return;
+__device__ __forceinline__ void pack_for_input(const ConvInputParams& p, const T* weight, uint4* to, std::int64_t index) {
   constexpr int kOfWord = 4 / int(sizeof(T));
-  const int lane = int(index % 32), half = int(index / 32 % 2), g = lane / 4, q = lane % 4;
-  std::int64_t rest = index / 64;
+  const int lane = int(index % 32), depth = int(index / 32 % kDepthsOfColumn), g = lane / 4, q = lane % 4;
+  std::int64_t rest = index / (32 * kDepthsOfColumn);
   const int tile = int(rest % p.tiles);
   rest /= p.tiles;
-  const int step = int(rest % p.steps);
-  rest /= p.steps;
+  const int block = int(rest % p.depths);
+  rest /= p.depths;
   const int tap = int(rest % p.taps);
   rest /= p.taps;
   const int slice = int(rest % p.by_channel_slices.divisor);
@@ -68,7 +67,7 @@ __global__ void __launch_bounds__(256)
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     const int channel = slice * p.slice_channels() + channel_of_row(tile, g + word % 2 * 8);
-    const int output = step * kDepthStep<T> + q * kVec<T> + (half * 2 + word / 2) * kOfWord;
+    const int output = ((block * kDepthsOfColumn + depth) * kMmaWords + word / 2 * 4 + q) * kOfWord;
     const T* from = weight +
                     ((std::int64_t{unit.weight_group} * p.group_outputs + output) * channels +
                      std::int64_t{unit.of_weight_group} * p.unit_channels + channel) *
@@ -129,26 +128,33 @@ struct ConvInputWork {
 
 /// A block's shared memory. Coordinates are counted from the base of the tile's first position.
 struct InputMemory {
+  char* outputs;     // [128 bytes of outputs][position][16-byte piece ^ position % 8]: factor B, as load_columns() wants it
   uint4* fragments;  // [unit][product of 16 channels][lane]: of A, column gradients in half precision
   // Of a row of taps, and of a column: [group][position] of the tile, kNowhere for those that have no rate; and the pixels
   // of the image that each group reaches, the first and the last.
   float *y, *x;
   int2 *reach_y, *reach_x;
-  int* exponents;  // of each unit's largest gradient; 0 where all are zero
+  float* factors;  // [tap][position], of the mask, if there is one
+  int* largest;    // of each unit, bits of the largest gradient that is finite
+  int* exponents;  // of that; 0 where all are zero
   int* strange;    // whether any gradient is not finite
   int* next;       // how many patches warps have taken
 
-  __host__ __device__ static int bytes(const ConvInputParams& p) {
-    return p.chunk_units() * (p.tiles * 512 + 4) + (p.chunk_rows + p.chunk_columns) * (kInputPositions * 4 + kTileGroups * 8) +
-           16;
+  __host__ __device__ static int bytes(const ConvInputParams& p, bool masked) {
+    return p.depths_at_once * kInputPositions * kStepBytes + p.chunk_units() * (p.tiles * 512 + 8) +
+           (p.chunk_rows + p.chunk_columns) * (kInputPositions * 4 + kTileGroups * 8) +
+           (masked ? p.chunk_rows * p.chunk_columns * kInputPositions * 4 : 0) + 16;
   }
-  __device__ __forceinline__ InputMemory(const ConvInputParams& p, char* shared) {
-    fragments = reinterpret_cast<uint4*>(shared);
+  __device__ __forceinline__ InputMemory(const ConvInputParams& p, bool masked, char* shared) {
+    outputs = shared;
+    fragments = reinterpret_cast<uint4*>(outputs + p.depths_at_once * kInputPositions * kStepBytes);
     y = reinterpret_cast<float*>(fragments + p.chunk_units() * p.tiles * 32);
     x = y + p.chunk_rows * kInputPositions;
     reach_y = reinterpret_cast<int2*>(x + p.chunk_columns * kInputPositions);
     reach_x = reach_y + p.chunk_rows * kTileGroups;
-    exponents = reinterpret_cast<int*>(reach_x + p.chunk_columns * kTileGroups);
+    factors = reinterpret_cast<float*>(reach_x + p.chunk_columns * kTileGroups);
+    largest = reinterpret_cast<int*>(factors + (masked ? p.chunk_rows * p.chunk_columns * kInputPositions : 0));
+    exponents = largest + p.chunk_units();
     strange = exponents + p.chunk_units();
     next = strange + 1;
   }
@@ -223,126 +229,156 @@ __device__ __forceinline__ Bits16<T> load_outputs(bool vectors, const T* from, i
   return bits;
 }
 
-/// A warp's gradients of a unit's columns: products of 16 channels by 8 positions.
+/// grad_output of the tile's positions to shared memory, from `first` times 128 bytes of outputs on; zero where there is no
+/// rate.
 template <class T>
-struct ColumnGradients {
-  float d[kInputTiles][2][4] = {};
-
-  /// `row` is that of the lane's position in the first two rows of the group, `below` the way to the next two; `at` are
-  /// coordinates of the group's positions.
-  __device__ __forceinline__ void multiply(const ConvInputParams& p, const T* row, std::int64_t below, const uint4* weights,
-                                           const float* at) {
-    const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-    int count[2];
-#pragma unroll
-    for (int n = 0; n < 2; ++n) count[n] = at[n * 8 + g] < kNowhere ? p.group_outputs - q * kVec<T> : 0;
-    weights += lane;
+__device__ __forceinline__ void copy_outputs(const ConvInputParams& p, const ConvInputWork& work,
+                                             const ConvInputPointers<T>& tensors, int first, const InputMemory& memory) {
+  constexpr int kPieces = kStepBytes / 16;
+  const int piece = int(threadIdx.x) % kPieces;
 #pragma unroll 1
-    for (int step = 0; step < p.steps; ++step) {
-      Bits16<T> b[2];
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-        b[n] = as_factor(load_outputs(p.output_vectors, row + n * below, count[n]));
-        count[n] -= kDepthStep<T>;
-      }
-      row += kDepthStep<T>;
-#pragma unroll
-      for (int m = 0; m < kInputTiles; m += 2) {
-        if (m == 2 && p.tiles == 2) break;
-        uint4 a[2][2];  // on their way together
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[i / 2][i % 2] = weights[(m * 2 + i) * 32];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const uint4& f = a[i / 2][i % 2];
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            mma<T>(d[m + i / 2][n], {f.x, f.y, f.z, f.w}, {b[n].word[i % 2 * 2], b[n].word[i % 2 * 2 + 1]});
-          }
-        }
-      }
-      weights += p.tiles * 64;
+  for (int position = int(threadIdx.x) / kPieces; position < kInputPositions; position += kInputThreads / kPieces) {
+    const int oy = work.oy(position), ox = work.ox(position);
+    const bool there = oy < p.out_height && ox < p.out_width && is_finite(rate_of(p, work, tensors.map, oy, ox));
+    const T* row =
+        tensors.grad_output + work.unit.outputs(p, work.image) + (std::int64_t{oy} * p.out_width + ox) * p.outputs.pixel;
+    char* const to = memory.outputs + position * kStepBytes + (piece ^ position % kPieces) * 16;
+#pragma unroll 4
+    for (int depth = 0; depth < p.depths_at_once; ++depth) {
+      const int output = ((first + depth) * kPieces + piece) * kVec<T>;
+      const int count = there ? p.group_outputs - output : 0;
+      *reinterpret_cast<uint4*>(to + depth * (kInputPositions * kStepBytes)) =
+          as_factor(load_outputs(p.output_vectors, row + output, count)).whole;
     }
   }
-  /// Times the mask's values of the tap, `mask`.
-  __device__ __forceinline__ void scale(const ConvInputParams& p, const T* mask, int oy, int ox, const float* at) {
+}
+
+/// The mask's factors of taps from (ky, kx) on.
+template <class T>
+__device__ __forceinline__ void copy_factors(const ConvInputParams& p, const ConvInputWork& work, const T* mask, int ky, int kx,
+                                             const InputMemory& memory) {
+  mask += work.unit.mask(p, work.image);
+#pragma unroll 1
+  for (int e = int(threadIdx.x); e < p.chunk_rows * p.chunk_columns * kInputPositions; e += kInputThreads) {
+    unsigned column = unsigned(e / kInputPositions);
+    const int y = ky + int(p.by_chunk_columns.take(column)), x = kx + int(column), position = e % kInputPositions;
+    const int oy = work.oy(position), ox = work.ox(position);
+    const bool there = y < p.kernel_h && x < p.kernel_w && oy < p.out_height && ox < p.out_width;
+    const std::int64_t at = (y * p.kernel_w + x) * p.positions + std::int64_t{oy} * p.out_width + ox;
+    memory.factors[e] = there && memory.y[position] < kNowhere ? widen(__ldg(mask + at)) : 0;
+  }
+}
+
+/// A warp's gradients of a tap's columns: 16 channels by the tile's positions.
+template <class T, bool kWarpgroup>
+struct ColumnGradients {
+  float d[kInputPositions / 2];
+
+  /// `weights` are the lane's, of the first depth.
+  __device__ __forceinline__ void multiply(const ConvInputParams& p, const uint4* weights, int depths, const char* outputs) {
+    StepRow rows[2][2];
+#pragma unroll 1
+    for (int depth = 0; depth < depths; depth += 2) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (depth + i >= depths) break;
+        wait_for_products<1>();  // what was multiplied the time before the last
+        load(rows[i], weights + (depth + i) * p.packed_depth());
+        ddu::cuda::multiply<T, kInputPositions, kWarpgroup>(d, rows[i], outputs + (depth + i) * (kInputPositions * kStepBytes),
+                                                            depth + i > 0);
+      }
+    }
+    finish_products(d);
+  }
+  /// Times the mask's values of the tap.
+  __device__ __forceinline__ void scale(const float* factors) {
     const int q = int(threadIdx.x) % 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int n = i / 2, k = n * 8 + 2 * q + i % 2;
-      const bool there = at[k] < kNowhere;
-      const float factor = there ? widen(mask[std::int64_t{oy + k / kGroupSide} * p.out_width + ox + k % kGroupSide]) : 0.f;
-#pragma unroll
-      for (int m = 0; m < kInputTiles; ++m) {
-        d[m][n][i % 2] *= factor;
-        d[m][n][2 + i % 2] *= factor;
-      }
+    for (int n = 0; n < kInputPositions / 8; ++n) {
+      const float2 two = reinterpret_cast<const float2*>(factors)[n * 4 + q];
+      d[n * 4] *= two.x;
+      d[n * 4 + 1] *= two.y;
+      d[n * 4 + 2] *= two.x;
+      d[n * 4 + 3] *= two.y;
     }
   }
-  /// Bits of the largest magnitude; kFinite: of those that are finite.
+  /// Bits of the largest magnitude of a group's; kFinite: of those that are finite.
   template <bool kFinite>
-  __device__ __forceinline__ int largest() const {
+  __device__ __forceinline__ int largest(int group) const {
     float most = 0;
 #pragma unroll
-    for (int m = 0; m < kInputTiles; ++m) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (float v : d[m][n]) most = larger(most, kFinite && !is_finite(v) ? 0 : v);
-      }
-    }
+    for (int e = 0; e < 8; ++e) most = larger(most, kFinite && !is_finite(d[group * 8 + e]) ? 0 : d[group * 8 + e]);
     return warp_max(__float_as_int(most));
   }
-  __device__ __forceinline__ void store(const ConvInputParams& p, const InputMemory& memory, int unit) const {
-    const int lane = int(threadIdx.x) % 32;
-    int most = largest<false>();
-    if (most >= 0x7f800000) {
-      *memory.strange = 1;
-      most = max(largest<true>(), 1);
-    }
-    // A biased exponent that leaves room for the powers that follow from it.
-    const int exponent = most == 0 ? 0 : max(most >> 23, 30);
-    if (lane == 0) memory.exponents[unit] = exponent;
-    if (exponent == 0) return;
-    const float scale = float_power_of_two(14 + 127 - exponent);  // below 2^15
+  /// Finds the largest of four units, from `unit` on, among all warps that call this.
+  __device__ __forceinline__ void compare(const InputMemory& memory, int unit) const {
 #pragma unroll
-    for (int m = 0; m < kInputTiles; ++m) {
-      if (m == 2 && p.tiles == 2) break;
+    for (int group = 0; group < kTileGroups; ++group) {
+      int most = largest<false>(group);
+      if (most >= 0x7f800000) {
+        *memory.strange = 1;
+        most = max(largest<true>(group), 1);
+      }
+      if (threadIdx.x % 32 == 0 && most > 0) atomicMax(memory.largest + unit + group, most);
+    }
+  }
+  /// Once all have been compared: stores them as fragments.
+  __device__ __forceinline__ void store(const ConvInputParams& p, const InputMemory& memory, int unit) const {
+    const int lane = int(threadIdx.x) % 32, tile = int(threadIdx.x) / 32 % kInputTiles;
+#pragma unroll
+    for (int group = 0; group < kTileGroups; ++group) {
+      const int most = memory.largest[unit + group];
+      // A biased exponent that leaves room for the powers that follow from it.
+      const int exponent = most == 0 ? 0 : max(most >> 23, 30);
+      if (tile == 0 && lane == 0) memory.exponents[unit + group] = exponent;
+      if (exponent == 0) continue;
+      const float scale = float_power_of_two(14 + 127 - exponent);  // below 2^15
       const auto pair = [&](int n, int row) {
-        return bits_of(__floats2half2_rn(d[m][n][2 * row] * scale, d[m][n][2 * row + 1] * scale));
+        const float* of = d + group * 8 + n * 4 + row * 2;
+        return bits_of(__floats2half2_rn(of[0] * scale, of[1] * scale));
       };
-      memory.fragments[(unit * p.tiles + m) * 32 + lane] = {pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1)};
+      memory.fragments[((unit + group) * p.tiles + tile) * 32 + lane] = {pair(0, 0), pair(0, 1), pair(1, 0), pair(1, 1)};
+    }
+  }
+
+ private:
+  __device__ __forceinline__ static void load(StepRow (&rows)[2], const uint4* weights) {
+#pragma unroll
+    for (int k = 0; k < kDepthsOfColumn; ++k) {
+      const uint4 of = __ldg(weights + k * 32);
+      rows[0].word[2 * k] = of.x;
+      rows[1].word[2 * k] = of.y;
+      rows[0].word[2 * k + 1] = of.z;
+      rows[1].word[2 * k + 1] = of.w;
     }
   }
 };
 
-/// Phase 1: gradients of the columns of taps from (ky, kx) on.
-template <class T>
+/// Phase 1: gradients of the columns of taps from (ky, kx) on, of outputs from `first` times 128 bytes on.
+template <class T, bool kWarpgroup>
 __device__ __forceinline__ void column_gradients(const ConvInputParams& p, const ConvInputWork& work,
-                                                 const ConvInputPointers<T>& tensors, int ky, int kx,
+                                                 const ConvInputPointers<T>& tensors, int first, int ky, int kx,
                                                  const InputMemory& memory) {
-  const int lane = int(threadIdx.x) % 32;
-  const T* const rows = tensors.grad_output + work.unit.outputs(p, work.image) +
-                        (std::int64_t{work.tile_y + lane / 16} * p.out_width + work.tile_x + lane / 4 % 4) * p.outputs.pixel +
-                        lane % 4 * kVec<T>;
-  const std::int64_t beside = kGroupSide * p.outputs.pixel, below = 2 * p.outputs.pixel * p.out_width;
+  const int lane = int(threadIdx.x) % 32, tile = int(threadIdx.x) / 32 % kInputTiles;
+  const bool stores = tile < p.tiles;
   const uint4* const weights =
-      tensors.weights + (std::int64_t{work.unit.index} * p.by_channel_slices.divisor + work.slice) * p.taps * p.packed_tap();
+      tensors.weights + (std::int64_t{work.unit.index} * p.by_channel_slices.divisor + work.slice) * p.taps * p.packed_tap() +
+      first * p.packed_depth() + (stores ? tile : 0) * (kDepthsOfColumn * 32) + lane;
+  const int taps = p.chunk_rows * p.chunk_columns, depths = min(p.depths - first, p.depths_at_once);
 #pragma unroll 1
-  for (int unit = int(threadIdx.x) / 32; unit < p.chunk_units(); unit += kInputWarps) {
-    unsigned column = unsigned(unit / kTileGroups);
-    const int y = ky + int(p.by_chunk_columns.take(column)), x = kx + int(column), group = unit % kTileGroups;
-    if (y >= p.kernel_h || x >= p.kernel_w) {
-      if (threadIdx.x % 32 == 0) memory.exponents[unit] = 0;
-      continue;
+  for (int n = 0; n < taps; n += 2) {
+    const int of_chunk = n + int(threadIdx.x) / kWarpgroupThreads;  // a warpgroup each
+    unsigned column = unsigned(of_chunk);
+    const int y = ky + int(p.by_chunk_columns.take(column)), x = kx + int(column), unit = of_chunk * kTileGroups;
+    const bool any = of_chunk < taps && y < p.kernel_h && x < p.kernel_w;
+    ColumnGradients<T, kWarpgroup> gradients;
+    if (any) {
+      gradients.multiply(p, weights + std::int64_t{y * p.kernel_w + x} * p.packed_tap(), depths, memory.outputs);
+      if (tensors.mask) gradients.scale(memory.factors + of_chunk * kInputPositions);
+      if (stores) gradients.compare(memory, unit);
     }
-    const int tap = y * p.kernel_w + x, oy = work.oy(group * kGroupPositions), ox = work.ox(group * kGroupPositions);
-    const float* const at = memory.y + group * kGroupPositions;
-    ColumnGradients<T> gradients;
-    gradients.multiply(p, rows + (group % 2 ? beside : 0) + (group / 2 ? 2 * below : 0), below,
-                       weights + std::int64_t{tap} * p.packed_tap(), at);
-    if (tensors.mask) gradients.scale(p, tensors.mask + work.unit.mask(p, work.image) + tap * p.positions, oy, ox, at);
-    gradients.store(p, memory, unit);
+    __syncthreads();
+    if (any && stores) gradients.store(p, memory, unit);
   }
 }
 

@@ -12,7 +12,8 @@
 namespace ddu::cuda::convolution {
 
 /// Cuts the output into tiles of so many warpgroups.
-inline void cut_tiles(const Geometry& g, int groups, SquareParams& p) {
+template <class Params>
+void cut_tiles(const Geometry& g, int groups, Params& p) {
   p.block_columns = groups > 1 ? 2 : 1;
   const std::int64_t columns = ceil_div(g.w.out_size, std::int64_t{8} * p.block_columns);
   const std::int64_t rows = ceil_div(g.h.out_size, std::int64_t{8} * (groups / p.block_columns));

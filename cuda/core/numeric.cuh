@@ -62,4 +62,15 @@ __device__ __forceinline__ Acc load_rate(const void* map, DType type, std::int64
   }
 }
 
+/// Stores such an element, where the map is not of float64.
+__device__ __forceinline__ void store_rate(void* map, DType type, std::int64_t index, float value) {
+  if (type == DType::float16) {
+    static_cast<__half*>(map)[index] = narrow<__half>(value);
+  } else if (type == DType::bfloat16) {
+    static_cast<__nv_bfloat16*>(map)[index] = narrow<__nv_bfloat16>(value);
+  } else {
+    static_cast<float*>(map)[index] = value;
+  }
+}
+
 }  // namespace ddu::cuda

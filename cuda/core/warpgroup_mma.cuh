@@ -39,6 +39,7 @@ __device__ __forceinline__ std::uint64_t matrix_in_shared(const char* columns) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define DDU_SUMS32(i) DDU_SUMS8(i), DDU_SUMS8(i + 8), DDU_SUMS8(i + 16), DDU_SUMS8(i + 24)
 #define DDU_NAMES10(t) "%" #t "0, %" #t "1, %" #t "2, %" #t "3, %" #t "4, %" #t "5, %" #t "6, %" #t "7, %" #t "8, %" #t "9"
+#define DDU_NAMES16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define DDU_NAMES32 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, " DDU_NAMES10(1) ", " DDU_NAMES10(2) ", %30, %31"
 #define DDU_NAMES64 \
   DDU_NAMES32 ", %32, %33, %34, %35, %36, %37, %38, %39, " DDU_NAMES10(4) ", " DDU_NAMES10(5) ", %60, %61, %62, %63"
@@ -66,9 +67,11 @@ __device__ __forceinline__ std::uint64_t matrix_in_shared(const char* columns) {
 /// matrix_in_shared() says of B, plus 2 for each further depth.
 template <class T, int kN>
 __device__ __forceinline__ void start_product(float (&d)[kN / 2], const unsigned (&a)[4], std::uint64_t columns, bool adds) {
-  static_assert(kN == 64 || kN == 128 || kN == 256, "columns of B");
+  static_assert(kN == 32 || kN == 64 || kN == 128 || kN == 256, "columns of B");
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (kN == 64) {
+  if constexpr (kN == 32) {
+    DDU_WGMMA_TYPES(32, DDU_NAMES16, (DDU_SUMS8(0), DDU_SUMS8(8)), 16, 17, 18, 19, 20, 21)
+  } else if constexpr (kN == 64) {
     DDU_WGMMA_TYPES(64, DDU_NAMES32, (DDU_SUMS32(0)), 32, 33, 34, 35, 36, 37)
   } else if constexpr (kN == 128) {
     DDU_WGMMA_TYPES(128, DDU_NAMES64, (DDU_SUMS32(0), DDU_SUMS32(32)), 64, 65, 66, 67, 68, 69)
@@ -84,6 +87,12 @@ __device__ __forceinline__ void products_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #endif
 }
+/// After a thread has written factors to shared memory, and before the barrier behind which products read them.
+__device__ __forceinline__ void show_to_products() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 /// After the last of several, which are then waited for together.
 __device__ __forceinline__ void products_end() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -95,6 +104,16 @@ template <int kLeft>
 __device__ __forceinline__ void wait_for_products() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
+#endif
+}
+
+/// Waits until all are done, and keeps what reads their sums behind that.
+template <int kN>
+__device__ __forceinline__ void finish_products(float (&d)[kN]) {
+  wait_for_products<0>();
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#pragma unroll
+  for (float& sum : d) asm volatile("" : "+f"(sum));
 #endif
 }
 

@@ -108,19 +108,21 @@ class CudaConv2dBackward : public testing::Test {
                                     << ", wanted " << how.input << how.weight << how.map << how.mask);
     // A sampled value is rounded to the product's type: to TF32's 11 bits, where other sums of float32 keep all of theirs.
     const double of_samples = sizeof(T) == 4 ? 200 : 2;
+    // So are gradients of columns in half types: seen where the map has more digits than they.
+    const double of_columns = sizeof(T) == 2 && sizeof(typename Given::M) == 4 ? 50 : 1;
     const auto actual = backward(problem, how);
     if (how.input) {
-      // By itself it is a product too, of factors of 11 bits.
       How alone = how;
       alone.weight = alone.map = alone.mask = false;
-      EXPECT_LE(error(backward(problem, alone).input, expected.input), sizeof(T) == 4 ? 200 : 1);
-      EXPECT_LE(error(actual.input, expected.input), sizeof(T) == 4 && !how.map && !how.mask ? 200 : 1);
+      const double of_product = sizeof(T) == 4 ? 200 : 1;  // it is one too, of factors of 11 bits
+      EXPECT_LE(error(backward(problem, alone).input, expected.input), of_product);
+      EXPECT_LE(error(actual.input, expected.input), of_product);
     }
     if (how.weight) {
       EXPECT_LE(error(actual.weight, expected.weight), of_samples);
     }
     if (how.map) {
-      EXPECT_LE(error(actual.map, expected.map), 1);
+      EXPECT_LE(error(actual.map, expected.map), of_columns);
     }
     if (how.mask) {
       EXPECT_LE(error(actual.mask, expected.mask), 1);

@@ -12,9 +12,10 @@
 //
 // where S is what the unfold with a dilation map has for channel c and tap t (ddu/unfold.h), rounded to the type of the
 // product: the input's half type, or TF32 for float32. Sums are in float32 and rounded once. The gradient of the input is a
-// product as well, of gradients of columns and of what pixels weigh, both rounded to 11 bits, as TF32 has. What is said there
-// of tensors, memory, threads and errors holds here; a Conv2dGeometry comes from make_conv2d_geometry. weight, mask, bias and
-// output have the input's type, and nothing of the columns' size is ever in memory.
+// product as well, of gradients of columns and of what pixels weigh, both rounded to 11 bits, as TF32 has; those of map
+// and mask are sums of products of gradients of columns, which half types round, and pixels. What is said there of tensors,
+// memory, threads and errors holds here; a Conv2dGeometry comes from make_conv2d_geometry. weight, mask, bias and output have
+// the input's type, and nothing of the columns' size is ever in memory.
 //
 // A factor of the mask that is infinite may give NaN where the definition has an infinity: the forward multiplies it with the
 // weights of the four corners, of which some are zero. No output is NaN that by the definition is finite.

@@ -1,0 +1,15 @@
+// The convolution's kernels for gradients of input, map and mask, for devices of compute capability 9.0 alone. Compiled for
+// sm_90a, and for nothing else.
+
+#include "convolution/corners_launch.cuh"
+#include "convolution/input.h"
+
+namespace ddu::cuda::convolution {
+
+void launch_corners_warpgroup_kernel(const CornersCall& call, const Geometry& g, Stream stream) {
+  launch_corners<true>(call, g, stream);
+}
+
+void launch_input_warpgroup_kernel(const InputCall& call, Stream stream) { launch_input<true>(call, stream); }
+
+}  // namespace ddu::cuda::convolution

@@ -1,0 +1,59 @@
+#pragma once
+
+// How the host launches conv_corners_backward_kernel, with one product or the other.
+
+#include "backward_corners.cuh"
+#include "corners.h"
+#include "square_launch.cuh"
+
+namespace ddu::cuda::convolution {
+
+template <class T, int kOutputs, bool kWarpgroup>
+void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
+  CornersParams p = call.params;
+  const int parts = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
+  int groups = corners_threads(kOutputs) / kWarpgroupThreads;
+  cut_tiles(g, groups, p);
+  const bool of_mask = call.mask_sums || call.grad_mask;
+  const auto shared_bytes = [&] { return static_cast<std::size_t>(corners_shared_bytes(p, kOutputs, groups, of_mask)); };
+  while (groups > 1 && (std::int64_t{p.tiles} * parts < current_device().multiprocessors ||  // no multiprocessor without a tile
+                        shared_bytes() > std::size_t(current_device().shared_per_block))) {
+    groups /= 2;
+    cut_tiles(g, groups, p);
+  }
+  const std::size_t shared = shared_bytes();
+  const auto of_part = static_cast<unsigned>(std::clamp<std::int64_t>(current_device().multiprocessors / parts, 1, p.tiles));
+  const CornersPointers<T> tensors{static_cast<const T*>(call.grad_output),
+                                   static_cast<const T*>(call.image),
+                                   reinterpret_cast<const char*>(call.slices),
+                                   static_cast<const T*>(call.mask),
+                                   call.map,
+                                   call.map_sums,
+                                   call.mask_sums,
+                                   call.grad_map,
+                                   static_cast<T*>(call.grad_mask),
+                                   call.map_part,
+                                   call.mask_part,
+                                   static_cast<uint4*>(call.zeros),
+                                   call.zeros_count};
+  const auto kernel = conv_corners_backward_kernel<T, kOutputs, kWarpgroup>;
+  // What shared memory does not take is L1's, which the corners come from.
+  const int percent = static_cast<int>(
+      std::min<std::size_t>(100, (shared + 1024) * 100 / std::size_t(current_device().shared_per_multiprocessor) + 1));
+  DDU_CUDA_CHECK(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+  launch(kernel, {grid_size(std::int64_t{of_part} * parts), groups * kWarpgroupThreads, shared, true}, stream, p, tensors);
+}
+
+template <bool kWarpgroup>
+void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
+  visit(call.type, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) < 8) {
+      if (call.outputs == 64) return launch_corners<T, 64, kWarpgroup>(call, g, stream);
+      launch_corners<T, 256, kWarpgroup>(call, g, stream);
+    }
+  });
+}
+
+}  // namespace ddu::cuda::convolution

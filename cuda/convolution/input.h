@@ -1,0 +1,39 @@
+#pragma once
+
+// The host side of the gradient of the input (backward_input.cuh). Its kernel is compiled twice, as that of square.h.
+
+#include "../core/launch.h"
+#include "backward_input.cuh"
+
+namespace ddu::cuda::convolution {
+
+/// A call. Pointers are those of ConvInputPointers.
+struct InputCall {
+  ConvInputParams params;
+  DType type;
+  unsigned blocks;
+  const void* grad_output;
+  const uint4* weights;
+  const void *mask, *map;
+  float* sums;
+};
+
+template <bool kWarpgroup>
+void launch_input(const InputCall& call, Stream stream) {
+  visit(call.type, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) < 8) {
+      FloatingSums<T> sums{};
+      sums.words = call.sums;
+      const ConvInputPointers<T> tensors{static_cast<const T*>(call.grad_output), call.weights,
+                                         static_cast<const T*>(call.mask), call.map, sums};
+      const auto shared = static_cast<std::size_t>(InputMemory::bytes(call.params, call.mask != nullptr));
+      launch(conv_input_backward_kernel<T, kWarpgroup>, {call.blocks, kInputThreads, shared, true}, stream, call.params,
+             tensors);
+    }
+  });
+}
+
+void launch_input_warpgroup_kernel(const InputCall& call, Stream stream);
+
+}  // namespace ddu::cuda::convolution
