@@ -50,16 +50,27 @@ torch_venv() {
     fresh_venv "$@"
     return
   fi
-  if [ ! -e "$base/complete" ]; then
-    fresh_venv "$(basename "$base")" "$release"
-    deactivate
-    touch "$base/complete"
-  fi
+  mkdir -p "$work/venv"
+  (
+    flock 9 # .ci/run has two steps at a time
+    if [ ! -e "$base/complete" ]; then
+      fresh_venv "$(basename "$base")" "$release"
+      touch "$base/complete"
+    fi
+  ) 9>"$base.lock"
   rm -rf "$dir"
   cp -al "$base" "$dir"
   grep -lI "$base" "$dir"/bin/* "$dir/pyvenv.cfg" | xargs sed -i "s|$base|$dir|g"
   activate "$dir"
   if [ $# -gt 2 ]; then python -m pip install -qq "${@:3}"; fi
+}
+
+# made_wheel: prints the CPU's wheel that ci/packaging made; nothing where it made none.
+made_wheel() {
+  local wheel
+  for wheel in "$work"/dist/*.whl; do
+    if [ -e "$wheel" ] && [[ $wheel != *+* ]]; then echo "$wheel"; fi
+  done
 }
 
 # tool_venv NAME: activates an environment with ci/requirements/NAME.txt, made anew only when that file changes.
