@@ -172,7 +172,7 @@ def sharded(rank: int, kind: str, ranks: int, names: tuple[str, ...]) -> None:
 
 
 @needs_rules
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_dtensor(ranks, kind):
     launch(sharded, ranks, kind, ranks, tuple(SHARDINGS))
 
@@ -273,7 +273,7 @@ def sharded_model(rank: int, kind: str, ranks: int) -> None:
 
 
 @needs_rules
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_dtensor_model(ranks, kind):
     launch(sharded_model, ranks, kind, ranks)
 

@@ -94,7 +94,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float = 1e-5) -> None:
 # --- Compilers and exporters ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compiled_training(backend, model, device):
     counter = CompileCounterWithBackend(backend)
     compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
@@ -128,6 +128,7 @@ def test_export(model, device, tmp_path):
     assert_equal_results(torch.export.load(tmp_path / "model.pt2").module(), model, device)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(TORCH < (2, 6), reason=f"torch {torch.__version__} has no AOTInductor packages")
 def test_aot_inductor(model, tmp_path):
     """On the CPU, as ONNX below; of a package for CUDA see test_torch_compile.py and tests/consumer/cases.py."""
