@@ -97,7 +97,8 @@ function(ddu_convolution_sources library)
   # What only devices of compute capability 9.0 run is compiled for them alone, as sm_90a, and only where they are built for.
   # CUDA 12.4 takes three minutes for one of them and says of each kernel that its products wait for one another: there 9.0 runs
   # what other devices run.
-  if(architectures MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)" AND CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+  if(CMAKE_CUDA_COMPILER_VERSION VERSION_GREATER_EQUAL 13 AND
+     architectures MATCHES "(^|;)(90a?(-real)?|all|all-major|native)(;|$)")
     ddu_cuda_part(${library} sm90 90a-real cuda/conv2d_forward_sm90.cu cuda/conv2d_backward_sm90.cu)
     set_property(SOURCE cuda/conv2d_forward_square.cu cuda/conv2d_backward.cu cuda/conv2d_backward_corners.cu
                  APPEND PROPERTY COMPILE_DEFINITIONS DDU_HAS_SM90)
