@@ -44,7 +44,8 @@ class Window {
   /// Adds to `used` channels: what lies outside the image is nobody's or, with padding_mode border, its nearest pixel's.
   DDU_ONE_COPY void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
     const Sampler<Acc>& columns = tile.sample_x;
-    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+    for_each_piece(tile, [&](const Piece& piece) {
+      const int first = piece.first, length = piece.length, y = piece.y, x = piece.x, left = piece.left, right = piece.right;
       if ((left == right && !columns.border) || !sums.has(y)) return;
       if (sums.image.is_channels_last() && N > 1) {
         const int start = columns.border ? 0 : left, end = columns.border ? length : right;
@@ -74,24 +75,38 @@ class Window {
   }
 
  private:
-  /// Of one channel, which needs no stage: rows go where they belong, and are looked at together.
-  template <class T>
-  bool load_plane(const Tile<Acc>& tile, const Image<const T>& input) {
-    const Sampler<Acc>& columns = tile.sample_x;
-    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
-      Acc* const row = pixel + first;
-      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
+  /// A piece of a row of the window, from pixel `first` of the window and from (y, x) of the image on: inside that lies
+  /// [left, right) of the piece, nothing of a row that the extended image has not.
+  struct Piece {
+    int first, length, y, x, left, right;
+
+    /// The first pixel of the image that it has.
+    template <class T>
+    const T* source(const Tile<Acc>& tile, const Image<const T>& input) const {
+      return left < right ? input.at(0, std::int64_t{y} * tile.sample_x.size + x + left) : input.first;
+    }
+    /// Channel c of it; `from` is its source there.
+    template <class T>
+    void read(const Tile<Acc>& tile, const Image<const T>& input, int c, const T* from, Acc* row) const {
+      const Sampler<Acc>& columns = tile.sample_x;
       const auto outside = [&](int i) {
-        return columns.border ? widen(*input.at(0, std::int64_t{y} * columns.size + columns.pixel(x + i))) : Acc(0);
+        return columns.border ? widen(*input.at(c, std::int64_t{y} * columns.size + columns.pixel(x + i))) : Acc(0);
       };
       if (left > 0) std::fill_n(row, left, outside(0));
       if (input.pixel_stride == 1) {
-        widen(source, row + left, right - left);
+        widen(from, row + left, right - left);
       } else {
-        for (int i = left; i < right; ++i) row[i] = widen(source[(i - left) * input.pixel_stride]);
+        for (int i = left; i < right; ++i) row[i] = widen(from[(i - left) * input.pixel_stride]);
       }
       if (right < length) std::fill(row + right, row + length, outside(length - 1));
-    });
+    }
+  };
+
+  /// Of one channel, which needs no stage: rows go where they belong, and are looked at together.
+  template <class T>
+  bool load_plane(const Tile<Acc>& tile, const Image<const T>& input) {
+    for_each_piece(tile,
+                   [&](const Piece& piece) { piece.read(tile, input, 0, piece.source(tile, input), pixel + piece.first); });
     std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
     const std::int64_t count = tile.extent();
     for (std::int64_t i = 0; i < count; ++i) spoilt |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
@@ -102,25 +117,16 @@ class Window {
   template <class T>
   V load_planes(const Tile<Acc>& tile, const Image<const T>& input, int used) {
     V nan{};
-    const Sampler<Acc>& columns = tile.sample_x;
     for (int c = used; c < N; ++c) std::fill_n(stage_.row[c], stage_.kSize, Acc(0));
-    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
-      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
+    for_each_piece(tile, [&](const Piece& piece) {
+      const T* source = piece.source(tile, input);
       for (int c = 0; c < used; ++c, source += input.channel_stride) {
-        Acc* row = stage_.row[c];
-        const auto outside = [&](int i) {
-          return columns.border ? widen(*input.at(c, std::int64_t{y} * columns.size + columns.pixel(x + i))) : Acc(0);
-        };
-        if (left > 0) std::fill_n(row, left, outside(0));
-        if (input.pixel_stride == 1) {
-          widen(source, row + left, right - left);
-        } else {
-          for (int i = left; i < right; ++i) row[i] = widen(source[(i - left) * input.pixel_stride]);
-        }
-        if (right < length) std::fill(row + right, row + length, outside(length - 1));
-        std::fill(row + length, row + round_up(length, kBlock<N>), Acc(0));
+        Acc* const row = stage_.row[c];
+        piece.read(tile, input, c, source, row);
+        std::fill(row + piece.length, row + round_up(piece.length, kBlock<N>), Acc(0));
       }
-      nan += stage_.load_all(length, pixel + first);  // the last block runs on into what is written next, or the spare end
+      nan += stage_.load_all(piece.length,
+                             pixel + piece.first);  // the last block runs on into what is written next, or the spare end
     });
     return nan;
   }
@@ -138,20 +144,20 @@ class Window {
       nan += nan_unless_finite(value);
       return value;
     };
-    for_each_piece(tile, [&](int first, int length, int y, int x, int left, int right) {
+    for_each_piece(tile, [&](const Piece& piece) {
       const auto outside = [&](int i) {
-        return columns.border ? read(input.at(0, std::int64_t{y} * columns.size + columns.pixel(x + i))) : V{};
+        return columns.border ? read(input.at(0, std::int64_t{piece.y} * columns.size + columns.pixel(piece.x + i))) : V{};
       };
-      if (left > 0) std::fill_n(pixel + first, left, outside(0));
-      const T* source = left < right ? input.at(0, std::int64_t{y} * columns.size + x + left) : input.first;
-      for (int i = left; i < right; ++i, source += input.pixel_stride) pixel[first + i] = read(source);
-      if (right < length) std::fill(pixel + first + right, pixel + first + length, outside(length - 1));
+      V* const row = pixel + piece.first;
+      if (piece.left > 0) std::fill_n(row, piece.left, outside(0));
+      const T* source = piece.source(tile, input);
+      for (int i = piece.left; i < piece.right; ++i, source += input.pixel_stride) row[i] = read(source);
+      if (piece.right < piece.length) std::fill(row + piece.right, row + piece.length, outside(piece.length - 1));
     });
     return nan;
   }
 
-  /// body(first, length, y, x, left, right) for pieces of rows that fit a stage, starting at pixel `first` of the window and
-  /// at (y, x) of the image, inside which lies [left, right) of the piece: nothing of a row that the extended image has not.
+  /// body(piece) for pieces of rows that fit a stage.
   template <class Body>
   static void for_each_piece(const Tile<Acc>& tile, Body body) {
     constexpr int kSize = Stage<Acc, N>::kSize;
@@ -161,7 +167,7 @@ class Window {
       for (int start = 0; start < extent; start += kSize) {
         const int length = std::min(kSize, extent - start), x = tile.x.first + start;
         const int left = y < 0 || y >= height ? length : std::clamp(-x, 0, length);
-        body(r * extent + start, length, y, x, left, std::clamp(width - x, left, length));
+        body(Piece{r * extent + start, length, y, x, left, std::clamp(width - x, left, length)});
       }
     }
   }
