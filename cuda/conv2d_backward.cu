@@ -352,7 +352,7 @@ void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
 }  // namespace
 
 bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
-  if (!conv2d_supported(c, types) || deterministic) return false;
+  if (!convolution::has_products(c, types) || deterministic) return false;
   bool fits = false;
   visit_backward(c, types, {}, [&](const auto& backward) { fits = backward.fits(); });
   return fits;

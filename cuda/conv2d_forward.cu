@@ -120,8 +120,8 @@ void run_square(const Conv2dGeometry& c, Types types, const Conv2d& tensors, con
                 const ConvolutionParams& params, const void* input, int outputs, Stream stream) {
   SquareCall call{};
   static_cast<ConvolutionParams&>(call.params) = params;
-  call.params.pixel_bytes = static_cast<unsigned>(params.rows.pixel * std::int64_t{sizeof(T)});
-  call.params.row_bytes = static_cast<unsigned>(params.row * std::int64_t{sizeof(T)});
+  call.params.pixel_vectors = static_cast<unsigned>(params.rows.pixel / kVec<T>);
+  call.params.row_vectors = static_cast<unsigned>(params.row / kVec<T>);
   call.params.masked = tensors.mask != nullptr;
   call.type = types.input;
   call.outputs = outputs;
@@ -155,8 +155,10 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scra
                                         scratch.square ? scratch.left : nullptr};
   const std::int64_t blocks =
       std::int64_t{p.by_tiles.divisor} * p.by_output_blocks.divisor * c.weight_groups * c.geometry.batch;
-  launch(convolution_kernel<T, kShare>, {grid_size(blocks), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream,
-         p, pointers);
+  // Behind the other kernel it most often only looks: as many blocks as there are multiprocessors do so at once.
+  const unsigned most = scratch.square ? static_cast<unsigned>(current_device().multiprocessors) : UINT_MAX;
+  launch(convolution_kernel<T, kShare>,
+         {std::min(grid_size(blocks), most), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream, p, pointers);
 }
 
 template <class T>
@@ -166,9 +168,22 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scra
   run<T, 1>(c, types, tensors, scratch, stream);
 }
 
+/// Whether so few blocks have so much to add up, each by itself, that chunks of columns are faster: see conv2d_supported.
+bool leaves_most_idle(const Conv2dGeometry& c, DType type) {
+  constexpr std::int64_t kTileSide = 8, kBlockOutputs = 4 * kWarpOutputs;
+  const Geometry& g = c.geometry;
+  const std::int64_t terms = c.weight_group_channels() * g.taps();
+  const std::int64_t tiles = ceil_div(g.h.out_size, kTileSide) * ceil_div(g.w.out_size, kTileSide) * g.batch;
+  const std::int64_t blocks = tiles * c.weight_groups * ceil_div(c.weight_group_outputs(), kBlockOutputs);
+  const bool single = type == DType::float32;
+  return terms >= (single ? 4608 : 18432) && blocks * (single ? 2 : 4) <= current_device().multiprocessors;
+}
+/// Whether a step of 64 bytes of channels would be zeros for the most part, and no kernel is made for so many taps.
+bool is_mostly_zeros(const Geometry& g) { return g.channels <= 3 && g.taps() > 9; }
+
 }  // namespace
 
-bool conv2d_supported(const Conv2dGeometry& c, Types types) {
+bool convolution::has_products(const Conv2dGeometry& c, Types types) {
   check_types(types);
   const Geometry& g = c.geometry;
   if (g.channels == 0 || c.out_channels == 0 || g.taps() == 0) return false;
@@ -182,6 +197,10 @@ bool conv2d_supported(const Conv2dGeometry& c, Types types) {
   const std::int64_t steps = ceil_div(unit, 4 * vector) * (c.weight_group_channels() / unit);
   return g.batch <= INT_MAX && c.out_channels <= INT_MAX && g.channels <= INT_MAX && g.taps() <= INT_MAX / 64 &&
          steps <= INT_MAX / g.taps();
+}
+
+bool conv2d_supported(const Conv2dGeometry& c, Types types) {
+  return convolution::has_products(c, types) && !leaves_most_idle(c, types.input) && !is_mostly_zeros(c.geometry);
 }
 
 std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {

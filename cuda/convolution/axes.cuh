@@ -16,15 +16,15 @@ constexpr int kSquare = 3;    // taps of a row, and of a column
 constexpr int kWarpRun = 16;  // positions of a warp: the rows of a product, two rows of 8
 
 struct alignas(16) AxisPixels {
-  unsigned first, second;  // offsets in bytes
+  unsigned first, second;  // offsets in vectors of 16 bytes, as an address takes them in one instruction
   float near, far;         // weights
 };
 
 /// What sampling needs to know of a call.
 struct SquareParams : ConvolutionParams {
-  unsigned row_bytes, pixel_bytes;  // from one pixel to the one below, and to its neighbour
-  int block_columns;                // warpgroups of a block side by side
-  unsigned tiles;                   // of all images
+  unsigned row_vectors, pixel_vectors;  // of 16 bytes, from one pixel to the one below, and to its neighbour
+  int block_columns;                    // warpgroups of a block side by side
+  unsigned tiles;                       // of all images
   bool masked;
 };
 
@@ -72,16 +72,21 @@ struct AxisTable {
     }
     __syncwarp();
   }
-  /// A lane works out one axis of one position.
-  __device__ __forceinline__ void fill(const SquareParams& p, const WarpPlace& place, const void* map, int group) const {
+  /// The rate of the position of which a lane works out an axis.
+  __device__ __forceinline__ static float load_rate(const SquareParams& p, const WarpPlace& place, const void* map, int group) {
+    const int position = int(threadIdx.x) % kWarpRun;
+    const std::int64_t plane = std::int64_t{p.shared_map ? 0 : place.image} * p.groups + group;
+    const std::int64_t row = std::int64_t{place.row(p, position / 8)} * p.out_width;
+    return cuda::load_rate<float>(map, p.map_type, plane * p.positions + row + place.column(p, position % 8));
+  }
+  /// A lane works out one axis of one position, whose rate it has.
+  __device__ __forceinline__ void fill(const SquareParams& p, const WarpPlace& place, float rate) const {
     const int lane = int(threadIdx.x) % 32, position = lane % kWarpRun;
     const bool across = lane >= kWarpRun;
     const int oy = place.row(p, position / 8), ox = place.column(p, position % 8);
-    const std::int64_t plane = std::int64_t{p.shared_map ? 0 : place.image} * p.groups + group;
-    const float rate = load_rate<float>(map, p.map_type, plane * p.positions + std::int64_t{oy} * p.out_width + ox);
     Sampler<float> axis = p.y;
     if (across) axis = p.x;
-    const unsigned step = across ? p.pixel_bytes : p.row_bytes;
+    const unsigned step = across ? p.pixel_vectors : p.row_vectors;
     __syncwarp();  // the entries before have been read
 #pragma unroll
     for (int k = 0; k < kSquare; k += 2) {
@@ -99,8 +104,8 @@ struct AxisTable {
 /// What a lane reads from: its 16-byte pieces of each half of a step's channels. Lanes of odd columns take the upper half
 /// first: two positions that a quarter of a warp reads at once then meet in no bank of L1.
 struct LanePieces {
-  const char* taken[2];     // of the image's first pixel, in the order in which they are read
-  unsigned column, row[2];  // offsets of the pixels on which the lane's positions lie
+  const uint4* taken[2];    // of the image's first pixel, in the order in which they are read
+  unsigned column, row[2];  // offsets, as AxisPixels has them, of the pixels on which the lane's positions lie
   bool odd;
 };
 
@@ -111,10 +116,17 @@ struct PositionSamples {
   float weight[4];
   Bits16<T> corner[4][2];
 
+  /// Where the middle tap is read.
+  __device__ __forceinline__ void aim(const LanePieces& lane, int r) { offset[0] = lane.row[r] + lane.column; }
   __device__ __forceinline__ void locate(const LanePieces& lane, const AxisTable& table, int r, int ky, int kx, bool masked) {
     const int position = int(threadIdx.x) % 32 / 4 + 8 * r;
-    const AxisPixels y = ky == 1 ? AxisPixels{lane.row[r], 0, 1, 0} : table.row(ky, position);
+    AxisPixels y = ky == 1 ? AxisPixels{lane.row[r], 0, 1, 0} : table.row(ky, position);
     const AxisPixels x = kx == 1 ? AxisPixels{lane.column, 0, 1, 0} : table.column(kx, position);
+    if (masked) {
+      const float factor = table.factors()[(ky * kSquare + kx) * kWarpRun + position];
+      y.near *= factor;
+      y.far *= factor;
+    }
     offset[0] = y.first + x.first;
     weight[0] = y.near * x.near;
     if (kx != 1) {
@@ -129,16 +141,12 @@ struct PositionSamples {
       offset[3] = y.second + x.second;
       weight[3] = y.far * x.far;
     }
-    if (!masked) return;
-    const float factor = table.factors()[(ky * kSquare + kx) * kWarpRun + position];
-#pragma unroll
-    for (float& w : weight) w *= factor;
   }
   __device__ __forceinline__ void load(const LanePieces& lane, int ky, int kx, int taken) {
 #pragma unroll
     for (int a = 0; a < 4; ++a) {
       if ((a % 2 && kx == 1) || (a / 2 && ky == 1)) continue;
-      corner[a][taken].whole = __ldg(reinterpret_cast<const uint4*>(lane.taken[taken] + offset[a]));
+      corner[a][taken].whole = __ldg(lane.taken[taken] + offset[a]);
     }
   }
   __device__ __forceinline__ uint4 blend(int ky, int kx, int taken, bool masked) const {

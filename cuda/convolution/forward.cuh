@@ -125,47 +125,60 @@ __device__ __forceinline__ void sample_rows(const ConvolutionParams& p, const Co
   }
 }
 
+/// Whether there is an image that is left to this kernel; the same in all warps.
+__device__ __forceinline__ bool any_left(const unsigned* left, int images) {
+  unsigned found = 0;
+  for (int i = int(threadIdx.x) % 32; i < images; i += 32) found |= left[i];
+  return __any_sync(~0u, found != 0);
+}
+
 template <class T, int kShare>
 __global__ void __launch_bounds__(BlockShape<kShare>::kThreads, BlockShape<kShare>::kBlocksOfMultiprocessor)
     convolution_kernel(const ConvolutionParams p, const ConvolutionPointers<T> tensors) {
   if constexpr (kHasMma) {
     using Of = BlockShape<kShare>;
     extern __shared__ char shared[];
-    const ConvolutionWork<kShare> work(p);
     wait_for_previous();
-    if (tensors.left && !tensors.left[work.image]) return;
-    const std::int64_t first_step =
-        (std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block) * p.steps();
-    const WeightSlices<kShare> weights{reinterpret_cast<uint4*>(shared),
-                                       tensors.slices + first_step * WeightSlices<kShare>::kVectors};
-    Fragments<kShare> fragments(shared + 2 * Of::kSliceBytes, work.band);
-    const ConvolutionTaps<kShare> taps{shared + Of::kTables};
-    const int shift = tensors.strange.corner_shift(work.image);
-    const int outputs = p.group_outputs - work.first_output();
-    BandSums sums;
-    weights.load(0);
-    int step = 0;
+    if (tensors.left && !any_left(tensors.left, p.images)) return;
+    const unsigned blocks = p.by_tiles.divisor * p.by_output_blocks.divisor * p.by_weight_groups.divisor * p.images;
 #pragma unroll 1
-    for (int n = 0; n < p.units * p.unit_blocks; ++n) {
-      const ChannelBlock block(p, work, n, kVec<T>);
-      if (block.first) taps.load_rates(p, work, tensors.map, block.group);
-      const T* channels = tensors.input + work.image * p.rows.image + block.at;
+    for (unsigned index = blockIdx.x; index < blocks; index += gridDim.x) {
+      const ConvolutionWork<kShare> work(p, index);
+      if (tensors.left && !tensors.left[work.image]) continue;
+      const std::int64_t first_step =
+          (std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block) * p.steps();
+      const WeightSlices<kShare> weights{reinterpret_cast<uint4*>(shared),
+                                         tensors.slices + first_step * WeightSlices<kShare>::kVectors};
+      Fragments<kShare> fragments(shared + 2 * Of::kSliceBytes, work.band);
+      const ConvolutionTaps<kShare> taps{shared + Of::kTables};
+      const int shift = tensors.strange.corner_shift(work.image);
+      const int outputs = p.group_outputs - work.first_output();
+      BandSums sums;
+      weights.load(0);
+      int step = 0;
 #pragma unroll 1
-      for (int tap = 0; tap < p.taps; ++tap, ++step) {
-        const int t = tap % taps.kAtOnce;
-        if (t == 0) taps.fill(p, work, tensors.mask, block.head, tap);
-        sample_rows<kShare>(p, work, channels, taps, t, shift, block, step, fragments);
-        wait_for_copies();
-        __syncthreads();  // as drawn in params.cuh
-        if (step + 1 < p.steps()) weights.load(step + 1);
-        if (outputs <= 0) continue;
-        sums.template add<T>(fragments, weights, step, 0, work.column, outputs);
-        if (block.halves > 1) sums.template add<T>(fragments, weights, step, 1, work.column, outputs);
+      for (int n = 0; n < p.units * p.unit_blocks; ++n) {
+        const ChannelBlock block(p, work, n, kVec<T>);
+        if (block.first) taps.load_rates(p, work, tensors.map, block.group);
+        const T* channels = tensors.input + work.image * p.rows.image + block.at;
+#pragma unroll 1
+        for (int tap = 0; tap < p.taps; ++tap, ++step) {
+          const int t = tap % taps.kAtOnce;
+          if (t == 0) taps.fill(p, work, tensors.mask, block.head, tap);
+          sample_rows<kShare>(p, work, channels, taps, t, shift, block, step, fragments);
+          wait_for_copies();
+          __syncthreads();  // as drawn in params.cuh
+          if (step + 1 < p.steps()) weights.load(step + 1);
+          if (outputs <= 0) continue;
+          sums.template add<T>(fragments, weights, step, 0, work.column, outputs);
+          if (block.halves > 1) sums.template add<T>(fragments, weights, step, 1, work.column, outputs);
+        }
       }
+      unsigned again = index;
+      ask_in_loop(again);
+      sums.template store<T>(p, ConvolutionWork<kShare>(p, again), tensors.bias, tensors.output);
+      __syncthreads();  // all have done with the last step's weights
     }
-    unsigned index = blockIdx.x;
-    ask_in_loop(index);
-    sums.template store<T>(p, ConvolutionWork<kShare>(p, index), tensors.bias, tensors.output);
   }
 }
 

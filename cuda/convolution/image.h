@@ -11,6 +11,9 @@ namespace ddu::cuda::convolution {
 /// The units of a call, as heads.
 HeadGeometry units_of(const Conv2dGeometry& c);
 
+/// Whether the kernels multiply such calls' matrices at all, in either direction.
+bool has_products(const Conv2dGeometry& c, Types types);
+
 struct ImageOfUnits {
   HeadGeometry units;
   channels_last::ImageToRead given;  // of planes, a copy

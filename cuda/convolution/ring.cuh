@@ -54,10 +54,15 @@ struct CopyBarrier {
 #endif
 };
 
-/// A *round* is nine steps, the taps of a block of channels; stages divide it, so that each tap has its stage.
+/// A *round* is nine steps, the taps of a block of channels; stages divide it, so that each step has its stage.
 constexpr int kRound = 9;
 
-template <int kSliceBytes, int kStages>
+/// The tap of a step: that in the middle comes first. Where it is read no rate says, so its pixels, and with them many of those
+/// that others are about to read, are on their way while the rates still are.
+__host__ __device__ constexpr int tap_of_step(int step) { return step == 0 ? 4 : step <= 4 ? step - 1 : step; }
+
+/// `kAll`: each slice of a tile has a stage, and is copied once.
+template <int kSliceBytes, int kStages, bool kAll>
 struct WeightRing {
   static constexpr int kRounds = kRound / kStages;  // times that a stage is used in a round
   static_assert(kRound % kStages == 0 && kRounds % 2 == 1, "parities");
@@ -67,22 +72,20 @@ struct WeightRing {
   const char* from;  // the first slice of a tile
   int rounds;        // of a tile
   int left;          // slices that are still to be asked for
-  int ahead = 0;     // which slice of a tile comes next
   int round = 0;     // of the block's
-  bool resident;     // whether each slice of a tile has a stage
 
   __device__ __forceinline__ CopyBarrier& full(int stage) const {
     return reinterpret_cast<CopyBarrier*>(slices + kStages * kSliceBytes)[stage];
   }
   __device__ __forceinline__ CopyBarrier& empty(int stage) const { return full(kStages + stage); }
+  __device__ __forceinline__ void copy(int of_tile, int step) const {
+    const int stage = step % kStages;
+    full(stage).copy(slices + stage * kSliceBytes, from + (std::int64_t{of_tile} * kRound + tap_of_step(step)) * kSliceBytes,
+                     kSliceBytes);
+  }
 
   __device__ __forceinline__ WeightRing(char* shared, const char* weights, int rounds_of_tile, int tiles)
-      : slices(shared),
-        from(weights),
-        rounds(rounds_of_tile),
-        left(rounds_of_tile * tiles * kRound - kStages),
-        resident(rounds_of_tile * kRound == kStages) {
-    if (!resident) ahead = kStages;
+      : slices(shared), from(weights), rounds(rounds_of_tile), left(rounds_of_tile * tiles * kRound - kStages) {
     if (threadIdx.x == 0) {
       for (int i = 0; i < kStages; ++i) {
         full(i).init(1);
@@ -96,27 +99,27 @@ struct WeightRing {
   __device__ __forceinline__ void start() const {
     if (threadIdx.x != 0) return;
     wait_for_previous();
-    for (int i = 0; i < kStages; ++i) full(i).copy(slices + i * kSliceBytes, from + std::int64_t{i} * kSliceBytes, kSliceBytes);
+#pragma unroll
+    for (int i = 0; i < kStages; ++i) copy(0, i);
   }
-  /// The slice of tap t of this round, once it is there.
-  __device__ __forceinline__ const char* wait(int t) const {
-    full(t % kStages).wait(resident ? 0 : (round + t / kStages) & 1);
-    return slices + t % kStages * kSliceBytes;
+  /// The slice of a step of this round, once it is there.
+  __device__ __forceinline__ const char* wait(int step) const {
+    full(step % kStages).wait(kAll ? 0 : (round + step / kStages) & 1);
+    return slices + step % kStages * kSliceBytes;
   }
-  /// The warpgroup has done with tap t of a round: asks for a slice in place of the one before.
-  __device__ __forceinline__ void release(int t, int of_round) {
-    if (resident) return;
-    if (threadIdx.x % kWarpgroupThreads == 0) empty(t % kStages).arrive();
-    if ((t == 0 && of_round == 0) || left <= 0) return;
+  /// The warpgroup has done with a step of the round `of_block` of the block, `of_tile` of its tile: asks for a slice in place
+  /// of the one before.
+  __device__ __forceinline__ void release(int step, int of_tile, int of_block) {
+    if (kAll) return;
+    if (threadIdx.x % kWarpgroupThreads == 0) empty(step % kStages).arrive();
+    if ((step == 0 && of_block == 0) || left <= 0) return;
     if (threadIdx.x < 32) {
-      const int before = (t + kStages - 1) % kStages;
-      empty(before).wait((t > 0 ? of_round + (t - 1) / kStages : of_round - 1 + kRounds - 1) & 1);
-      if (threadIdx.x == 0) {
-        full(before).copy(slices + before * kSliceBytes, from + std::int64_t{ahead} * kSliceBytes, kSliceBytes);
-      }
+      empty((step + kStages - 1) % kStages).wait((step > 0 ? of_block + (step - 1) / kStages : of_block - 1 + kRounds - 1) & 1);
+      const int next = step - 1 + kStages;  // of the round, or one of the next
+      if (next >= kRound) ++of_tile;
+      if (threadIdx.x == 0) copy(of_tile < rounds ? of_tile : 0, next % kRound);
       __syncwarp();
     }
-    ahead = ahead + 1 == rounds * kRound ? 0 : ahead + 1;
     --left;
   }
 };
@@ -140,7 +143,7 @@ struct MeetingRing {
         left(rounds_of_tile * tiles * kRound),
         resident(rounds_of_tile * kRound == kStages) {}
   __device__ __forceinline__ void copy(int stage) {
-    const char* source = from + std::int64_t{ahead} * kSliceBytes;
+    const char* source = from + std::int64_t{ahead / kRound * kRound + tap_of_step(ahead % kRound)} * kSliceBytes;
     for (int i = int(threadIdx.x) * 16; i < kSliceBytes; i += int(blockDim.x) * 16) {
       copy_async(reinterpret_cast<uint4*>(slices + stage * kSliceBytes + i), source + i);
     }
@@ -159,7 +162,7 @@ struct MeetingRing {
     }
     return slices + t % kStages * kSliceBytes;
   }
-  __device__ __forceinline__ void release(int, int) const {}
+  __device__ __forceinline__ void release(int, int, int) const {}
 };
 
 }  // namespace ddu::cuda

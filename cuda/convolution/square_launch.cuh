@@ -22,8 +22,11 @@ void cut_tiles(const Geometry& g, int groups, Params& p) {
   p.tiles = grid_size(columns * rows * g.batch);
 }
 
-template <class T, int kOutputs, bool kWarpgroup>
+template <class T, int kOutputs, bool kWarpgroup, bool kAll = false>
 void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, Stream stream) {
+  if constexpr (kWarpgroup && !kAll && kStages<kOutputs> == kRound) {
+    if (p.units * p.unit_blocks == 1) return launch_square<T, kOutputs, kWarpgroup, true>(p, call, g, stream);
+  }
   const int parts = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
   constexpr int kMostGroups = square_threads(kOutputs) / kWarpgroupThreads;
   int groups = kMostGroups;
@@ -32,13 +35,13 @@ void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, St
     groups /= 2;  // no multiprocessor without a tile
     cut_tiles(g, groups, p);
   }
-  const std::size_t shared = SquareRing<kOutputs, kWarpgroup>::kBytes +
-                             std::size_t(groups) * 4 * (AxisTable::kBytes + (p.masked ? AxisTable::kFactorBytes : 0));
+  using Ring = SquareRing<kOutputs, kWarpgroup, kAll>;
+  const auto shared = static_cast<std::size_t>(SquareShared<Ring, kOutputs>::bytes(groups * kWarpgroupThreads / 32, p.masked));
   const int room = std::max(1, int(current_device().shared_per_multiprocessor / (shared + 1024)));
   const int at_once = std::min(kMostGroups / groups, room);  // blocks of a multiprocessor
   const int blocks = at_once * current_device().multiprocessors;
   const auto of_part = static_cast<unsigned>(std::clamp<std::int64_t>(blocks / parts, 1, p.tiles));
-  const auto kernel = square_convolution_kernel<T, kOutputs, kWarpgroup>;
+  const auto kernel = square_convolution_kernel<T, kOutputs, kWarpgroup, kAll>;
   // What shared memory does not take is L1's, which the samples come from.
   const int percent = static_cast<int>(std::min<std::size_t>(
       100, (std::size_t(at_once) * (shared + 1024) * 100) / std::size_t(current_device().shared_per_multiprocessor) + 1));

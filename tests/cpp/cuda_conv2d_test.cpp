@@ -210,6 +210,29 @@ TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
   c.sizes.batch = std::int64_t{1} << 31;
   EXPECT_FALSE(supported(c));
   EXPECT_FALSE(ddu::cuda::conv2d_supported(kCases[0].geometry(), {ddu::DType::float64, ddu::DType::float64}));
+  // Few blocks with much to add up each are left to chunks, but not their backward; with more images or fewer channels they are
+  // not.
+  const auto allowing_tf32 = [](const ConvCase& c) {
+    ddu::Conv2dGeometry geometry = c.geometry();
+    geometry.allow_tf32 = true;
+    return geometry;
+  };
+  const auto few = [&](std::int64_t batch, std::int64_t channels) {
+    ConvCase c = kCases[0];
+    c.sizes.batch = batch;
+    c.sizes.channels = channels;
+    c.sizes.height = c.sizes.width = 8;  // one block
+    EXPECT_TRUE(ddu::cuda::conv2d_backward_supported(allowing_tf32(c), P::types(), false));
+    return ddu::cuda::conv2d_supported(allowing_tf32(c), P::types());
+  };
+  EXPECT_FALSE(few(1, 2048));
+  EXPECT_TRUE(few(400, 2048));
+  EXPECT_TRUE(few(1, 256));
+  // So are three channels with many taps.
+  c = kCases[6];
+  c.sizes.channels = 3;
+  EXPECT_FALSE(ddu::cuda::conv2d_supported(allowing_tf32(c), P::types()));
+  EXPECT_TRUE(ddu::cuda::conv2d_backward_supported(allowing_tf32(c), P::types(), false));
   // An empty batch is nothing to do.
   c = kCases[0];
   c.sizes.batch = 0;
