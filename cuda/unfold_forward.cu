@@ -31,13 +31,12 @@ bool leaves_tiles(const Geometry& g, const Params<float>& p, bool single_channel
 
 /// What a planar call needs of the workspace before that of the channels-last kernels.
 TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& workspace) {
-  return {workspace.take<unsigned char>(tiles_of(p, g)),
+  return {TileMarks::take(workspace, tiles_of(p, g)),
           p.tile_height,
           p.tile_columns,
           p.by_tiles.divisor,
           p.by_tile_width,
-          tiles_of(p, g),
-          workspace.take<unsigned>(2)};
+          tiles_of(p, g)};
 }
 
 /// The planar kernel, and after it the channels-last one for the tiles that it marked.
@@ -59,7 +58,7 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   const bool leaves = leaves_tiles(g, p, kSingleChannel);
   const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
-                                   marks.marks, marks.counters};
+                                   marks.marks};
   launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p,
          tensors, input_bytes);
   if (!leaves) return;

@@ -5,6 +5,9 @@
 //     columns_backward_kernel both gradients, in sums
 //     (rows_to_planes_kernel, convert_kernel or ordered_to_rows_kernel   sums to grad_input)
 //     (add_arrays_kernel      sums to grad_map, where they are kept apart or its type is a half one)
+//
+// Behind the planar kernels columns_backward_kernel does the first and the fourth too, where both gradients are wanted and sums
+// are floats; else add_to_planes_kernel does the fourth.
 
 #include "../core/elementwise.cuh"
 #include "columns.h"
@@ -68,11 +71,13 @@ class Backward {
                              (sums_ || !given_.grad_input || whole_vectors(g_, given_.grad_input, kVec<T>)) &&
                              g_.group_channels() % kVec<T> == 0);
     scatter(tensors, stream);
-    if (given_.grad_input) finish_input(tensors.sums, stream);
+    if (given_.grad_input && !together()) finish_input(tensors.sums, stream);
     if (given_.grad_map && !rest_ && map_sums_) finish_map(stream);
   }
 
  private:
+  /// Whether the kernel of the columns does what comes before and after them, too.
+  bool together() const { return rest_ && kTurnsPlanes<T, Sums, BackwardKind::both> && given_.grad_input && given_.grad_map; }
   Sums sums() const {
     Sums sums{};
     sums.words = !given_.grad_input ? nullptr : sums_ ? sums_ : static_cast<Word*>(static_cast<void*>(given_.grad_input));
@@ -100,10 +105,11 @@ class Backward {
     }
     RowsToClear sums;
     if (beside) {
-      sums = {reinterpret_cast<unsigned char*>(sums_), int(sizeof(Word)), reinterpret_cast<uint4*>(strange_),
-              static_cast<std::int64_t>(zeroed_ / sizeof(uint4))};
+      sums = sums_to_clear();
+      sums.array = reinterpret_cast<uint4*>(strange_);
+      sums.array_size = static_cast<std::int64_t>(zeroed_ / sizeof(uint4));
     }
-    if (copy_ || beside) {
+    if ((copy_ || beside) && !together()) {
       planes_to_rows(g_, types_.input, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
     }
     if constexpr (Sums::kOrdered) {
@@ -136,23 +142,41 @@ class Backward {
     const int bytes = ColumnSquares<T>::kBytes + TapTable<Acc, true>::bytes(params_.run) +
                       RowScatter<T, Sums, kKind == BackwardKind::bulk>::kBytes;
     const unsigned blocks = blocks_of(params_, g_);
-    launch(columns_backward_kernel<T, Sums, kKind>,
-           {rest_ ? few_blocks(blocks) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true}, stream,
-           params_, tensors, blocks);
+    Grid grid{rest_ ? few_blocks(blocks) : blocks, kRowThreads, static_cast<std::size_t>(kRowWarps * bytes), true};
+    PlanesToRows<T> rows{};
+    SumsToPlanes planes{};
+    if (together()) {
+      const Conversion<T> conversion(g_, rows_);
+      rows = conversion.work(given_.input, copy_, sums_to_clear(), nullptr);
+      planes = rest_planes();
+      grid.blocks = few_blocks(std::max(blocks, conversion.blocks));
+      grid.shared = std::max(grid.shared, conversion.shared);
+    }
+    launch(columns_backward_kernel<T, Sums, kKind>, grid, stream, params_, tensors, blocks, rows, planes);
   }
+  /// What the rest's sums are added to.
+  SumsToPlanes rest_planes() const {
+    const Conversion<float> conversion(g_, rows_);
+    auto* planes = static_cast<float*>(rest_->grad_input);
+    return {conversion.params, planes, conversion.whole(planes), conversion.square_blocks};
+  }
+  /// Sums that have the layout of a copy.
+  RowsToClear sums_to_clear() const { return {reinterpret_cast<unsigned char*>(sums_), int(sizeof(Word))}; }
 
   void finish_input(const Sums& sums, Stream stream) const {
     if (own_) return finish_rows(sums, stream);
-    const Conversion<T> conversion(g_, rows_);
-    const unsigned blocks = conversion.square_blocks;
-    const auto finish = [&](auto kernel, auto* planes) {
-      launch(kernel, {rest_ ? few_blocks(blocks) : blocks, kRowThreads, 0, true}, stream, conversion.params, params_.tiles,
-             sums, planes, conversion.whole(planes), blocks);
-    };
     if constexpr (sizeof(T) < 8) {
-      if (rest_) return finish(rows_to_planes_kernel<T, Sums, Acc, true>, static_cast<Acc*>(rest_->grad_input));
+      if (rest_) {
+        const SumsToPlanes planes = rest_planes();
+        const auto of_float = float_sums(sums);
+        return launch(add_to_planes_kernel<std::remove_cv_t<decltype(of_float)>>,
+                      {few_blocks(planes.blocks), kRowThreads, 0, true}, stream, planes, params_.tiles, of_float);
+      }
     }
-    finish(rows_to_planes_kernel<T, Sums, T, false>, static_cast<T*>(given_.grad_input));
+    const Conversion<T> conversion(g_, rows_);
+    auto* planes = static_cast<T*>(given_.grad_input);
+    launch(rows_to_planes_kernel<T, Sums>, {conversion.square_blocks, kRowThreads, 0, true}, stream, conversion.params, sums,
+           planes, conversion.whole(planes));
   }
   void finish_rows(const Sums& sums, Stream stream) const {
     if constexpr (Sums::kOrdered) {

@@ -12,6 +12,7 @@
 #include "../core/dependent_launch.cuh"
 #include "../core/integer.h"
 #include "ordered_sums.cuh"
+#include "rows_to_planes.cuh"
 
 namespace ddu::cuda {
 
@@ -331,21 +332,38 @@ __device__ __forceinline__ void columns_backward(const RowParams<accumulator_t<T
   if (with_map) store_slopes(p, tensors, work, table, slopes, marked);
 }
 
+/// Whether a kernel that has only marked tiles to do turns planes to rows before, and adds the sums to planes after: it is one
+/// launch then, which most often finds nothing. (For single gradients the code would be too large; ordered sums have kernels
+/// between these.)
+template <class T, class Sums, BackwardKind kKind>
+constexpr bool kTurnsPlanes = kKind == BackwardKind::both && !Sums::kOrdered && sizeof(T) < 8;
+
 /// Does `blocks` blocks' work: one each, or, where only marked tiles are wanted, as many as there are.
 template <class T, class Sums, BackwardKind kKind>
 __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
     columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors,
-                            unsigned blocks) {
-  if constexpr (kKind != BackwardKind::bulk || kBulkReductions) {
+                            unsigned blocks, const PlanesToRows<T> rows, const SumsToPlanes planes) {
+  if constexpr (kKind != BackwardKind::bulk || kBulkCopies) {
     extern __shared__ char shared[];
     if (p.tiles.marks) {
-      if (tensors.sums.words) let_next_start();  // that which adds the sums to planes
+      if (tensors.sums.words) let_next_start();  // what adds the sums to planes, or rounds them
       if (p.tiles.nothing_left()) return;
     }
+    const bool turns = kTurnsPlanes<T, Sums, kKind> && p.tiles.marks;  // blocks take each phase's work in turn
+    if constexpr (kTurnsPlanes<T, Sums, kKind>) {
+      if (turns) turn_marked_planes(rows, p.tiles, shared);
+    }
 #pragma unroll 1
-    for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
+    for (unsigned block = turns ? p.tiles.take_piece(1) : blockIdx.x; block < blocks;) {
       __syncwarp();  // the shared memory of the block before is free
       columns_backward<T, Sums, kKind>(p, tensors, block, shared);
+      if (turns) p.tiles.finish_piece(1);
+      block = turns ? p.tiles.take_piece(1) : block + gridDim.x;
+    }
+    if constexpr (kTurnsPlanes<T, Sums, kKind>) {
+      if (!turns) return;
+      p.tiles.wait_for_pieces(1, blocks);
+      planes.run(p.tiles, float_sums(tensors.sums));
     }
   }
 }

@@ -134,29 +134,6 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   }
 }
 
-/// Turns what marked tiles may read to rows: blocks take the work in turn, and wait until all of it is done. (A block that
-/// waits holds none, and those that hold some wait for nobody.)
-template <class T>
-__device__ void convert_together(const PlanesToRows<T>& conversion, const TileMarks& tiles, const TurnTile<T>& tile) {
-  static __shared__ unsigned taken;
-  while (true) {
-    __syncthreads();
-    if (threadIdx.x == 0) taken = atomicAdd(tiles.counters, 1u);
-    __syncthreads();
-    if (taken >= conversion.blocks) break;
-    conversion.run(taken, tiles, tile);
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(tiles.counters + 1, 1u);
-  }
-  if (threadIdx.x == 0) {
-    while (*static_cast<volatile unsigned*>(tiles.counters + 1) < conversion.blocks) {
-    }
-    __threadfence();
-  }
-  __syncthreads();
-}
-
 /// A few blocks, resident at once, share `blocks` blocks of work: most often no tile is marked, and all end at once. Where
 /// there are marks, they come before the rows that their columns are made of.
 template <class T, ForwardKind kKind>
@@ -168,7 +145,7 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
   wait_for_previous();
   const TurnTile<T> tile(shared, p.log_lanes);
   if constexpr (kKind != ForwardKind::any) {
-    if (p.tiles.marks) convert_together(conversion, p.tiles, tile);
+    if (p.tiles.marks) turn_marked_planes(conversion, p.tiles, shared);
   }
   const TapTable<accumulator_t<T>, false> table(shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0),
                                                 p.run);

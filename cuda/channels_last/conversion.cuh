@@ -160,6 +160,15 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
   return found == 0;
 }
 
+/// What marked tiles may read, by all blocks of a kernel, which then read the rows.
+template <class T>
+__device__ __forceinline__ void turn_marked_planes(const PlanesToRows<T>& conversion, const TileMarks& tiles, char* shared) {
+  const TurnTile<T> tile(shared, conversion.params.log_lanes);
+  for (unsigned index; (index = tiles.take_piece(0)) < conversion.blocks; tiles.finish_piece(0))
+    conversion.run(index, tiles, tile);
+  tiles.wait_for_pieces(0, conversion.blocks);
+}
+
 /// All of it, or that of planes with marks: by one block each, or by fewer, where most often there are none.
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) planes_to_rows_kernel(const PlanesToRows<T> conversion, const TileMarks tiles) {

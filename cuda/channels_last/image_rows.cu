@@ -85,8 +85,8 @@ void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, vo
     T* to = static_cast<T*>(gradient);
     if (!image.own) {
       const Conversion<T> conversion(image.units, image.rows);
-      launch(rows_to_planes_kernel<T, Sums, T, false>, {conversion.square_blocks, kRowThreads, 0, true}, stream,
-             conversion.params, TileMarks{}, sums.as<Sums>(), to, conversion.whole(to), conversion.square_blocks);
+      launch(rows_to_planes_kernel<T, Sums>, {conversion.square_blocks, kRowThreads, 0, true}, stream, conversion.params,
+             sums.as<Sums>(), to, conversion.whole(to));
     } else if constexpr (Sums::kOrdered) {
       const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(ceil_div(image.numel(), 256), 16384));
       launch(ordered_to_rows_kernel<T>, {blocks, 256}, stream, sums.as<Sums>(), image.numel(), image.rows.image,

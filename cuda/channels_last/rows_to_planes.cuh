@@ -135,20 +135,50 @@ __device__ __forceinline__ void rows_to_planes(const ConversionParams& p, const 
   }
 }
 
-/// Writes planes of T, or, kAdd, adds to planes of the marked groups that hold something already: by fewer blocks than there
-/// are pieces, since most often there are none. whole: planes start at multiples of 16 bytes, and so does the end of each.
-template <class T, class Sums, class To, bool kAdd>
-__global__ void __launch_bounds__(kRowThreads) rows_to_planes_kernel(const ConversionParams p, const TileMarks tiles,
-                                                                     const Sums sums, To* planes, bool whole, unsigned blocks) {
-  if constexpr (kAdd) {
-    if (tiles.nothing_left()) return;
+/// Sums of a half type as those of float32, which they are.
+template <class T>
+__host__ __device__ FloatingSums<float> float_sums(const FloatingSums<T>& sums) {
+  FloatingSums<float> same{};
+  same.words = sums.words;
+  return same;
+}
+template <class T>
+__host__ __device__ OrderedSums<float> float_sums(const OrderedSums<T>& sums) {
+  OrderedSums<float> same{};
+  same.words = sums.words;
+  same.array = sums.array;
+  same.strange = sums.strange;
+  same.largest = sums.largest;
+  same.bits = sums.bits;
+  return same;
+}
+
+/// Planes of float32 that hold something already, to which sums of marked groups are added: by all blocks of a kernel.
+struct SumsToPlanes {
+  ConversionParams params;
+  float* planes;
+  bool whole;  // they start at multiples of 16 bytes, and so does the end of each
+  unsigned blocks;
+
+  template <class Sums>
+  __device__ __forceinline__ void run(const TileMarks& tiles, const Sums& sums) const {
 #pragma unroll 1
     for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x)
-      rows_to_planes<T, Sums, To, true>(p, tiles, sums, planes, whole, block);
-  } else {
-    wait_for_previous();
-    rows_to_planes<T, Sums, To, false>(p, tiles, sums, planes, whole, blockIdx.x);
+      rows_to_planes<float, Sums, float, true>(params, tiles, sums, planes, whole, block);
   }
+};
+template <class Sums>
+__global__ void __launch_bounds__(kRowThreads)
+    add_to_planes_kernel(const SumsToPlanes planes, const TileMarks tiles, const Sums sums) {
+  if (!tiles.nothing_left()) planes.run(tiles, sums);
+}
+
+/// Writes planes of T.
+template <class T, class Sums>
+__global__ void __launch_bounds__(kRowThreads)
+    rows_to_planes_kernel(const ConversionParams p, const Sums sums, T* planes, bool whole) {
+  wait_for_previous();
+  rows_to_planes<T, Sums, T, false>(p, TileMarks{}, sums, planes, whole, blockIdx.x);
 }
 
 }  // namespace ddu::cuda

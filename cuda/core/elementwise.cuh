@@ -2,6 +2,7 @@
 
 // Kernels over every element of an array: zeros to add to, sums to a gradient's type, arrays of sums to one.
 
+#include "bulk.cuh"
 #include "dependent_launch.cuh"
 #include "integer.h"
 #include "vec.cuh"
@@ -41,6 +42,28 @@ __global__ void __launch_bounds__(ElementRuns::kThreads) clear_kernel(Acc* sums,
   if (!aligned || !runs.whole()) return runs.for_each([&](std::int64_t i) { sums[i] = 0; });
 #pragma unroll
   for (int i = 0; i < ElementRuns::kRuns; ++i) *reinterpret_cast<Vec<Acc, 4>*>(sums + runs.run(i)) = {};
+}
+
+/// The same in bulk, of `bytes` from `sums` on, both multiples of 16: a warp of each block has the device copy zeros. It leaves
+/// multiprocessors to the next kernel, whose blocks start beside it.
+struct BulkClear {
+  static constexpr int kThreads = 32;
+  static constexpr int kZeros = 8192;  // bytes of shared memory
+};
+template <class Acc>
+__global__ void __launch_bounds__(BulkClear::kThreads) clear_in_bulk_kernel(Acc* sums, std::int64_t bytes) {
+  static __shared__ uint4 zeros[BulkClear::kZeros / 16];
+  let_next_start();
+  for (int i = int(threadIdx.x); i < BulkClear::kZeros / 16; i += BulkClear::kThreads) zeros[i] = {0, 0, 0, 0};
+  publish_to_bulk();
+  __syncwarp();
+  if (threadIdx.x != 0) return;
+  const std::int64_t step = std::int64_t{gridDim.x} * BulkClear::kZeros;
+#pragma unroll 1
+  for (std::int64_t at = std::int64_t{blockIdx.x} * BulkClear::kZeros; at < bytes; at += step)
+    store_bulk(reinterpret_cast<unsigned char*>(sums) + at, zeros, int(min(bytes - at, std::int64_t{BulkClear::kZeros})));
+  commit_bulk();
+  wait_for_bulk_writes();
 }
 
 /// Rounds sums, which lie aligned, to a half type; `aligned` says that the gradient does too.

@@ -162,7 +162,6 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   const bool fits = window.fits(p.capacity);
   if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) {
     mark_tile(p, work, fits ? kDone : kLeftToRows, tensors.marks);
-    if (blockIdx.x == 0) tensors.counters[0] = tensors.counters[1] = 0;
   }
   const T* planes = tensors.input + work.plane(p) * p.pixels();
   char* out = reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index);

@@ -2,6 +2,7 @@
 
 // The memory of a call, as its kernels get it.
 
+#include "../channels_last/marks.cuh"
 #include "../core/dependent_launch.cuh"
 #include "../core/integer.h"
 #include "../core/numeric.cuh"
@@ -15,7 +16,6 @@ struct ForwardPointers {
   const void* map;
   T* output;
   unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks; null if all do
-  unsigned* counters;    // of TileMarks
 };
 
 /// Index of a tile in arrays of [image, group, tile].
@@ -30,7 +30,9 @@ enum TileMark : unsigned char { kDone = 0, kLeftToRows = 1, kLeftToWideTiles = 2
 /// Marks a tile, or not, and lets the next kernel start: it reads the marks (TileMarks::nothing_left). By one thread of a tile.
 template <class Acc>
 __device__ __forceinline__ void mark_tile(const Params<Acc>& p, const WorkTile& work, TileMark mark, unsigned char* marks) {
-  marks[tile_index(p, work)] = mark;
+  const std::int64_t tile = tile_index(p, work);
+  marks[tile] = mark;
+  if (tile == 0) TileMarks::clear_counters(marks);
   if (mark != kDone) publish();
   let_next_start();
 }
