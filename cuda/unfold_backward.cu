@@ -1,6 +1,6 @@
 // The host side of unfold_backward: which kernels, cut how, launched with what, and the scratch memory that they share.
 //
-//     clear_in_bulk_kernel  zeros in grad_input, where blocks add to it and do not clear it themselves (or clear_kernel)
+//     clear_kernel          zeros in grad_input, where blocks add to it and do not clear it themselves
 //     backward_kernel       both gradients, tile by tile; marks the tiles whose window does not fit
 //     add_windows_kernel    deterministic: grad_input from the windows that tiles stored
 //     fallback_kernel       deterministic: what could not be stored, in three phases that most often find nothing
@@ -138,14 +138,10 @@ class Call {
     }
     if (!plan_.clears()) return;
     // Last, since what follows may overlap with it.
-    const std::int64_t bytes = g_.input_numel() * std::int64_t{sizeof(Acc)};
-    if (current_device().overlaps && bytes % 16 == 0 && is_aligned(tensors_.grad_input, 16)) {
-      launch(clear_in_bulk_kernel<Acc>, {static_cast<unsigned>(current_device().multiprocessors), BulkClear::kThreads}, stream_,
-             tensors_.grad_input, bytes);
-    } else {
-      launch(clear_kernel<Acc>, elementwise_grid(), stream_, tensors_.grad_input, g_.input_numel(),
-             is_aligned(tensors_.grad_input, 4 * sizeof(Acc)));
-    }
+    const auto blocks = static_cast<unsigned>(current_device().multiprocessors);
+    launch(clear_kernel<Acc>, {blocks, ElementRuns::kThreads}, stream_, tensors_.grad_input, g_.input_numel(),
+           is_aligned(tensors_.grad_input, 4 * sizeof(Acc)), given_.dilation_map,
+           g_.map_numel() * static_cast<std::int64_t>(size_of(types_.map)));
   }
   void zero(void* memory, std::size_t bytes) {
     if (bytes) DDU_CUDA_CHECK(cudaMemsetAsync(memory, 0, bytes, stream_));

@@ -39,6 +39,12 @@ TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& works
           tiles_of(p, g)};
 }
 
+/// Asks L2 for the map, and lets the planar kernel start beside it: the map is what its blocks wait for first.
+__global__ void __launch_bounds__(256) prefetch_kernel(const void* map, std::int64_t bytes) {
+  let_next_start();
+  prefetch_lines(map, bytes);
+}
+
 /// The planar kernel, and after it the channels-last one for the tiles that it marked.
 template <class T, int K, bool kSingleChannel>
 void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stream) {
@@ -59,7 +65,12 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
                                    marks.marks};
-  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes}, stream, p,
+  const bool ahead = current_device().overlaps && blocks >= std::int64_t{kConfig.min_blocks} * current_device().multiprocessors;
+  if (ahead) {
+    launch(prefetch_kernel, {32, 256}, stream, given.dilation_map,
+           g.map_numel() * static_cast<std::int64_t>(size_of(types.map)));
+  }
+  launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes, ahead}, stream, p,
          tensors, input_bytes);
   if (!leaves) return;
   Unfold rest = given;

@@ -343,7 +343,7 @@ template <class T, class Sums, BackwardKind kKind>
 __global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
     columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors,
                             unsigned blocks, const PlanesToRows<T> rows, const SumsToPlanes planes) {
-  if constexpr (kKind != BackwardKind::bulk || kBulkCopies) {
+  if constexpr (kKind != BackwardKind::bulk || kBulkReductions) {
     extern __shared__ char shared[];
     if (p.tiles.marks) {
       if (tensors.sums.words) let_next_start();  // what adds the sums to planes, or rounds them

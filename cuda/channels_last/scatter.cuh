@@ -6,7 +6,6 @@
 // or more, staged in shared memory, by a bulk reduction. Bulk reductions are the faster way to add doubles and integers of 64
 // bits, which have no vector instruction, and the slower one for floats (benchmarks/NOTES.md, "Channels last").
 
-#include "../core/bulk.cuh"
 #include "gather.cuh"
 
 namespace ddu::cuda {
@@ -27,6 +26,52 @@ __device__ __forceinline__ void add_channels(Word* to, const Word (&value)[kN], 
       if (i < count) atomicAdd(to + i, value[i]);
     }
   }
+}
+
+/// Whether a device has bulk reductions.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool kBulkReductions = false;
+#else
+constexpr bool kBulkReductions = true;
+#endif
+
+/// Adds `bytes` of words in shared memory to words in global memory, both at multiples of 16 bytes, beside the program.
+/// From sm_90 on.
+template <class Word>
+__device__ __forceinline__ void add_bulk(Word* to, const Word* shared, int bytes) {
+#if __CUDA_ARCH__ >= 900
+  const auto from = unsigned(__cvta_generic_to_shared(shared));
+  if constexpr (std::is_same_v<Word, float>) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+                 : "memory");
+  } else if constexpr (std::is_same_v<Word, double>) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f64 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.u64 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes)
+                 : "memory");
+  }
+#elif !defined(__CUDA_ARCH__)
+  for (int i = 0; i < bytes / int(sizeof(Word)); ++i) to[i] += shared[i];
+#endif
+}
+/// Lets such additions read what this thread has written to shared memory.
+__device__ __forceinline__ void publish_to_bulk() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+/// Closes the group of this thread's additions.
+__device__ __forceinline__ void commit_bulk() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+#endif
+}
+/// Waits until this thread's additions have read shared memory.
+__device__ __forceinline__ void wait_for_bulk_reads() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
 }
 
 /// Sums in floating point, in any order.

@@ -2,9 +2,9 @@
 
 // Kernels over every element of an array: zeros to add to, sums to a gradient's type, arrays of sums to one.
 
-#include "bulk.cuh"
 #include "dependent_launch.cuh"
 #include "integer.h"
+#include "memory.cuh"
 #include "vec.cuh"
 
 namespace ddu::cuda {
@@ -34,36 +34,19 @@ struct ElementRuns {
   static std::int64_t blocks(std::int64_t count) { return ceil_div(count, kBlock); }
 };
 
-/// Sets sums to zero; `aligned` says that every fourth lies on a multiple of four.
+/// Sets sums to zero, by few blocks, beside which those of the next kernel start: it also asks L2 for the `map` that they read
+/// first. `aligned` says that every fourth sum lies on a multiple of four.
 template <class Acc>
-__global__ void __launch_bounds__(ElementRuns::kThreads) clear_kernel(Acc* sums, std::int64_t count, bool aligned) {
+__global__ void __launch_bounds__(ElementRuns::kThreads)
+    clear_kernel(Acc* sums, std::int64_t count, bool aligned, const void* map, std::int64_t map_bytes) {
   let_next_start();
-  const ElementRuns runs(count);
-  if (!aligned || !runs.whole()) return runs.for_each([&](std::int64_t i) { sums[i] = 0; });
-#pragma unroll
-  for (int i = 0; i < ElementRuns::kRuns; ++i) *reinterpret_cast<Vec<Acc, 4>*>(sums + runs.run(i)) = {};
-}
-
-/// The same in bulk, of `bytes` from `sums` on, both multiples of 16: a warp of each block has the device copy zeros. It leaves
-/// multiprocessors to the next kernel, whose blocks start beside it.
-struct BulkClear {
-  static constexpr int kThreads = 32;
-  static constexpr int kZeros = 8192;  // bytes of shared memory
-};
-template <class Acc>
-__global__ void __launch_bounds__(BulkClear::kThreads) clear_in_bulk_kernel(Acc* sums, std::int64_t bytes) {
-  static __shared__ uint4 zeros[BulkClear::kZeros / 16];
-  let_next_start();
-  for (int i = int(threadIdx.x); i < BulkClear::kZeros / 16; i += BulkClear::kThreads) zeros[i] = {0, 0, 0, 0};
-  publish_to_bulk();
-  __syncwarp();
-  if (threadIdx.x != 0) return;
-  const std::int64_t step = std::int64_t{gridDim.x} * BulkClear::kZeros;
-#pragma unroll 1
-  for (std::int64_t at = std::int64_t{blockIdx.x} * BulkClear::kZeros; at < bytes; at += step)
-    store_bulk(reinterpret_cast<unsigned char*>(sums) + at, zeros, int(min(bytes - at, std::int64_t{BulkClear::kZeros})));
-  commit_bulk();
-  wait_for_bulk_writes();
+  prefetch_lines(map, map_bytes);
+  const std::int64_t step = std::int64_t{gridDim.x} * ElementRuns::kThreads,
+                     first = std::int64_t{blockIdx.x} * ElementRuns::kThreads + threadIdx.x;
+  const std::int64_t fours = aligned ? count / 4 : 0;
+#pragma unroll 8
+  for (std::int64_t i = first; i < fours; i += step) reinterpret_cast<Vec<Acc, 4>*>(sums)[i] = {};
+  for (std::int64_t i = 4 * fours + first; i < count; i += step) sums[i] = 0;
 }
 
 /// Rounds sums, which lie aligned, to a half type; `aligned` says that the gradient does too.

@@ -15,6 +15,15 @@ __device__ __forceinline__ void prefetch(const void* memory, std::int64_t bytes)
 #endif
 }
 
+/// The same of a short array that many blocks read first of all: all threads of a small kernel ask for its lines.
+__device__ __forceinline__ void prefetch_lines(const void* memory, std::int64_t bytes) {
+#if __CUDA_ARCH__ >= 900
+  const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x * 128;
+  for (std::int64_t at = (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 128; at < bytes; at += step)
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(memory) + at));
+#endif
+}
+
 /// Stores a value that L2 gives up first: columns are many times the input, and must not push it out.
 template <class T>
 __device__ __forceinline__ void store_non_temporal(void* address, T value) {

@@ -155,6 +155,7 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   auto* windows = reinterpret_cast<typename Taps::Element*>(shared);
 
   if (p.prefetch_bytes != 0 && threadIdx.x == 0) prefetch_ahead(p, tensors.input, input_bytes);
+  if (blockIdx.x == 0) wait_for_previous();  // for the stream's order alone: nobody reads what a kernel before may still write
   const WorkTile work = WorkTile::of_block(p);
   if (tensors.marks && work.channel_block != 0) let_next_start();  // the others mark their tile first
   const Position<float> position(p, work, tensors.map);
