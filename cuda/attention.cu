@@ -22,6 +22,11 @@ constexpr int kChannels = 4;  // of a lane, in the backward
 
 int vectors_of(DType type) { return static_cast<int>(16 / size_of(type)); }
 
+std::size_t backward_shared_bytes(const HeadParams<float>& p) {
+  return static_cast<std::size_t>(kRowWarps * TapTable<float, true>::bytes(p.run) +
+                                  PositionBoard<kChannels>::bytes(p.log_unit_lanes));
+}
+
 template <class Body>
 void visit_types(DType type, Body body) {
   visit(type, [&](auto* element) {
@@ -145,7 +150,12 @@ class Backward {
     tensors.grad_scores = given_.grad_scores;
     tensors.grad_map = map_.sums;
     tensors.map_part = map_.part();
-    const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<float, true>::bytes(params_.run));
+    std::size_t shared = backward_shared_bytes(params_);
+    const std::size_t lists = static_cast<std::size_t>(PixelLists<kChannels>::bytes(params_));
+    if ((key_.gradient || value_.gradient) && shared + lists <= std::size_t(current_device().shared_per_block)) {
+      tensors.batch = PixelLists<kChannels>::batch(params_);
+      if (tensors.batch > 0) shared += lists;
+    }
     launch(attention_backward_kernel<T, kChannels>, {blocks_of(params_), kRowThreads, shared, true}, stream, params_,
            score_params(forward), tensors);
     key_.write(image_, types_.input, stream);
@@ -179,7 +189,8 @@ bool attention_supported(const HeadGeometry& h, Types types, MemoryFormat format
   if (!ImageRows(h, format_of(h, format), vectors_of(types.input), true).vectors) return false;
   HeadParams<float> params{};
   divide_channels(h, kChannels, false, params);
-  return params.unit_slices == 1;
+  params.run = run_of(params);
+  return params.unit_slices == 1 && backward_shared_bytes(params) <= std::size_t(current_device().shared_per_block);
 }
 
 std::size_t attention_workspace_bytes(const HeadGeometry& h, Types types, const Attention& tensors) {

@@ -7,6 +7,7 @@
 //
 // What bounds it is how many bytes of pixels L1 and L2 give: four corners of all channels for each tap and position.
 
+#include "../core/memory.cuh"
 #include "conversion.cuh"
 #include "heads.cuh"
 
@@ -39,6 +40,11 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const T* input = tensors.input + work.pixels(p);
   const int positions = work.any_unit ? work.there : 0;
   const unsigned mine = work.channels > 0 ? 15 : 0;
+  if (kN > 1 && positions > 0) {  // weights come from memory, a tap after the other: all of them are asked for at once
+    const int unit_lanes = 1 << p.log_unit_lanes;
+#pragma unroll 1
+    for (int tap = work.vector & (unit_lanes - 1); tap < p.taps; tap += unit_lanes) prefetch_line(weights + tap * p.positions);
+  }
   ValueSquare<T, kN> sum;
   sum.clear();
   const int at_once = Table::entries(work.run) / work.run;

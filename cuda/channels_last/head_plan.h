@@ -71,6 +71,12 @@ void divide_channels(const HeadGeometry& h, int channels, bool gathers, HeadPara
   p.by_groups = Divider(static_cast<unsigned>(by_heads ? h.heads : h.geometry.groups));
 }
 
+/// Positions of a warp, whose lanes take kHeadPositions each.
+template <class Acc>
+int run_of(const HeadParams<Acc>& p) {
+  return (32 >> p.log_lanes) * kHeadPositions;
+}
+
 /// All of a launch. `values` and `factors` are what lanes move four positions of.
 template <class T>
 HeadParams<accumulator_t<T>> head_params(const HeadGeometry& h, Types types, const ImageRows& rows, int channels, bool gathers,
@@ -84,7 +90,7 @@ HeadParams<accumulator_t<T>> head_params(const HeadGeometry& h, Types types, con
   p.unit_stride = static_cast<int>(rows.stride);
   p.row = g.w.size * rows.rows.pixel;
   divide_channels(h, channels, gathers, p);
-  cut_positions(g, (32 >> p.log_lanes) * kHeadPositions, p);
+  cut_positions(g, run_of(p), p);
   p.tap_chunk = p.taps;
   p.tap_chunks = 1;
   const bool whole = g.positions() % kHeadPositions == 0;

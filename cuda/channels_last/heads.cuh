@@ -242,6 +242,17 @@ struct ValueSquare {
   }
 };
 
+/// Of 2 * kKeep sums, this lane keeps the first or, the `upper` one, the second half, and adds what the lane beside it, `step`
+/// from it, has of those.
+template <int kKeep, class Acc, int kCount>
+__device__ __forceinline__ void keep_half(Acc (&sum)[kCount], bool upper, int step) {
+#pragma unroll
+  for (int i = 0; i < kKeep; ++i) {
+    const Acc mine = upper ? sum[kKeep + i] : sum[i], other = upper ? sum[i] : sum[kKeep + i];
+    sum[i] = mine + __shfl_xor_sync(~0u, other, step);
+  }
+}
+
 /// Adds up each position's sum over the 2^log_lanes lanes of a unit, in an order that does not depend on the lane, and calls
 /// store(position, sum) in one of them for each position. As there are positions to share out, a lane passes on half of them at
 /// each of the first steps, and then keeps one: three exchanges for four positions and four lanes, not eight.
@@ -250,16 +261,9 @@ __device__ __forceinline__ void add_over_lanes(Acc (&sum)[kHeadPositions], int l
   static_assert(kHeadPositions == 4, "two halvings");
   const int lane = int(threadIdx.x) & ((1 << log_lanes) - 1);
   const bool upper = lane & 1, odd = lane & 2;
-  if (log_lanes > 0) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const Acc mine = upper ? sum[2 + i] : sum[i], other = upper ? sum[i] : sum[2 + i];
-      sum[i] = mine + __shfl_xor_sync(~0u, other, 1);
-    }
-  }
+  if (log_lanes > 0) keep_half<2>(sum, upper, 1);
   if (log_lanes > 1) {  // most often: a lane has one position, and no loop around its store
-    const Acc mine = odd ? sum[1] : sum[0], other = odd ? sum[0] : sum[1];
-    sum[0] = mine + __shfl_xor_sync(~0u, other, 2);
+    keep_half<1>(sum, odd, 2);
     for (int step = 4; step < 1 << log_lanes; step *= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], step);
     if (lane < 4) store(2 * upper + odd, sum[0]);
     return;
@@ -269,6 +273,34 @@ __device__ __forceinline__ void add_over_lanes(Acc (&sum)[kHeadPositions], int l
   for (int i = 0; i < count; ++i) {
     store(first + i, sum[0]);
     rotate<1>(sum);
+  }
+}
+
+/// The same of two sums of each position. Calls visit(position, a, b, number, lanes) in as many `lanes` as share a position's
+/// sums, in each with its number.
+template <class Acc, class Visit>
+__device__ __forceinline__ void add_both_over_lanes(Acc (&a)[kHeadPositions], Acc (&b)[kHeadPositions], int log_lanes,
+                                                    Visit visit) {
+  const int lane = int(threadIdx.x) & ((1 << log_lanes) - 1);
+  const bool upper = lane & 1, odd = lane & 2;
+  if (log_lanes > 0) {
+    keep_half<2>(a, upper, 1);
+    keep_half<2>(b, upper, 1);
+  }
+  if (log_lanes > 1) {
+    keep_half<1>(a, odd, 2);
+    keep_half<1>(b, odd, 2);
+    for (int step = 4; step < 1 << log_lanes; step *= 2) {
+      a[0] += __shfl_xor_sync(~0u, a[0], step);
+      b[0] += __shfl_xor_sync(~0u, b[0], step);
+    }
+  }
+  const int first = 2 * upper + odd, count = kHeadPositions >> min(log_lanes, 2);
+#pragma unroll 1
+  for (int i = 0; i < count; ++i) {
+    visit(first + i, a[0], b[0], lane >> 2, max(1, 1 << log_lanes >> 2));
+    rotate<1>(a);
+    rotate<1>(b);
   }
 }
 

@@ -11,9 +11,7 @@
 //
 // What bounds it is how many bytes L2 adds in a second: four corners of all channels for each tap and position.
 
-#include "columns_backward.cuh"
-#include "heads.cuh"
-#include "shared_gradient.cuh"
+#include "heads_backward.cuh"
 
 namespace ddu::cuda {
 
@@ -95,10 +93,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const HeadWork<T, kN> work(p);
   wait_for_previous();
   if (!work.any) return;
-  const Table table(shared, work.run);
-  table.load_rates(p, work, tensors.map);
-  const int positions = work.any_unit ? work.there : 0;
-  const auto ours = unsigned(work.channels > 0 ? (1 << max(min(positions, kHeadPositions), 0)) - 1 : 0);
+  const HeadTaps<Acc> taps(p, work, shared, tensors.map);
+  const Table& table = taps.table;
+  const int positions = taps.positions;
   OuterProductLane<T, kN, kFactors> lane;
   lane.value.load(tensors.values + work.values(p), p.values, positions, work.channels);
   lane.grad_value.clear();
@@ -107,9 +104,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   unsigned wanted = (tensors.sums.words ? kImage : 0) | (tensors.grad_map ? kMap : 0) | (other ? kOther : 0);
   const T* image = tensors.image + work.pixels(p);
   const int at_once = Table::entries(work.run) / work.run;
-  // With shared factors or a shared map, other images are other warps' work on the same element, as other channels are.
-  const std::int64_t factors_part = (p.shared_factors ? work.image : 0) * (p.head_units * p.unit_slices) + work.head_part,
-                     map_part = (p.shared_map ? work.image : 0) * p.slices + work.slice;
+  // With shared factors, other images are other warps' work on the same element, as other channels are.
+  const std::int64_t factors_part = (p.shared_factors ? work.image : 0) * (p.head_units * p.unit_slices) + work.head_part;
   std::int64_t at_factors = work.factors(p, p.shared_factors);
 #pragma unroll 1
   for (int tap = 0; tap < p.taps; ++tap, at_factors += p.positions) {
@@ -123,7 +119,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       for (int i = 0; i < kSome; ++i) {
         ask_in_loop(wanted);
         const int entry = t * work.run + work.first + i0 + i;
-        const typename Table::Where where = ours >> (i0 + i) & 1 ? table.where[entry] : 0;
+        const typename Table::Where where = taps.ours >> (i0 + i) & 1 ? table.where[entry] : 0;
         if (wanted & (kMap | kOther)) {
           const auto corners = Corners<T, kN>::template load<kRows>(image + (where >> 8), p.rows.pixel, p.row,
                                                                     unsigned(where) & 15, work.channels);
@@ -144,14 +140,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       });
     }
   }
-  if (wanted & kMap) {
-    const std::int64_t to = work.map_plane(p) * p.positions + work.first_position + work.first;
-    add_over_lanes(lane.slopes, p.log_lanes, [&](int i, Acc sum) {
-      if (i >= work.there) return;
-      sum += nan_unless_finite(table.rates[work.first + i]);
-      store_sum<Acc>(tensors.grad_map, nullptr, map_part, tensors.map_part, to + i, sum);
-    });
-  }
+  if (wanted & kMap) taps.store_map_gradient(p, work, lane.slopes, tensors.grad_map, tensors.map_part);
   if (!kFactors && wanted & kOther)
     lane.grad_value.store(tensors.grad_values + work.values(p), p.values, positions, work.channels);
 }

@@ -7,6 +7,11 @@
 
 namespace ddu::cuda {
 
+/// For callers of TapTable::fill who do not ask in which pixel a tap starts.
+struct IgnorePixel {
+  __device__ __forceinline__ void operator()(int, int, int) const {}
+};
+
 /// A warp's table for one or more taps of its run: an entry for each tap and position.
 template <class Acc, bool kSlopes>
 struct TapTable {
@@ -52,9 +57,9 @@ struct TapTable {
     }
   }
 
-  /// Works out the taps from `tap` on, `entries(run) / run` of them.
-  template <class Work>
-  __device__ void fill(const RowParams<Acc>& p, const Work& work, int tap) const {
+  /// Works out the taps from `tap` on, `entries(run) / run` of them. `note(entry, y, x)` is told where corner a of each lies.
+  template <class Work, class Note = IgnorePixel>
+  __device__ void fill(const RowParams<Acc>& p, const Work& work, int tap, Note note = {}) const {
     __syncwarp();  // the entries before have been read, and the rates are there
     const int shift = 31 - __clz(work.run);
 #pragma unroll 1  // most often an entry a lane
@@ -83,6 +88,7 @@ struct TapTable {
         for (Acc& weight : w.corner) weight = nan_unless_finite(rate);
       }
       const std::int64_t offset = (std::int64_t{y.index} * p.width + x.index) * p.rows.pixel;
+      note(e, y.index, x.index);
       weights[e] = w;
       where[e] = offset * 256 + ((needed & inside) << 4 | inside);
       if constexpr (kSlopes) slopes[e] = {SlopeWeights<Acc>(y.fraction, x.fraction, y.offset, x.offset)};

@@ -6,6 +6,13 @@
 
 namespace ddu::cuda {
 
+/// Asks L2 for a line of memory, or for what is left of it.
+__device__ __forceinline__ void prefetch_line([[maybe_unused]] const void* memory) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(memory));
+#endif
+}
+
 /// Asks L2 for memory that will be read soon. Reading it in such runs, ahead of need, disturbs the writes least.
 __device__ __forceinline__ void prefetch(const void* memory, std::int64_t bytes) {
 #if __CUDA_ARCH__ >= 900

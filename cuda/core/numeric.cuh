@@ -50,6 +50,9 @@ __device__ __forceinline__ __nv_bfloat16 narrow<__nv_bfloat16>(float v) {
   return __float2bfloat16_rn(v);
 }
 
+/// a / b for 0 <= a < 2^16 and 0 < b < 2^16 without an integer division.
+__device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
+
 /// Element `index` of a map, which has the input's type or float32 beside a half input.
 template <class Acc>
 __device__ __forceinline__ Acc load_rate(const void* map, DType type, std::int64_t index) {

@@ -25,9 +25,6 @@
 
 namespace ddu::cuda {
 
-/// a / b for 0 <= a < 2^16 and 0 < b < 2^9 without an integer division.
-__device__ __forceinline__ int small_quotient(int a, int b) { return int(__fdividef(float(a) + 0.5f, float(b))); }
-
 /// Columns of a window are less: small_quotient divides by them.
 constexpr int kMostColumns = 512;
 

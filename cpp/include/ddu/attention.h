@@ -47,7 +47,8 @@ struct AttentionBackward {
 namespace cuda {
 
 /// Whether there are kernels for a call: not for float64, for heads of more than 64 channels, or whose channels_last
-/// channels are no multiple of 16 bytes or of 4.
+/// channels are no multiple of 16 bytes or of 4, nor where blocks of the current device have too little shared memory, which
+/// is so for heads of up to 4 channels where they have less than 104 KB, and of up to 8 where they have 64.
 DDU_API bool attention_supported(const HeadGeometry& geometry, Types types, MemoryFormat input_format);
 /// Pointers of a channels_last call are aligned to 16 bytes.
 DDU_API void attention(const HeadGeometry& geometry, Types types, const Attention& tensors, Stream stream);

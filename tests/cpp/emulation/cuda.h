@@ -169,6 +169,12 @@ T atomicMax(T* address, T value) {
   *address = std::max(before, value);
   return before;
 }
+template <class T>
+T atomicExch(T* address, T value) {
+  const T before = *address;
+  *address = value;
+  return before;
+}
 inline unsigned atomicOr(unsigned* address, unsigned value) {
   const unsigned before = *address;
   *address = before | value;
