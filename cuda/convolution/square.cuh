@@ -237,8 +237,8 @@ struct SquareShared {
 };
 constexpr int square_threads(int outputs) { return outputs > 64 ? 256 : 512; }
 
-/// `kAll`: one block of channels, all of whose slices have their stages.
-template <class T, int kOutputs, bool kWarpgroup, bool kAll>
+/// `kAll`: one block of channels, all of whose slices have their stages. `kPlain`: no mask, which others ask about.
+template <class T, int kOutputs, bool kWarpgroup, bool kAll, bool kPlain>
 __global__ void __launch_bounds__(square_threads(kOutputs), 1)
     square_convolution_kernel(const SquareParams p, const SquarePointers<T> tensors) {
   if constexpr (kHasSquareKernel<kWarpgroup>) {
@@ -251,14 +251,14 @@ __global__ void __launch_bounds__(square_threads(kOutputs), 1)
     const SquareWork work(p);
     const int blocks = kAll ? 1 : p.units * p.unit_blocks;
     const std::int64_t part = std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block;
-    float* const bias = SquareShared<Ring, kOutputs>::bias(shared);
-    load_bias<T, kOutputs>(p, tensors.bias, work, bias);
-    Ring ring(shared, tensors.slices + part * blocks * (9 * kOutputs * kStepBytes), blocks, work.tiles(p));
     SquareSampler<T, kByHalves> sampler;
-    sampler.masked = p.masked;
+    sampler.masked = !kPlain && p.masked;
     sampler.table = SquareShared<Ring, kOutputs>::table(shared, p.masked);
     sampler.ask_rate(p, tensors, work, work.tile);
     if (kDouble) sampler.enter(p, tensors, work, work.tile, 0);
+    float* const bias = SquareShared<Ring, kOutputs>::bias(shared);
+    load_bias<T, kOutputs>(p, tensors.bias, work, bias);
+    Ring ring(shared, tensors.slices + part * blocks * (9 * kOutputs * kStepBytes), blocks, work.tiles(p));
     let_next_start();  // what comes next waits for all of this, and its blocks are there then
     ring.start();
     StepRow rows[2][2];
