@@ -11,10 +11,10 @@
 #include <optional>
 
 #include "channels_last/image_rows.h"
-#include "convolution/backward_weight.cuh"
 #include "convolution/corners.h"
 #include "convolution/image.h"
 #include "convolution/input.h"
+#include "convolution/weight.h"
 #include "ddu/conv2d.h"
 
 namespace ddu::cuda {
@@ -100,13 +100,7 @@ class ConvBackward {
     prepare(stream);
     pack(stream);
     const void* image = rows_ ? rows_->read(types_.input, given_.input, stream) : copy_;
-    if (given_.grad_weight) {
-      if (weight_warps() == 16) {
-        run_weight<16>(image, stream);
-      } else {
-        run_weight<8>(image, stream);
-      }
-    }
+    if (given_.grad_weight) run_weight(image, stream);
     const bool factors = given_.grad_map || given_.grad_mask;
     if (given_.grad_input && image_.own && !(factors && corners_clear())) {
       DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
@@ -119,13 +113,14 @@ class ConvBackward {
   }
 
  private:
-  template <int kWarps>
-  static constexpr int kWeightShared = 2 * WeightStage<T, kWarps>::kBytes + kWarps * StageRows<T, kWarps>::kTableBytes;
-
-  /// Warps of a block of the weight's gradient: as many as have outputs, where the device has the shared memory.
+  /// How the weight's gradient is computed: by blocks of 16 warps where there are so many outputs, and the device has the
+  /// shared memory, and by warpgroups where those multiply.
+  bool weight_by_warpgroups() const {
+    return sizeof(T) == 2 && c_.weight_group_outputs() > 128 && convolution::has_warpgroup_kernels();
+  }
   int weight_warps() const {
-    const bool wide = c_.weight_group_outputs() > WeightStage<T, 8>::kOutputs;
-    return wide && kWeightShared<16> <= current_device().shared_per_block ? 16 : 8;
+    const bool wide = c_.weight_group_outputs() > WeightShape<8, false>::kOutputs;
+    return wide && kWeightShared<T, 16, false> <= current_device().shared_per_block ? 16 : 8;
   }
   std::int64_t all_units() const { return c_.geometry.channels / params_.unit_channels; }
   /// Whether the gradient holds its sums itself.
@@ -205,16 +200,24 @@ class ConvBackward {
     p.by_slices = p.by_groups = Divider(1);  // images alone are counted beside positions
     p.position_blocks = grid_size(std::int64_t{p.column_blocks} * p.row_blocks * c_.geometry.batch);
     const int warps = weight_warps();
-    p.tap_groups = static_cast<int>(ceil_div(p.taps, kWeightTaps));
+    const bool warpgroups = weight_by_warpgroups();
+    p.block_taps = warpgroups ? WeightShape<16, true>::kTaps : WeightShape<8, false>::kTaps;
+    p.tap_groups = static_cast<int>(ceil_div(p.taps, p.block_taps));
     p.channel_slices = static_cast<int>(ceil_div(p.unit_channels, kWeightChannels));
-    p.output_slices = static_cast<int>(ceil_div(p.group_outputs, 8 * warps));
+    p.output_slices = static_cast<int>(ceil_div(p.group_outputs, (warpgroups ? 16 : 8) * warps));
     p.padded_channels = static_cast<int>(ceil_div(p.unit_channels, 4) * 4);
     p.part = all_units() * p.taps * p.group_outputs * p.padded_channels;
-    share_out_positions(warps == 16 ? kWeightShared<16> : kWeightShared<8>, warps);
+    share_out_positions(weight_shared(), warps);
     p.by_splits = Divider(static_cast<unsigned>(p.splits));
     p.by_output_slices = Divider(static_cast<unsigned>(p.output_slices));
     p.by_channel_slices = Divider(static_cast<unsigned>(p.channel_slices));
     p.by_tap_groups = Divider(static_cast<unsigned>(p.tap_groups));
+  }
+  int weight_shared() const {
+    if constexpr (sizeof(T) == 2) {
+      if (weight_by_warpgroups()) return kWeightShared<T, 16, true>;
+    }
+    return weight_warps() == 16 ? kWeightShared<T, 16, false> : kWeightShared<T, 8, false>;
   }
   std::int64_t weight_tiles() const {
     return all_units() * weight_.tap_groups * weight_.channel_slices * weight_.output_slices;
@@ -299,12 +302,22 @@ class ConvBackward {
     const bool warpgroups = convolution::has_warpgroup_kernels();
     (warpgroups ? convolution::launch_corners_warpgroup_kernel : convolution::launch_corners_kernel)(call, c_.geometry, stream);
   }
-  template <int kWarps>
   void run_weight(const void* image, Stream stream) const {
-    const ConvWeightPointers<T> tensors{outputs(), static_cast<const T*>(image), static_cast<const T*>(given_.mask),
-                                        given_.dilation_map, weight_sums_};
-    launch(conv_weight_backward_kernel<T, kWarps>,
-           {grid_size(weight_tiles() * weight_.splits), 32 * kWarps, kWeightShared<kWarps>, true}, stream, weight_, tensors);
+    const convolution::WeightCall call{weight_,
+                                       types_.input,
+                                       grid_size(weight_tiles() * weight_.splits),
+                                       outputs(),
+                                       image,
+                                       given_.mask,
+                                       given_.dilation_map,
+                                       weight_sums_};
+    if (weight_by_warpgroups()) {
+      convolution::launch_weight_warpgroup_kernel(call, stream);
+    } else if (weight_warps() == 16) {
+      convolution::launch_weight<T, 16, false>(call, stream);
+    } else {
+      convolution::launch_weight<T, 8, false>(call, stream);
+    }
     launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 128)), kRowThreads, 0, true}, stream, weight_,
            static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight));
   }

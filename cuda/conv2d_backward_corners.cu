@@ -2,12 +2,14 @@
 
 #include "convolution/corners_launch.cuh"
 #include "convolution/input.h"
+#include "convolution/weight.h"
 
 namespace ddu::cuda::convolution {
 
 #if !defined(DDU_HAS_SM90)
 void launch_corners_warpgroup_kernel(const CornersCall&, const Geometry&, Stream) {}
 void launch_input_warpgroup_kernel(const InputCall&, Stream) {}
+void launch_weight_warpgroup_kernel(const WeightCall&, Stream) {}
 #endif
 
 void launch_corners_kernel(const CornersCall& call, const Geometry& g, Stream stream) {

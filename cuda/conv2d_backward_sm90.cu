@@ -1,8 +1,9 @@
-// The convolution's kernels for gradients of input, map and mask, for devices of compute capability 9.0 alone. Compiled for
+// The convolution's kernels for its gradients, for devices of compute capability 9.0 alone. Compiled for
 // sm_90a, and for nothing else.
 
 #include "convolution/corners_launch.cuh"
 #include "convolution/input.h"
+#include "convolution/weight.h"
 
 namespace ddu::cuda::convolution {
 
@@ -11,5 +12,12 @@ void launch_corners_warpgroup_kernel(const CornersCall& call, const Geometry& g,
 }
 
 void launch_input_warpgroup_kernel(const InputCall& call, Stream stream) { launch_input<true>(call, stream); }
+
+void launch_weight_warpgroup_kernel(const WeightCall& call, Stream stream) {
+  visit(call.type, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) == 2) launch_weight<T, 16, true>(call, stream);
+  });
+}
 
 }  // namespace ddu::cuda::convolution

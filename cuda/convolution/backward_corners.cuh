@@ -112,24 +112,36 @@ struct CornersLane {
   __device__ __forceinline__ void load_outputs(const CornersParams& p, const CornersPointers<T>& tensors,
                                                const WarpPlace& place, const CornersWork& work) {
     const int g = int(threadIdx.x) % 32 / 4, q = int(threadIdx.x) % 4;
+    const auto each = [&](auto load) {
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const std::int64_t position = std::int64_t{place.row(p, r)} * p.out_width + place.column(p, g);
-      const T* row = tensors.grad_output + place.image * p.outputs.image + work.weight_group * p.outputs.group +
-                     position * p.outputs.pixel;
+      for (int r = 0; r < 2; ++r) {
+        const std::int64_t position = std::int64_t{place.row(p, r)} * p.out_width + place.column(p, g);
+        const T* row = tensors.grad_output + place.image * p.outputs.image + work.weight_group * p.outputs.group +
+                       position * p.outputs.pixel;
 #pragma unroll
-      for (int d = 0; d < kDepthBlocks<T, kOutputs>; ++d) {
+        for (int d = 0; d < kDepthBlocks<T, kOutputs>; ++d) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int output = work.output_block * kOutputs + d * kChannels + (half * 4 + q) * kVec<T>;
-          if (p.output_vectors) {  // words of 32 bits either way: of halves of 64 bits, ptxas 13.0 takes one twice in products
-            const uint4 whole = output < p.group_outputs ? *reinterpret_cast<const uint4*>(row + output) : uint4{0, 0, 0, 0};
-            Bits16<T> bits;
-            bits.whole = whole;
-            rows[d][r].put(half, sizeof(T) == 4 ? as_factor(bits).whole : whole);
-          } else {
-            rows[d][r].put(half, as_factor(p.load_outputs(row, true, output)).whole);
+          for (int half = 0; half < 2; ++half) {
+            rows[d][r].put(half, load(row, work.output_block * kOutputs + d * kChannels + (half * 4 + q) * kVec<T>));
           }
+        }
+      }
+    };
+    // Words of 32 bits either way: of halves of 64 bits, ptxas 13.0 takes one twice in products.
+    if (p.output_vectors) {
+      each([&](const T* row, int output) {
+        return output < p.group_outputs ? *reinterpret_cast<const uint4*>(row + output) : uint4{0, 0, 0, 0};
+      });
+    } else {
+      each([&](const T* row, int output) { return p.load_outputs(row, true, output).whole; });
+    }
+    if constexpr (sizeof(T) == 4) {
+#pragma unroll
+      for (auto& of_depth : rows) {
+#pragma unroll
+        for (StepRow& row : of_depth) {
+#pragma unroll
+          for (unsigned& word : row.word) word = to_tf32(__uint_as_float(word));
         }
       }
     }
@@ -143,8 +155,8 @@ struct CornersLane {
   __device__ __forceinline__ CornerSums sum(const CornerDots<T>& dots, const CornerCell& cell, const TapGradients<T>& gradients,
                                             int r) const {
     CornerSums sums = dots.sums(cell, r);
-    const bool counts = !kDotsByProducts<T> || dots.is_owner();
-    if (!__any_sync(~0u, counts && !is_finite(sums.value + sums.slope))) return sums;
+    const bool finite = is_finite(sums.value + sums.slope);
+    if (kDotsByProducts<T> ? !__any_sync(~0u, dots.is_owner() && !finite) : finite) return sums;
     sums = {};
 #pragma unroll 1
     for (int taken = 0; taken < 2; ++taken) {
@@ -248,6 +260,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
   if constexpr (kHasSquareKernel<kWarpgroup>) {
     using Ring = CornersRing<kOutputs, kWarpgroup>;
     constexpr int kChannels = kStepChannels<T>, kDepths = kDepthBlocks<T, kOutputs>;
+    constexpr bool kAhead = kOutputs > 64 && kDotsByProducts<T>;  // a tap is multiplied while the one before is summed
     extern __shared__ char shared[];
     const CornersWork work(p);
     const int blocks = p.weight_units * p.unit_blocks, steps = blocks * p.taps;
@@ -274,15 +287,19 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
         const auto load_first = [&](int ky, int kx, int taken) { lane.load(lane.cell(table, 0, ky, kx), taken); };
         load_first(0, 0, 0);
         load_first(0, 0, 1);
-        int ky = 0, kx = 0;
-#pragma unroll 1
-        for (int tap = 0; tap < p.taps; ++tap) {
-          float d[kChannels / 2];
+        float d[kChannels / 2];
+        const auto start_product_of_tap = [&] {
           const char* slice = ring.wait();
 #pragma unroll
           for (int depth = 0; depth < kDepths; ++depth) {
             multiply<T, kChannels, kWarpgroup>(d, lane.rows[depth], slice + depth * (kChannels * kStepBytes), depth > 0);
           }
+        };
+        if (kAhead) start_product_of_tap();
+        int ky = 0, kx = 0;
+#pragma unroll 1
+        for (int tap = 0; tap < p.taps; ++tap) {
+          if (!kAhead) start_product_of_tap();
           const int last = kx + 1 == p.kernel_w, next_x = last ? 0 : kx + 1, next_y = ky + last;
           float factor[2];
 #pragma unroll
@@ -291,6 +308,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
           finish_products(d);
           ring.release();
           const TapGradients<T> gradients(d, lane.pieces.odd);
+          if (kAhead && tap + 1 < p.taps) start_product_of_tap();
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
             CornerDots<T> dots;

@@ -8,7 +8,8 @@
 //                             └──────────────────────┘      └─────┴─────┴─────┘        └─────┴─────┴─────┘
 //
 // A block: three taps, which share their rows of grad_output and, in L1, most of the image's pixels; up to 64 channels of a
-// unit; 64 outputs of 8 warps, or 128 of 16; and a share of all positions. For each *stage* of positions:
+// unit; 64 outputs of 8 warps, or 128 of 16; and a share of all positions. Where warpgroups multiply half types, two taps and
+// 256 outputs of 16 warps. For each *stage* of positions:
 //
 //     sample (a warp: 8 positions or fewer, two corner loads ahead of the blend)
 //     barrier                              the stage is there, and nobody reads the one before, which is written next
@@ -24,18 +25,23 @@
 
 namespace ddu::cuda {
 
-template <class T, int kWarps>
+/// Bytes of shared memory of a block.
+template <class T, int kWarps, bool kWarpgroup>
+constexpr int kWeightShared =
+    2 * WeightStage<T, kWarps, kWarpgroup>::kBytes + kWarps * StageRows<T, kWarps, kWarpgroup>::kTableBytes;
+
+template <class T, int kWarps, bool kWarpgroup>
 __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
     conv_weight_backward_kernel(const ConvWeightParams p, const ConvWeightPointers<T> tensors) {
-  if constexpr (kHasMma) {
-    using Rows = StageRows<T, kWarps>;
-    using Stage = WeightStage<T, kWarps>;
+  if constexpr (kWarpgroup ? kHasWarpgroupMma : kHasMma) {
+    using Rows = StageRows<T, kWarps, kWarpgroup>;
+    using Stage = WeightStage<T, kWarps, kWarpgroup>;
     extern __shared__ char shared[];
     const ConvWeightBlock block(p);
     wait_for_previous();
     const std::int64_t first_block = std::int64_t{block.split} * p.split_blocks;
     Rows rows(p, block, tensors, shared + 2 * Stage::kBytes, first_block);
-    WeightSums<T, kWarps> sums;
+    WeightSums<T, kWarps, kWarpgroup> sums;
     const int runs =
         (int(min(p.position_blocks - first_block, std::int64_t{p.split_blocks})) + Rows::kOfBlock - 1) / Rows::kOfBlock;
     const int stages = runs * Rows::kStages;
@@ -48,6 +54,10 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
       if (stage >= 0) {
         rows.sample(reads, to, stage % Rows::kStages * Rows::kRun);
         wait_for_copies();
+        if constexpr (kWarpgroup) {
+          sums.finish();  // of the stage before, whose memory is written next
+          show_to_products();
+        }
         __syncthreads();
       }
       if (stage + 1 < stages) {
@@ -59,6 +69,7 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
       }
       if (stage >= 0 && multiplies) sums.add(to);
     }
+    sums.finish();
     for (int tap = 0; tap < block.taps; ++tap) {
       const std::int64_t of_tap = std::int64_t{block.unit.index} * p.taps + block.tap + tap;
       float* to = tensors.sums + block.split * p.part +

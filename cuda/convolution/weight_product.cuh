@@ -10,27 +10,39 @@
 // Fragments are columns there: half types are turned as they are read (load_turned), and of float32 a fragment's words are
 // elements. Eight warps share 64 outputs and 64 channels, sixteen 128 outputs.
 
+#include "../core/warpgroup_mma.cuh"
 #include "backward_params.cuh"
 #include "factors.cuh"
 
 namespace ddu::cuda {
 
-constexpr int kWeightTaps = 3;       // of a block
 constexpr int kWeightChannels = 64;  // of a block, of each tap
 constexpr int kWeightRun = 32;       // positions of a warp, for which it works out taps at once
 template <class T>
 constexpr int kStagePositions = 4 * kMmaDepth<T>;  // of a block, at once
 
-/// Rows of a factor in shared memory, [position][channel].
-template <class T, int kChannels>
+/// A block of so many warps: of two taps and 64 outputs a warpgroup, whose products are its own; or of three taps, 8 outputs a
+/// warp.
+template <int kWarps, bool kWarpgroup>
+struct WeightShape {
+  static constexpr int kTaps = kWarpgroup ? 2 : 3, kOutputs = (kWarpgroup ? 16 : 8) * kWarps;
+};
+
+/// Rows of a factor in shared memory, [position][channel]; for products of warpgroups [64 channels][position][128 bytes],
+/// 16-byte piece n at place n ^ (position % 8).
+template <class T, int kChannels, bool kWarpgroup>
 struct DepthTile {
   // Lanes that read a fragment, and lanes that write rows of 16 bytes, meet no bank twice.
-  static constexpr int kStride = kChannels + 8;
-  static constexpr int kBytes = kStagePositions<T> * kStride * int(sizeof(T));
+  static constexpr int kStride = kWarpgroup ? 64 : kChannels + 8;
+  static constexpr int kBytes = kStagePositions<T> * (kWarpgroup ? kChannels : kStride) * int(sizeof(T));
 
   T* rows;
 
   __device__ __forceinline__ uint4* unit(int position, int index) const {
+    if constexpr (kWarpgroup) {
+      return reinterpret_cast<uint4*>(rows + index / 8 * (kStagePositions<T> * kStride)) + position * 8 +
+             ((index ^ position) & 7);
+    }
     return reinterpret_cast<uint4*>(rows + position * kStride + index * kVec<T>);
   }
   /// What this lane reads of fragments of 16 channels from `channel` on: the first element, or the row that it names. Words of
@@ -59,15 +71,16 @@ struct DepthTile {
 };
 
 /// A stage's factors.
-template <class T, int kWarps>
+template <class T, int kWarps, bool kWarpgroup>
 struct WeightStage {
-  static constexpr int kOutputs = 8 * kWarps;
-  using Outputs = DepthTile<T, kOutputs>;
-  using Samples = DepthTile<T, kWeightChannels>;
+  using Shape = WeightShape<kWarps, kWarpgroup>;
+  static constexpr int kOutputs = Shape::kOutputs;
+  using Outputs = DepthTile<T, kOutputs, kWarpgroup>;
+  using Samples = DepthTile<T, kWeightChannels, kWarpgroup>;
   Outputs outputs;
   Samples samples;                                               // of the first tap
   static constexpr int kTap = Samples::kBytes / int(sizeof(T));  // elements from one tap's samples to the next one's
-  static constexpr int kBytes = Outputs::kBytes + kWeightTaps * Samples::kBytes;
+  static constexpr int kBytes = Outputs::kBytes + Shape::kTaps * Samples::kBytes;
 
   __device__ __forceinline__ WeightStage(char* shared, int stage)
       : outputs{reinterpret_cast<T*>(shared + stage * kBytes)},
@@ -75,18 +88,19 @@ struct WeightStage {
 };
 
 /// What a warp has of the sums: 32 outputs by 16 channels of each tap.
-template <class T, int kWarps>
+template <class T, int kWarps, bool kWarpgroup>
 struct WeightSums {
+  static constexpr int kTaps = WeightShape<kWarps, false>::kTaps;
   static constexpr int kRows = 2, kColumns = 2;  // products of a tap
-  float d[kWeightTaps][kRows][kColumns][4] = {};
+  float d[kTaps][kRows][kColumns][4] = {};
   int output, channel;  // the first, within the block's
 
   __device__ __forceinline__ WeightSums()
       : output(int(threadIdx.x) / 128 * kRows * kMmaRows), channel(int(threadIdx.x) / 32 % 4 * kColumns * kMmaColumns) {}
 
   /// Of all taps, also of such as the block has not: their sums are nobody's.
-  __device__ __forceinline__ void add(const WeightStage<T, kWarps>& stage) {
-    using Stage = WeightStage<T, kWarps>;
+  __device__ __forceinline__ void add(const WeightStage<T, kWarps, false>& stage) {
+    using Stage = WeightStage<T, kWarps, false>;
     const T *outputs = stage.outputs.template of_lane<true>(output), *samples = stage.samples.template of_lane<false>(channel);
 #pragma unroll
     for (int position = 0; position < kStagePositions<T>; position += kMmaDepth<T>) {
@@ -100,7 +114,7 @@ struct WeightSums {
         }
       }
 #pragma unroll
-      for (int tap = 0; tap < kWeightTaps; ++tap) {
+      for (int tap = 0; tap < kTaps; ++tap) {
         unsigned b[4];
         Stage::Samples::template fragment<false>(samples + tap * Stage::kTap, position, b);
 #pragma unroll
@@ -111,6 +125,7 @@ struct WeightSums {
       }
     }
   }
+  __device__ __forceinline__ void finish() const {}
   /// A tap's, to [output][channel], of which there are so many; rows of `stride` are a multiple of 16 bytes.
   __device__ __forceinline__ void store(int tap, float* to, int stride, int outputs, int channels) const {
     const int g = int(threadIdx.x) % 32 / 4, q = int(threadIdx.x) % 4;
@@ -121,6 +136,51 @@ struct WeightSums {
       if (o >= outputs || c >= channels) continue;
       const auto& sums = d[tap][row][column];
       *reinterpret_cast<float2*>(to + std::int64_t{o} * stride + c) = {sums[2 * half], sums[2 * half + 1]};
+    }
+  }
+};
+
+/// The same of a warpgroup: 64 outputs by 64 channels of each tap, of which a warp has 16 outputs. Products go on until
+/// finish().
+template <class T, int kWarps>
+struct WeightSums<T, kWarps, true> {
+  static constexpr int kTaps = WeightShape<kWarps, true>::kTaps;
+  float d[kTaps][kWeightChannels / 2] = {};
+  int output = int(threadIdx.x) / kWarpgroupThreads * 64;
+  static constexpr int channel = 0;
+
+  __device__ __forceinline__ void add(const WeightStage<T, kWarps, true>& stage) {
+    using Stage = WeightStage<T, kWarps, true>;
+    const char* outputs = reinterpret_cast<const char*>(stage.outputs.unit(0, output / kVec<T>));
+    const char* samples = reinterpret_cast<const char*>(stage.samples.rows);
+    constexpr int kDepthBytes = kMmaDepth<T> * 128;
+    products_begin();
+#pragma unroll
+    for (int depth = 0; depth < kStagePositions<T> / kMmaDepth<T>; ++depth) {
+#pragma unroll
+      for (int tap = 0; tap < kTaps; ++tap) {
+        start_turned_product<T>(d[tap], matrix_in_shared(outputs + depth * kDepthBytes),
+                                matrix_in_shared(samples + tap * Stage::Samples::kBytes + depth * kDepthBytes));
+      }
+    }
+    products_end();
+  }
+  __device__ __forceinline__ void finish() {
+#pragma unroll
+    for (auto& of_tap : d) finish_products(of_tap);
+  }
+  __device__ __forceinline__ void store(int tap, float* to, int stride, int outputs, int channels) const {
+    const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+#pragma unroll
+    for (int i = 0; i < kWeightChannels / 4; ++i) {
+      const int half = i % 2, o = output + int(threadIdx.x) / 32 % 4 * 16 + half * 8 + g, c = i / 2 * 8 + 2 * q;
+      if (o >= outputs || c >= channels) continue;
+      float2 two{};
+#pragma unroll
+      for (int t = 0; t < kTaps; ++t) {
+        if (t == tap) two = {d[t][i / 2 * 4 + half * 2], d[t][i / 2 * 4 + half * 2 + 1]};
+      }
+      *reinterpret_cast<float2*>(to + std::int64_t{o} * stride + c) = two;
     }
   }
 };

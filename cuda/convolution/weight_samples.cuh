@@ -16,6 +16,7 @@ struct ConvWeightParams : ConvBackwardParams {
   std::int64_t position_blocks;  // of all images: kRowWarps runs each
   int split_blocks;              // position blocks of a block
   int splits;                    // blocks that share them out
+  int block_taps;                // of a block
   int tap_groups, channel_slices, output_slices;
   int padded_channels;  // of a unit, in the sums
   std::int64_t part;    // elements of the sums of one split, [unit][tap][output][channel]
@@ -42,9 +43,9 @@ struct ConvWeightBlock {
         split(take(p.by_splits)),
         output_slice(take(p.by_output_slices)),
         channel_slice(take(p.by_channel_slices)),
-        tap(take(p.by_tap_groups) * kWeightTaps),
+        tap(take(p.by_tap_groups) * p.block_taps),
         unit(p, int(rest)),
-        taps(min(p.taps - tap, kWeightTaps)) {}
+        taps(min(p.taps - tap, p.block_taps)) {}
 
  private:
   __device__ __forceinline__ int take(const Divider& by) {
@@ -55,18 +56,18 @@ struct ConvWeightBlock {
 };
 
 /// A warp's part of the stages.
-template <class T, int kWarps>
+template <class T, int kWarps, bool kWarpgroup>
 struct StageRows {
   using Table = TapTable<float, false>;
   using Work = WarpWork<T>;
-  using Stage = WeightStage<T, kWarps>;
-  static constexpr int kRun = kStagePositions<T> / kWarps;                    // positions of a stage
-  static constexpr int kStages = kWeightRun / kRun;                           // of a run
-  static constexpr int kLanes = kWeightChannels / kVec<T>;                    // of a position
-  static constexpr int kAtOnce = 32 / kLanes;                                 // positions of a pass
-  static constexpr int kPasses = kRun / kAtOnce;                              // of a tap
-  static constexpr int kOfBlock = kWarps / kRowWarps;                         // position blocks at once
-  static constexpr int kTableBytes = kWeightTaps * Table::bytes(kWeightRun);  // of a warp
+  using Stage = WeightStage<T, kWarps, kWarpgroup>;
+  static constexpr int kRun = kStagePositions<T> / kWarps;                            // positions of a stage
+  static constexpr int kStages = kWeightRun / kRun;                                   // of a run
+  static constexpr int kLanes = kWeightChannels / kVec<T>;                            // of a position
+  static constexpr int kAtOnce = 32 / kLanes;                                         // positions of a pass
+  static constexpr int kPasses = kRun / kAtOnce;                                      // of a tap
+  static constexpr int kOfBlock = kWarps / kRowWarps;                                 // position blocks at once
+  static constexpr int kTableBytes = Stage::Shape::kTaps * Table::bytes(kWeightRun);  // of a warp
 
   const ConvWeightParams& p;
   const ConvWeightBlock& block;
@@ -180,12 +181,17 @@ struct StageRows {
 #pragma unroll
       for (float& v : value) v *= factor;
     }
-    *reinterpret_cast<uint4*>(samples + pass * kAtOnce * Stage::Samples::kStride) = factors_of<T>(value);
+    if constexpr (kWarpgroup) {  // [position][128 bytes], of which 16-byte piece n lies at n ^ (position % 8)
+      const int row = int(threadIdx.x) / 32 * kRun + int(threadIdx.x) % 32 / kLanes;
+      *typename Stage::Samples{samples}.unit(row + pass * kAtOnce, int(threadIdx.x) % kLanes) = factors_of<T>(value);
+    } else {
+      *reinterpret_cast<uint4*>(samples + pass * kAtOnce * Stage::Samples::kStride) = factors_of<T>(value);
+    }
   }
   /// All passes of a stage, of which the first tap's corners are on their way.
   __device__ __forceinline__ void sample(Corners<T> (&reads)[kPasses], const Stage& stage, int first) const {
     const int lane = int(threadIdx.x) % 32, row = int(threadIdx.x) / 32 * kRun + lane / kLanes;
-    T* to = stage.samples.rows + row * Stage::Samples::kStride + lane % kLanes * kVec<T>;
+    T* to = stage.samples.rows + (kWarpgroup ? 0 : row * Stage::Samples::kStride + lane % kLanes * kVec<T>);
 #pragma unroll 1
     for (int tap = 0; tap < block.taps; ++tap, to += Stage::kTap) {
 #pragma unroll

@@ -81,6 +81,23 @@ __device__ __forceinline__ void start_product(float (&d)[kN / 2], const unsigned
   }
 #endif
 }
+/// Starts d += a x b of half types, 64 rows by 64 columns, of one depth. Both factors lie in shared memory with the depth
+/// running down the rows: 16 of 128 bytes, 16-byte piece n of row k at place n ^ (k % 8).
+template <class T>
+__device__ __forceinline__ void start_turned_product(float (&d)[32], std::uint64_t a, std::uint64_t b) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DDU_TURNED(type)                                                                                                  \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " {" DDU_NAMES32 "}, %32, %33, 1, 1, 1, 1, 1;" \
+               : DDU_SUMS32(0)                                                                                            \
+               : "l"(a), "l"(b))
+  if constexpr (std::is_same_v<T, __half>) {
+    DDU_TURNED("f16");
+  } else {
+    DDU_TURNED("bf16");
+  }
+#undef DDU_TURNED
+#endif
+}
 /// Before the first of several products: what threads wrote to a and d is seen by them.
 __device__ __forceinline__ void products_begin() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
