@@ -77,8 +77,6 @@ struct LoadedRows {
   const Stage<Acc, N>* rows;
 
   void load(int n, typename Stage<Acc, N>::Block& block) const { rows->load(n, block); }
-  /// Those of the first channel.
-  const Acc* row() const { return rows->row[0]; }
 };
 
 /// A source of the gradients that lie in memory: see backward.h.
@@ -106,6 +104,18 @@ class LoadedGrads {
       }
     }
     return {&grads_};
+  }
+  /// Those of the first channel: as they lie in memory, where they can be read from there in whole vectors.
+  GradRows<Acc> rows(std::int64_t tap) {
+    const Geometry& g = tile_.geometry;
+    if constexpr (std::is_same_v<T, Acc>) {
+      if (tile_.all_finite && tile_.region.columns % kLanes<Acc> == 0) {
+        const std::int64_t first = tile_.region.first_row * g.w.out_size + tile_.region.first_column;
+        return {grad_output_ + tap * g.positions() + first, g.w.out_size, tap + 1 < g.taps() ? g.positions() : 0};
+      }
+    }
+    gradients(tap);
+    return {grads_.row[0], 0, 0};
   }
 
  private:

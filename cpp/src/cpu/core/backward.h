@@ -67,7 +67,7 @@ void backward_vec(const Tile<Acc>& tile, const Image<const T>& input, Source&& s
   }
 }
 
-/// The same for one channel, with vectors of positions. What hands out the gradients has a row() of them.
+/// The same for one channel, with vectors of positions. Its source has rows(tap), which are GradRows.
 template <class T, class Acc, class Source>
 void backward_alone(const Tile<Acc>& tile, const Image<const T>& input, Source&& source, const Sums<Acc>* sums, Acc* rate_sums,
                     const Scratch& scratch) {
@@ -75,7 +75,7 @@ void backward_alone(const Tile<Acc>& tile, const Image<const T>& input, Source&&
   if (sums) quads.clear();
   const bool finite = !rate_sums || quads.load(input);
   for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
-    const Acc* const grads = source.gradients(index).row();
+    const GradRows<Acc> grads = source.rows(index);
     const Tap<Acc> to(tile, ky, kx);
     Tap<Acc> from = to;
     if (!finite) from.with_all_corners();

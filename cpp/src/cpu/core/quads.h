@@ -16,6 +16,7 @@
 #include <cstring>
 #include <utility>
 
+#include "nontemporal.h"
 #include "taps.h"
 #include "window.h"
 
@@ -30,6 +31,24 @@ struct Alone {
 
 template <class Acc>
 constexpr bool kHasQuads = kLanes<Acc> >= 4;
+
+/// A tap's gradients at the positions of a tile: either where they lie in memory, or one after the other, up to whole blocks.
+template <class Acc>
+struct GradRows {
+  const Acc* first;
+  std::int64_t pitch;  // from a row of the tile to the next; 0 where they lie one after the other
+  std::int64_t next;   // to the next tap's gradients, which will be read soon; 0 if there are none
+
+  /// body(first position, length, gradients) for runs of positions.
+  template <class Body>
+  void for_each_run(const Tile<Acc>& tile, Body body) const {
+    if (pitch == 0) return body(0, tile.padded, first);
+    const int columns = static_cast<int>(tile.region.columns);
+    for (int row = 0, n = 0; n < tile.count; ++row, n += columns) body(n, columns, first + row * pitch);
+  }
+  /// Of a row of the tile, whose first position is n.
+  const Acc* row(int n, int columns) const { return pitch == 0 ? first + n : first + n / columns * pitch; }
+};
 
 template <class Acc>
 class Quads {
@@ -71,7 +90,10 @@ class Quads {
     return finite;
   }
 
-  void clear() { uniform_ ? std::fill_n(sum_, tile_.extent(), Acc(0)) : std::fill_n(quad_, 4 * (tile_.extent() + M), Acc(0)); }
+  void clear() {
+    std::fill_n(sum_, size(tile_), Acc(0));
+    if (!uniform_) std::fill_n(quad_, 4 * (tile_.extent() + M), Acc(0));
+  }
 
   /// The values of a tap at all positions: see sample() of taps.h.
   void sample(const Tap<Acc>& tap, Acc* __restrict values) const {
@@ -105,13 +127,13 @@ class Quads {
   }
 
   /// Adds gradients onto the corners of their cells. A corner that weighs nothing gets none: a gradient may be infinite.
-  void scatter(const Tap<Acc>& tap, const Acc* __restrict grads) {
+  void scatter(const Tap<Acc>& tap, const GradRows<Acc>& grads) {
     if (uniform_) {
       return for_each_row([&](int n, int length) {
         const Weights<Acc> weights(tap.fy[n], tap.fx[n]);
         const auto add = [&](int corner, Acc weight) {
           Acc* __restrict target = sum_ + tap.cell(n) + corner;
-          const Acc* __restrict grad = grads + n;
+          const Acc* __restrict grad = grads.row(n, length);
           for (int i = 0; i < length; ++i) target[i] += weight * grad[i];
         };
         add(0, weights.a());
@@ -120,35 +142,32 @@ class Quads {
         if (!tap.whole_y && !tap.whole_x) add(tap.pitch + 1, weights.d());
       });
     }
-    const Tap<Acc> copy = tap;  // which stores through pointers cannot change
-    Acc* const quads = quad_;
-    for (int n = 0; n < tile_.padded; n += M) {
-      const V grad = load(grads + n);
-      const Weights<V> weights(load(copy.fy + n), load(copy.fx + n));
-      Corners q = {weights.a() * grad, copy.whole_y ? V{} : weights.c() * grad, copy.whole_x ? V{} : weights.b() * grad,
-                   copy.whole_y || copy.whole_x ? V{} : weights.d() * grad};
-      turn(q);
-#pragma GCC unroll 16
-      for (int i = 0; i < M; ++i) {
-        Acc* const target = quads + 4 * std::int64_t{copy.cell(n + i)};
-        Vec<Acc, 4> sum, share;
-        std::memcpy(&sum, target, sizeof sum);
-        std::memcpy(&share, reinterpret_cast<const char*>(&q[i % 4]) + static_cast<std::size_t>(i / 4) * sizeof share,
-                    sizeof share);
-        sum += share;
-        std::memcpy(target, &sum, sizeof sum);
-      }
+    if (tap.centered_y && tap.centered_x && tap.column[tile_.region.columns - 1] - tap.column[0] == tile_.region.columns - 1) {
+      return for_each_row([&](int n, int length) {  // cells are neighbours, for no rate moves them
+        Acc* __restrict target = sum_ + tap.cell(n);
+        const Acc* __restrict grad = grads.row(n, length);
+        for (int i = 0; i < length; ++i) target[i] += grad[i];
+      });
     }
+    const Tap<Acc> copy = tap;  // which stores through pointers cannot change
+    char* const quads = reinterpret_cast<char*>(quad_);
+    const std::int64_t next = grads.next;
+    grads.for_each_run(tile_, [&](int first, int length, const Acc* grad) {
+      for (int i = 0; i < length; i += M) {
+        scatter(copy, first + i, load(grad + i), quads);
+        prefetch(grad + i + next, sizeof(V));
+      }
+    });
   }
 
   /// sums += grad * d(value)/d(rate) at all positions: see add_derivatives() of taps.h.
-  void add_derivatives(const Tap<Acc>& tap, const Acc* __restrict grads, Acc* __restrict sums) const {
+  void add_derivatives(const Tap<Acc>& tap, const GradRows<Acc>& grads, Acc* __restrict sums) const {
     if (tap.centered_y && tap.centered_x) return;  // the tap does not move
     const bool one_axis = tap.centered_y || tap.centered_x;
     const Acc offset = tap.centered_y ? tap.offset_x : tap.offset_y;
     if (uniform_) {
       return for_each_row([&](int n, int length) {
-        const Acc* __restrict a = pixel_ + tap.cell(n), * __restrict c = a + tap.pitch, * __restrict grad = grads + n;
+        const Acc* __restrict a = pixel_ + tap.cell(n), * __restrict c = a + tap.pitch, * __restrict grad = grads.row(n, length);
         const Acc fy = tap.fy[n], fx = tap.fx[n];
         Acc* __restrict sum = sums + n;
         if (one_axis) {
@@ -160,15 +179,21 @@ class Quads {
         }
       });
     }
-    for (int n = 0; n < tile_.padded; n += M) {
-      Corners q;
-      gather(tap, n, q);
-      const V fy = load(tap.fy + n), fx = load(tap.fx + n);
-      const V change =
-          one_axis ? ((tap.centered_y ? q[2] : q[1]) - q[0]) * offset
-                   : tap.offset_y * slope_y(q[0], q[2], q[1], q[3], fx) + tap.offset_x * slope_x(q[0], q[2], q[1], q[3], fy);
-      store(load(sums + n) + load(grads + n) * change, sums + n);
-    }
+    const Tap<Acc> copy = tap;  // which stores through pointers cannot change
+    const std::int64_t next = grads.next;
+    grads.for_each_run(tile_, [&](int first, int length, const Acc* grad) {
+      for (int i = 0; i < length; i += M) {
+        const int n = first + i;
+        Corners q;
+        gather(copy, n, q);
+        const V fy = load(copy.fy + n), fx = load(copy.fx + n);
+        const V change = one_axis ? ((copy.centered_y ? q[2] : q[1]) - q[0]) * offset
+                                  : copy.offset_y * slope_y(q[0], q[2], q[1], q[3], fx) +
+                                        copy.offset_x * slope_x(q[0], q[2], q[1], q[3], fy);
+        store(load(sums + n) + load(grad + i) * change, sums + n);
+        prefetch(grad + i + next, sizeof(V));
+      }
+    });
   }
 
   /// Adds the sums to the image's.
@@ -178,6 +203,38 @@ class Quads {
   }
 
  private:
+  /// Where the cells of M positions are: worked out in vectors, else each takes longer than what is done with it.
+  struct Places {
+    alignas(64) std::uint32_t byte[M];
+
+    Places(const Tap<Acc>& tap, int n, std::uint32_t cell_bytes) {
+      Vec<std::uint32_t, M> row, column;
+      std::memcpy(&row, tap.row + n, sizeof row);
+      std::memcpy(&column, tap.column + n, sizeof column);
+      const Vec<std::uint32_t, M> place = (row + column) * cell_bytes;
+      std::memcpy(byte, &place, sizeof place);
+    }
+  };
+
+  /// Of M positions, onto quads.
+  static void scatter(const Tap<Acc>& tap, int n, const V& grad, char* quads) {
+    const Weights<V> weights(load(tap.fy + n), load(tap.fx + n));
+    Corners q = {weights.a() * grad, tap.whole_y ? V{} : weights.c() * grad, tap.whole_x ? V{} : weights.b() * grad,
+                 tap.whole_y || tap.whole_x ? V{} : weights.d() * grad};
+    turn(q);
+    const Places place(tap, n, 4 * sizeof(Acc));
+#pragma GCC unroll 16
+    for (int i = 0; i < M; ++i) {
+      char* const target = quads + place.byte[i];
+      Vec<Acc, 4> sum, share;
+      std::memcpy(&sum, target, sizeof sum);
+      std::memcpy(&share, reinterpret_cast<const char*>(&q[i % 4]) + static_cast<std::size_t>(i / 4) * sizeof share,
+                  sizeof share);
+      sum += share;
+      std::memcpy(target, &sum, sizeof sum);
+    }
+  }
+
   /// Numbers of a window of one channel; blocks are written past the end.
   static std::int64_t size(const Tile<Acc>& tile) { return tile.extent() + Tiling::kBlock; }
 
@@ -253,7 +310,9 @@ class Quads {
   }
   /// The corners of the cells of M positions.
   void gather(const Tap<Acc>& tap, int n, Corners& q) const {
-    turn_from([&](int i) { return pair_ + 2 * std::int64_t{tap.cell(n + i)}; }, q);
+    const char* const pairs = reinterpret_cast<const char*>(pair_);
+    const Places place(tap, n, 2 * sizeof(Acc));
+    turn_from([&](int i) { return pairs + place.byte[i]; }, q);
   }
 
   /// v one lane further, and the last of the vector before it.
@@ -266,7 +325,7 @@ class Quads {
 #endif
   }
 
-  /// Sums of pixels from quads. A row's last vector runs on into the next row, which is written later.
+  /// Adds quads to the sums of pixels. A row's last vector runs on into the next row, whose part of it is nobody's.
   void fold() {
     constexpr auto lanes = std::make_integer_sequence<int, M>{};
     const int pitch = tile_.x.extent;
@@ -278,7 +337,15 @@ class Quads {
         const Acc* const quads = quad_ + 4 * (std::int64_t{r} * pitch + x);
         Corners q;
         turn_from([&](int i) { return quads + 4 * i; }, q);
-        store(load(carried + x) + (q[0] + further(b, q[2], lanes)), sum_ + std::int64_t{r} * pitch + x);
+        const V total = load(carried + x) + (q[0] + further(b, q[2], lanes));
+        Acc* const sums = sum_ + std::int64_t{r} * pitch + x;
+        if (x + M <= pitch) {
+          store(load(sums) + total, sums);
+        } else {
+          Acc part[M];
+          store(total, part);
+          for (int i = 0; i < pitch - x; ++i) sums[i] += part[i];
+        }
         store(q[1] + further(d, q[3], lanes), carried + x);
         b = q[2];
         d = q[3];

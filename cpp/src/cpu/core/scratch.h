@@ -75,7 +75,9 @@ struct Scratch {
   Scratch(void* memory, const Geometry& g, const ScratchSizes& sizes) {
     const Tiling tiling(g);
     const std::size_t vec = static_cast<std::size_t>(sizes.lanes) * sizes.value;
-    const auto stage = static_cast<std::int64_t>(Tiling::kPositions * vec);
+    const auto few = std::min<std::int64_t>(sizes.lanes, Tiling::kFew);
+    const auto stage = static_cast<std::int64_t>(sizes.value) *
+                       std::max(Tiling::kFewPositions * few, Tiling::kPositions * std::int64_t{sizes.lanes});
     const auto pixels = static_cast<std::int64_t>(window_bytes(g, vec));
     const auto vecs = static_cast<std::int64_t>(vec) * tiling.most, numbers = static_cast<std::int64_t>(sizes.value);
     const std::size_t of_tile = sizes.value == sizeof(double) ? TileArrays<double>(nullptr, g, tiling.most).bytes

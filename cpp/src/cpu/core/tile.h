@@ -33,7 +33,8 @@ inline void load_rates(const void* map, DType, std::int64_t index, int count, do
 template <class Acc>
 class Tile {
  public:
-  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n, in elements of the window.
+  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n. Of both axes these add up to an
+  /// element of the window.
   struct Taps {
     std::int32_t* offset;
     Acc* fraction;
@@ -90,7 +91,7 @@ class Tile {
     }
     find_cells(sample_y, g.h.kernel_size, arrays.base_y, y);
     find_cells(sample_x, g.w.kernel_size, arrays.base_x, x);
-    for (std::int64_t i = 0; i < rows; ++i) y.offset[i] *= x.extent;
+    for (std::int64_t i = 0; i < rows; ++i) y.offset[i] = (y.offset[i] - y.first) * x.extent - x.first;
   }
 
   /// Whether a corner of a tap may lie in these rows of the image.
@@ -116,25 +117,37 @@ class Tile {
       const Acc offset = sampler.offset(k);
       std::int32_t* __restrict index = taps.offset + k * positions;
       Acc* __restrict fraction = taps.fraction + k * positions;
-      for (int n = 0; n < positions; ++n) {
-        const Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
-        index[n] = cell.index;
-        fraction[n] = cell.fraction;
-        least = std::min(least, cell.index);
-        most = std::max(most, cell.index);
+      std::int32_t between = 0;  // whether a tap lies between pixels
+      if (offset == 0) {         // sampler.centered(k): no rate moves it
+        const std::int32_t size = sampler.size;
+        for (int n = 0; n < positions; ++n) index[n] = std::min(std::max(base[n], -2), size);
+        for (int n = 0; n < positions; ++n) {
+          least = std::min(least, index[n]);
+          most = std::max(most, index[n]);
+        }
+        std::fill_n(fraction, positions, Acc(0));
+      } else {
+        for (int n = 0; n < positions; ++n) {
+          const Cell<Acc> cell = sampler.cell(base[n], offset, rates[n]);
+          index[n] = cell.index;
+          fraction[n] = cell.fraction;
+          least = std::min(least, cell.index);
+          most = std::max(most, cell.index);
+          between |= cell.fraction != 0 ? 1 : 0;
+        }
       }
       // Asked once for the tap: with the question in the loop above, GCC leaves the loop for zeros a scalar one.
-      if (sampler.border) {
-        for (int n = 0; n < positions; ++n) fraction[n] = sampler.has_one_pixel(index[n]) ? Acc(0) : fraction[n];
+      if (sampler.border && between) {
+        between = 0;
+        for (int n = 0; n < positions; ++n) {
+          fraction[n] = sampler.has_one_pixel(index[n]) ? Acc(0) : fraction[n];
+          between |= fraction[n] != 0 ? 1 : 0;
+        }
       }
-      std::int32_t between = 0;  // whether a tap lies between pixels
-      for (int n = 0; n < positions; ++n) between |= fraction[n] != 0 ? 1 : 0;
       taps.whole[k] = between == 0;
     }
     taps.first = least;
     taps.extent = most - least + 2;
-    const std::int64_t entries = kernel_size * positions;
-    for (std::int64_t i = 0; i < entries; ++i) taps.offset[i] -= least;
   }
 };
 

@@ -46,11 +46,15 @@ struct Region {
   }
 };
 
-/// Tiles are compact, so that neighbours share the input they read, and have rows that fill vectors.
+/// Tiles are compact, so that neighbours share the input they read, and have rows that fill vectors. The larger they are, the
+/// less of a window lies around what a tile itself covers, which is most of it where rates are wide; but windows must stay in a
+/// core's own cache. Where channels are few, a pixel of a window takes less, and a tile more positions.
 struct Tiling {
-  static constexpr std::int64_t kEntries = 4096;   // taps of both axes * positions of a tile
-  static constexpr std::int64_t kPositions = 256;  // of a tile
-  static constexpr std::int64_t kBlock = 16;       // positions that kernels take at once, at most
+  static constexpr std::int64_t kEntries = 8192;       // taps of both axes * positions of a tile
+  static constexpr std::int64_t kPositions = 512;      // of a tile
+  static constexpr std::int64_t kFewPositions = 1024;  // where a group has at most kFew channels
+  static constexpr std::int64_t kFew = 4;
+  static constexpr std::int64_t kBlock = 16;  // positions that kernels take at once, at most
 
   std::int64_t height, width;  // of the output
   std::int64_t rows, columns;  // of a tile
@@ -58,8 +62,11 @@ struct Tiling {
   std::int64_t most;           // positions of the largest tile, in whole blocks
 
   explicit Tiling(const Geometry& g) : height(g.h.out_size), width(g.w.out_size) {
+    const std::int64_t limit = g.group_channels() <= kFew ? kFewPositions : kPositions;
+    // Where taps are many, so are the terms of a sum in a window: smaller tiles cut it into more parts, which round less.
+    const std::int64_t entries = g.taps() > 100 ? kEntries / 2 : kEntries;
     const std::int64_t positions =
-        std::clamp<std::int64_t>(kEntries / (g.h.kernel_size + g.w.kernel_size), kBlock, kPositions) / kBlock * kBlock;
+        std::clamp<std::int64_t>(entries / (g.h.kernel_size + g.w.kernel_size), kBlock, limit) / kBlock * kBlock;
     columns = positions >= 96 ? 64 : positions >= 48 ? 32 : 8;
     // The last tile of a row takes what is left, if that is less than half a tile.
     across = std::max<std::int64_t>((width + columns / 2) / columns, 1);

@@ -88,7 +88,7 @@ constexpr int kBlock = N == 1 ? 16 : N;
 /// Rows of values, one for each of N channels: how channels lie in memory.
 template <class Acc, int N>
 struct Stage {
-  static constexpr int kSize = Tiling::kPositions;
+  static constexpr int kSize = N <= Tiling::kFew ? Tiling::kFewPositions : Tiling::kPositions;
   alignas(64) Acc row[N][kSize];
 
   static Stage& in(void* memory) { return *static_cast<Stage*>(memory); }
