@@ -340,7 +340,7 @@ constexpr bool kTurnsPlanes = kKind == BackwardKind::both && !Sums::kOrdered && 
 
 /// Does `blocks` blocks' work: one each, or, where only marked tiles are wanted, as many as there are.
 template <class T, class Sums, BackwardKind kKind>
-__global__ void __launch_bounds__(kRowThreads, sizeof(T) == 8 && !Sums::kOrdered ? 3 : 2)
+__global__ void __launch_bounds__(kRowThreads, 2)
     columns_backward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsBackwardPointers<T, Sums> tensors,
                             unsigned blocks, const PlanesToRows<T> rows, const SumsToPlanes planes) {
   if constexpr (kKind != BackwardKind::bulk || kBulkReductions) {

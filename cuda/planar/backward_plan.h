@@ -20,6 +20,9 @@
 
 namespace ddu::cuda {
 
+/// Elements of the largest window of a 3x3 wide tile that is faster than rows of channels.
+constexpr int kMostWideElements = 6400;
+
 /// Elements of a tile's window for rates up to 3: what a deterministic backward stores for every tile and channel.
 inline int stored_window_elements(const Geometry& g) {
   const std::int64_t rows = 8 * g.h.stride + 3 * g.h.dilation * (g.h.kernel_size - 1) + 2;
@@ -61,7 +64,7 @@ struct BackwardPlan {
     const bool wants_wide = requested_path() == Path::wide && grad_input && !deterministic && !starts_wide(g);
     // Those that are stored have more conditions.
     leaves_tiles = stores_windows() || largest_window(g, 0) > p.capacity || wants_wide;
-    if (leaves_tiles && grad_input && !deterministic && !starts_wide(g)) cut_wide_tiles(g, types);
+    if (leaves_tiles && grad_input && !deterministic && !starts_wide(g) && suits_wide_tiles(g)) cut_wide_tiles(g, types);
     if (wants_wide) p.capacity = 0;
     leaves_rest = leaves_tiles && wide.capacity != WideTiles::kAll;
   }
@@ -72,6 +75,10 @@ struct BackwardPlan {
   bool stores_windows() const { return grad_input && deterministic; }
 
  private:
+  /// Where rows of pixels do not start at multiples of four, windows come and go pixel by pixel: rows of channels are faster.
+  static bool suits_wide_tiles(const Geometry& g) {
+    return g.w.size % 4 == 0 || few_channels(g) || !is_3x3(g) || requested_path() == Path::wide;
+  }
   /// How wide tiles are cut that take what those of p leave. A deterministic backward has none: their sums meet in any order.
   void cut_wide_tiles(const Geometry& g, Types types) {
     const Device& device = current_device();
@@ -79,6 +86,10 @@ struct BackwardPlan {
     wide_p = make_params<Acc>(g, types, wide_config, device, p.tile_height);
     cut_channels(g, wide_config, wide_p);
     wide.capacity = largest_window(g, 0) <= wide_p.capacity ? WideTiles::kAll : wide_p.capacity;
+    // Taps that reach so far are faster in rows of channels, unless lanes are idle there. Small images whose base dilation does
+    // not suggest them do without the launches for those.
+    if (is_3x3(g) && !few_channels(g) && (wide.capacity != WideTiles::kAll || !fits_at_rate_one(g)))
+      wide.capacity = std::min(wide.capacity, kMostWideElements);
     wide.tile_height = wide_p.tile_height;
     wide.part_height = p.tile_height;
   }
@@ -99,9 +110,17 @@ struct BackwardPlan {
   }
   static bool is_3x3(const Geometry& g) { return g.h.kernel_size == 3 && g.w.kernel_size == 3; }
   /// Of few channels lanes of the channels-last kernels are idle, and larger windows cost less than that.
+  static bool few_channels(const Geometry& g) { return g.group_channels() <= 8; }
+  /// Whether the window of a tile does where all rates are 1.
+  bool fits_at_rate_one(const Geometry& g) const {
+    const auto extent = [](const Axis& axis, std::int64_t positions) {
+      return (positions - 1) * axis.stride + 2 + axis.dilation * (axis.kernel_size - 1);
+    };
+    return extent(g.h, p.tile_height) * (extent(g.w, p.tile_width) + 3) <= p.capacity;
+  }
   static Kernel choose_wide(const Geometry& g, TileConfig& config) {
     config = backward_config<T, 3, true, true, BackwardForm::wide>();
-    if (g.group_channels() <= 8) config.max_elements *= 2;
+    if (few_channels(g)) config.max_elements *= 2;
     return is_3x3(g) ? backward_kernel<T, 3, true, true, BackwardForm::wide>
                      : backward_kernel<T, 0, true, true, BackwardForm::wide>;
   }
