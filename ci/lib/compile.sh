@@ -12,5 +12,7 @@ if command -v ccache >/dev/null; then
   if command -v c++ g++ >/dev/null && [ "$(realpath "$(command -v c++)")" = "$(realpath "$(command -v g++)")" ]; then
     export CC=${CC:-gcc} CXX=${CXX:-g++}
   fi
-  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache CMAKE_CUDA_COMPILER_LAUNCHER=ccache
+  export CMAKE_C_COMPILER_LAUNCHER=ccache CMAKE_CXX_COMPILER_LAUNCHER=ccache
+  # Errors on CUDA name their source, which CMakeLists.txt makes a place in the project of its whole path, not of one that ccache cut.
+  export CMAKE_CUDA_COMPILER_LAUNCHER="env;CCACHE_BASEDIR=;ccache"
 fi
