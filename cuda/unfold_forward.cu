@@ -67,7 +67,7 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
                                    marks.marks};
   const bool ahead = current_device().overlaps && blocks >= std::int64_t{kConfig.min_blocks} * current_device().multiprocessors;
   if (ahead) {
-    launch(prefetch_kernel, {8, 256}, stream, given.dilation_map,
+    launch(prefetch_kernel, {2, 256}, stream, given.dilation_map,
            g.map_numel() * static_cast<std::int64_t>(size_of(types.map)));
   }
   launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes, ahead}, stream, p,

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
     using Rows = StageRows<T, kWarps, kWarpgroup>;
     using Stage = WeightStage<T, kWarps, kWarpgroup>;
     extern __shared__ char shared[];
-    const ConvWeightBlock block(p);
+    const ConvWeightBlock block(p, kWarpgroup ? p.block_taps : Stage::Shape::kTaps);
     wait_for_previous();
     const std::int64_t first_block = std::int64_t{block.split} * p.split_blocks;
     Rows rows(p, block, tensors, shared + 2 * Stage::kBytes, first_block);

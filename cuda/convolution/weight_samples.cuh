@@ -38,14 +38,15 @@ struct ConvWeightBlock {
   ConvUnit unit;
   int taps;
 
-  __device__ __forceinline__ explicit ConvWeightBlock(const ConvWeightParams& p)
+  /// Blocks have so many taps: a constant where the kernel would spill without, a parameter where it would spill with one.
+  __device__ __forceinline__ ConvWeightBlock(const ConvWeightParams& p, int block_taps)
       : rest(blockIdx.x),
         split(take(p.by_splits)),
         output_slice(take(p.by_output_slices)),
         channel_slice(take(p.by_channel_slices)),
-        tap(take(p.by_tap_groups) * p.block_taps),
+        tap(take(p.by_tap_groups) * block_taps),
         unit(p, int(rest)),
-        taps(min(p.taps - tap, p.block_taps)) {}
+        taps(min(p.taps - tap, block_taps)) {}
 
  private:
   __device__ __forceinline__ int take(const Divider& by) {
