@@ -72,8 +72,9 @@ DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const C
 /// Scratch bytes of conv2d_forward with the same arguments on the current device (`tensors.workspace` is not read).
 DDU_API size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors);
 
-/// The same for conv2d_backward, which serves the same calls, and few channels and positions too, unless they are
-/// `deterministic`: those are always refused.
+/// The same for conv2d_backward, which serves the same calls, and few channels and positions too. It refuses `deterministic`
+/// calls, images of 2^32 elements and more, and kernels of so many rows and columns of taps (several dozen) that a block's
+/// shared memory does not hold where they lie.
 DDU_API bool conv2d_backward_supported(const Conv2dGeometry& geometry, Types types, bool deterministic);
 /// Throws ddu::unsupported_device where conv2d_backward_supported says false. The gradient of the weight is identical to the
 /// bit from run to run, the others but for the order of their sums.
