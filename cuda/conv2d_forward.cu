@@ -26,9 +26,9 @@ constexpr std::size_t kSharedBytes =
 
 /// Warps that share a band: as many as have outputs, where the device has the shared memory.
 int share_of(const Conv2dGeometry& c) {
-  const auto most = static_cast<std::size_t>(current_device().shared_per_block);
-  if (c.weight_group_outputs() > BlockShape<2>::kOutputs && kSharedBytes<4> <= most) return 4;
-  if (c.weight_group_outputs() > BlockShape<1>::kOutputs && kSharedBytes<2> <= most) return 2;
+  const auto available = static_cast<std::size_t>(current_device().shared_per_block);
+  if (c.weight_group_outputs() > BlockShape<2>::kOutputs && kSharedBytes<4> <= available) return 4;
+  if (c.weight_group_outputs() > BlockShape<1>::kOutputs && kSharedBytes<2> <= available) return 2;
   return 1;
 }
 
@@ -156,9 +156,10 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scra
   const std::int64_t blocks =
       std::int64_t{p.by_tiles.divisor} * p.by_output_blocks.divisor * c.weight_groups * c.geometry.batch;
   // Behind the other kernel it most often only looks: as many blocks as there are multiprocessors do so at once.
-  const unsigned most = scratch.square ? static_cast<unsigned>(current_device().multiprocessors) : UINT_MAX;
+  const unsigned max_blocks = scratch.square ? static_cast<unsigned>(current_device().multiprocessors) : UINT_MAX;
   launch(convolution_kernel<T, kShare>,
-         {std::min(grid_size(blocks), most), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream, p, pointers);
+         {std::min(grid_size(blocks), max_blocks), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream, p,
+         pointers);
 }
 
 template <class T>

@@ -106,9 +106,9 @@ struct OnlineSoftmax {
 #pragma unroll
     for (int c = 0; c < kN; ++c) sum.at[i][c] += weight * sampled[c];
   }
-  /// Turns the sums at position i to the output, and returns the normalizer. 0 where no tap meets the image; NaN where the
-  /// largest score is not finite, as a softmax has it.
-  __device__ __forceinline__ Acc finish(int i) {
+  /// Divides the sums at position i by their weights, which makes them the output, and returns the normalizer. 0 where no tap
+  /// meets the image; NaN where the largest score is not finite, as a softmax has it.
+  __device__ __forceinline__ Acc normalize(int i) {
     const bool nowhere = total[i] == 0;
     const Acc share = nowhere ? Acc(0) : 1 / total[i] + nan_unless_finite(largest[i]);
 #pragma unroll
@@ -195,7 +195,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const std::int64_t to = (std::int64_t{work.image} * p.heads + work.head) * p.positions + work.first_position + work.first;
 #pragma unroll
   for (int i = 0; i < kHeadPositions; ++i) {
-    const Acc normalizer = sums.finish(i);
+    const Acc normalizer = sums.normalize(i);
     if (tensors.normalizers && speaks && i < positions) tensors.normalizers[to + i] = normalizer;
   }
   sums.sum.store(tensors.output + work.values(p), p.values, positions, work.channels);

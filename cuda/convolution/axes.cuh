@@ -167,7 +167,7 @@ struct PositionSamples {
 struct StepRow {
   unsigned word[8];
 
-  __device__ __forceinline__ void put(int taken, const uint4& of) {
+  __device__ __forceinline__ void store_half(int taken, const uint4& of) {
     word[taken * 4] = of.x;
     word[taken * 4 + 1] = of.y;
     word[taken * 4 + 2] = of.z;

@@ -90,12 +90,13 @@ struct CornersWork {
   unsigned tile, stride;  // the first of its tiles, and from one to the next
 
   __device__ __forceinline__ explicit CornersWork(const CornersParams& p) {
-    const unsigned outputs = p.by_output_blocks.divisor, parts = outputs * p.by_weight_groups.divisor;
-    tile = blockIdx.x / parts;
-    stride = gridDim.x / parts;
-    const unsigned part = blockIdx.x % parts;
-    weight_group = int(part / outputs);
-    output_block = int(part % outputs);
+    const unsigned outputs = p.by_output_blocks.divisor;
+    const unsigned blocks_of_tile = outputs * p.by_weight_groups.divisor;  // each has other outputs
+    tile = blockIdx.x / blocks_of_tile;
+    stride = gridDim.x / blocks_of_tile;
+    const unsigned block = blockIdx.x % blocks_of_tile;
+    weight_group = int(block / outputs);
+    output_block = int(block % outputs);
   }
 };
 
@@ -122,7 +123,7 @@ struct CornersLane {
         for (int d = 0; d < kDepthBlocks<T, kOutputs>; ++d) {
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            rows[d][r].put(half, load(row, work.output_block * kOutputs + d * kChannels + (half * 4 + q) * kVec<T>));
+            rows[d][r].store_half(half, load(row, work.output_block * kOutputs + d * kChannels + (half * 4 + q) * kVec<T>));
           }
         }
       }
@@ -243,15 +244,15 @@ struct CornersUnit {
   }
 };
 
-/// Clears the block's share of what is to be cleared, a part for each of its tiles.
+/// Clears the block's share of what is to be cleared for one of its tiles.
 template <class T>
 __device__ __forceinline__ void clear_share(const CornersParams& p, const CornersPointers<T>& tensors, unsigned tile) {
-  const std::int64_t parts = std::int64_t{p.tiles} * p.by_output_blocks.divisor * p.by_weight_groups.divisor;
-  const std::int64_t share = (tensors.zeros_count + parts - 1) / parts;
-  const unsigned part = tile * (p.by_output_blocks.divisor * p.by_weight_groups.divisor) +
-                        blockIdx.x % (p.by_output_blocks.divisor * p.by_weight_groups.divisor);
-  const std::int64_t end = min(tensors.zeros_count, (part + 1) * share);
-  for (std::int64_t i = part * share + threadIdx.x; i < end; i += blockDim.x) tensors.zeros[i] = {};
+  const std::int64_t shares = std::int64_t{p.tiles} * p.by_output_blocks.divisor * p.by_weight_groups.divisor;
+  const std::int64_t count = (tensors.zeros_count + shares - 1) / shares;
+  const unsigned share = tile * (p.by_output_blocks.divisor * p.by_weight_groups.divisor) +
+                         blockIdx.x % (p.by_output_blocks.divisor * p.by_weight_groups.divisor);
+  const std::int64_t end = min(tensors.zeros_count, (share + 1) * count);
+  for (std::int64_t i = share * count + threadIdx.x; i < end; i += blockDim.x) tensors.zeros[i] = {};
 }
 
 template <class T, int kOutputs, bool kWarpgroup>

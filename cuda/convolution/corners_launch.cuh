@@ -11,18 +11,20 @@ namespace ddu::cuda::convolution {
 template <class T, int kOutputs, bool kWarpgroup>
 void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
   CornersParams p = call.params;
-  const int parts = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
+  const int blocks_of_tile = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
   int groups = corners_threads(kOutputs) / kWarpgroupThreads;
   cut_tiles(g, groups, p);
   const bool of_mask = call.mask_sums || call.grad_mask;
   const auto shared_bytes = [&] { return static_cast<std::size_t>(corners_shared_bytes(p, kOutputs, groups, of_mask)); };
-  while (groups > 1 && (std::int64_t{p.tiles} * parts < current_device().multiprocessors ||  // no multiprocessor without a tile
-                        shared_bytes() > std::size_t(current_device().shared_per_block))) {
+  while (groups > 1 &&
+         (std::int64_t{p.tiles} * blocks_of_tile < current_device().multiprocessors ||  // no multiprocessor without a tile
+          shared_bytes() > std::size_t(current_device().shared_per_block))) {
     groups /= 2;
     cut_tiles(g, groups, p);
   }
   const std::size_t shared = shared_bytes();
-  const auto of_part = static_cast<unsigned>(std::clamp<std::int64_t>(current_device().multiprocessors / parts, 1, p.tiles));
+  const auto tiles_at_once =
+      static_cast<unsigned>(std::clamp<std::int64_t>(current_device().multiprocessors / blocks_of_tile, 1, p.tiles));
   const CornersPointers<T> tensors{static_cast<const T*>(call.grad_output),
                                    static_cast<const T*>(call.image),
                                    reinterpret_cast<const char*>(call.slices),
@@ -42,7 +44,8 @@ void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
       std::min<std::size_t>(100, (shared + 1024) * 100 / std::size_t(current_device().shared_per_multiprocessor) + 1));
   DDU_CUDA_CHECK(
       cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent));
-  launch(kernel, {grid_size(std::int64_t{of_part} * parts), groups * kWarpgroupThreads, shared, true}, stream, p, tensors);
+  launch(kernel, {grid_size(std::int64_t{tiles_at_once} * blocks_of_tile), groups * kWarpgroupThreads, shared, true}, stream, p,
+         tensors);
 }
 
 template <bool kWarpgroup>

@@ -119,7 +119,7 @@ __device__ __forceinline__ void sample_rows(const ConvolutionParams& p, const Co
         const auto where = table.where[entry];
         row[r] = sample_half(p, image + (where >> 8), unsigned(where) >> shift & 15, table.weights[entry], block, half);
       }
-      fragments.put(step, work.first_pair() + pair, taken, half, PairOfRows(row[0], row[1]));
+      fragments.store_half(step, work.first_pair() + pair, taken, half, PairOfRows(row[0], row[1]));
     }
     fragments.sort(pair, odd);
   }

@@ -305,21 +305,21 @@ struct ColumnGradients {
   /// Bits of the largest magnitude of a group's; kFinite: of those that are finite.
   template <bool kFinite>
   __device__ __forceinline__ int largest(int group) const {
-    float most = 0;
+    float magnitude = 0;
 #pragma unroll
-    for (int e = 0; e < 8; ++e) most = larger(most, kFinite && !is_finite(d[group * 8 + e]) ? 0 : d[group * 8 + e]);
-    return warp_max(__float_as_int(most));
+    for (int e = 0; e < 8; ++e) magnitude = larger(magnitude, kFinite && !is_finite(d[group * 8 + e]) ? 0 : d[group * 8 + e]);
+    return warp_max(__float_as_int(magnitude));
   }
   /// Finds the largest of four units, from `unit` on, among all warps that call this.
   __device__ __forceinline__ void compare(const InputMemory& memory, int unit) const {
 #pragma unroll
     for (int group = 0; group < kTileGroups; ++group) {
-      int most = largest<false>(group);
-      if (most >= 0x7f800000) {
+      int magnitude = largest<false>(group);
+      if (magnitude >= 0x7f800000) {
         *memory.strange = 1;
-        most = max(largest<true>(group), 1);
+        magnitude = max(largest<true>(group), 1);
       }
-      if (threadIdx.x % 32 == 0 && most > 0) atomicMax(memory.largest + unit + group, most);
+      if (threadIdx.x % 32 == 0 && magnitude > 0) atomicMax(memory.largest + unit + group, magnitude);
     }
   }
   /// Once all have been compared: stores them as fragments.
@@ -327,9 +327,9 @@ struct ColumnGradients {
     const int lane = int(threadIdx.x) % 32, tile = int(threadIdx.x) / 32 % kInputTiles;
 #pragma unroll
     for (int group = 0; group < kTileGroups; ++group) {
-      const int most = memory.largest[unit + group];
+      const int magnitude = memory.largest[unit + group];
       // A biased exponent that leaves room for the powers that follow from it.
-      const int exponent = most == 0 ? 0 : max(most >> 23, 30);
+      const int exponent = magnitude == 0 ? 0 : max(magnitude >> 23, 30);
       if (tile == 0 && lane == 0) memory.exponents[unit + group] = exponent;
       if (exponent == 0) continue;
       const float scale = float_power_of_two(14 + 127 - exponent);  // below 2^15

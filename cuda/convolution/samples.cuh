@@ -38,7 +38,7 @@ struct Fragments {
   static constexpr int kVectors = BlockShape<kShare>::kFragmentBytes / 16;
   __device__ __forceinline__ Fragments(char* memory, int band)
       : shared(reinterpret_cast<uint4*>(memory) + band * (kBandRows / 2) * 4 * 32 + threadIdx.x % 32) {}
-  __device__ __forceinline__ void put(int step, int pair, int, int half, const PairOfRows& rows) const {
+  __device__ __forceinline__ void store_half(int step, int pair, int, int half, const PairOfRows& rows) const {
     uint4* to = shared + step % 2 * kVectors + (pair * 2 + half) * 2 * 32;
     to[0] = rows.of[0];
     to[32] = rows.of[1];
@@ -59,7 +59,7 @@ struct Fragments<1> {
 
   __device__ __forceinline__ Fragments(char*, int) {}
   /// The `taken`-th half of those that the lane takes.
-  __device__ __forceinline__ void put(int, int pair, int taken, int, const PairOfRows& of) { rows[pair][taken] = of; }
+  __device__ __forceinline__ void store_half(int, int pair, int taken, int, const PairOfRows& of) { rows[pair][taken] = of; }
   /// Halves that were taken in the other order change places.
   __device__ __forceinline__ void sort(int pair, int first_half) {
     if (first_half == 0) return;

@@ -41,12 +41,13 @@ struct SquareWork {
   unsigned tile, stride;  // the first of its tiles, and from one to the next
 
   __device__ __forceinline__ explicit SquareWork(const SquareParams& p) {
-    const unsigned outputs = p.by_output_blocks.divisor, parts = outputs * p.by_weight_groups.divisor;
-    tile = blockIdx.x / parts;
-    stride = gridDim.x / parts;
-    const unsigned part = blockIdx.x % parts;
-    weight_group = int(part / outputs);
-    output_block = int(part % outputs);
+    const unsigned outputs = p.by_output_blocks.divisor;
+    const unsigned blocks_of_tile = outputs * p.by_weight_groups.divisor;  // each has other outputs
+    tile = blockIdx.x / blocks_of_tile;
+    stride = gridDim.x / blocks_of_tile;
+    const unsigned block = blockIdx.x % blocks_of_tile;
+    weight_group = int(block / outputs);
+    output_block = int(block % outputs);
   }
   __device__ __forceinline__ int tiles(const SquareParams& p) const { return int((p.tiles - tile + stride - 1) / stride); }
 };
@@ -101,7 +102,7 @@ struct SquareSampler {
   __device__ __forceinline__ void locate(int r, int t) { of[r].locate(lane, table, r, t / kSquare, t % kSquare, masked); }
   __device__ __forceinline__ void load(int r, int t, int taken) { of[r].load(lane, t / kSquare, t % kSquare, taken); }
   __device__ __forceinline__ void blend(int r, int t, int taken, StepRow& row) const {
-    row.put(taken, of[r].blend(t / kSquare, t % kSquare, taken, masked));
+    row.store_half(taken, of[r].blend(t / kSquare, t % kSquare, taken, masked));
     if (taken == 1) row.sort(lane.odd);
   }
 };

@@ -30,11 +30,11 @@ void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, St
   if constexpr (kWarpgroup && !kPlain && kOutputs == 256) {  // 3 to 12 % faster; smaller ones are not
     if (!p.masked) return launch_square<T, kOutputs, kWarpgroup, kAll, true>(p, call, g, stream);
   }
-  const int parts = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
+  const int blocks_of_tile = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
   constexpr int kMostGroups = square_threads(kOutputs) / kWarpgroupThreads;
   int groups = kMostGroups;
   cut_tiles(g, groups, p);
-  while (groups > 1 && std::int64_t{p.tiles} * parts < current_device().multiprocessors) {
+  while (groups > 1 && std::int64_t{p.tiles} * blocks_of_tile < current_device().multiprocessors) {
     groups /= 2;  // no multiprocessor without a tile
     cut_tiles(g, groups, p);
   }
@@ -43,7 +43,7 @@ void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, St
   const int room = std::max(1, int(current_device().shared_per_multiprocessor / (shared + 1024)));
   const int at_once = std::min(kMostGroups / groups, room);  // blocks of a multiprocessor
   const int blocks = at_once * current_device().multiprocessors;
-  const auto of_part = static_cast<unsigned>(std::clamp<std::int64_t>(blocks / parts, 1, p.tiles));
+  const auto tiles_at_once = static_cast<unsigned>(std::clamp<std::int64_t>(blocks / blocks_of_tile, 1, p.tiles));
   const auto kernel = square_convolution_kernel<T, kOutputs, kWarpgroup, kAll, kPlain>;
   // What shared memory does not take is L1's, which the samples come from.
   const int percent = static_cast<int>(std::min<std::size_t>(
@@ -53,7 +53,8 @@ void launch_square(SquareParams p, const SquareCall& call, const Geometry& g, St
   const SquarePointers<T> tensors{
       static_cast<const T*>(call.input), static_cast<const char*>(call.slices), call.map, static_cast<const T*>(call.mask),
       static_cast<const T*>(call.bias),  static_cast<T*>(call.output),          call.left};
-  launch(kernel, {grid_size(std::int64_t{of_part} * parts), groups * kWarpgroupThreads, shared, true}, stream, p, tensors);
+  launch(kernel, {grid_size(std::int64_t{tiles_at_once} * blocks_of_tile), groups * kWarpgroupThreads, shared, true}, stream, p,
+         tensors);
 }
 
 }  // namespace ddu::cuda::convolution

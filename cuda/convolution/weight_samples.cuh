@@ -172,8 +172,9 @@ struct StageRows {
     if (inside & 4) reads.c = load_channels<true, kVec<T>>(c, kVec<T>);
     if (inside & 8) reads.d = load_channels<true, kVec<T>>(c + pixel, kVec<T>);
   }
-  /// Puts a pass's samples where they belong. Channels that the unit has not are sums that nobody stores.
-  __device__ __forceinline__ void put(const Corners<T>& reads, const Table& of_tap, T* samples, int first, int pass) const {
+  /// Stores a pass's samples in the stage. Channels that the unit has not are sums that nobody stores.
+  __device__ __forceinline__ void store_samples(const Corners<T>& reads, const Table& of_tap, T* samples, int first,
+                                                int pass) const {
     const int at = entry(first, pass);
     float value[kVec<T>];
     blend(reads, of_tap.weights[at], value);
@@ -197,7 +198,7 @@ struct StageRows {
     for (int tap = 0; tap < block.taps; ++tap, to += Stage::kTap) {
 #pragma unroll
       for (int pass = 0; pass < kPasses; ++pass) {
-        put(reads[pass], table(tap), to, first, pass);
+        store_samples(reads[pass], table(tap), to, first, pass);
         if (tap + 1 < block.taps) load(reads[pass], table(tap + 1), first, pass);
       }
     }

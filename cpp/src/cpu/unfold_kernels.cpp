@@ -28,7 +28,7 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
     auto& values = Stage<Acc, N>::in(scratch.rows);
     auto window = [&] {
       if constexpr (alone) {
-        return Quads<Acc>(tile, scratch.window, nullptr, scratch.transfer);
+        return ChannelWindow<Acc>(tile, scratch.window, nullptr, scratch.transfer);
       } else {
         return Window<Acc, N>(scratch.window, scratch.transfer);
       }

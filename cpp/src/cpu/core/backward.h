@@ -71,18 +71,18 @@ void backward_vec(const Tile<Acc>& tile, const Image<const T>& input, Source&& s
 template <class T, class Acc, class Source>
 void backward_alone(const Tile<Acc>& tile, const Image<const T>& input, Source&& source, const Sums<Acc>* sums, Acc* rate_sums,
                     const Scratch& scratch) {
-  Quads<Acc> quads(tile, scratch.window, scratch.grad_window, scratch.transfer);
-  if (sums) quads.clear();
-  const bool finite = !rate_sums || quads.load(input);
+  ChannelWindow<Acc> window(tile, scratch.window, scratch.grad_window, scratch.transfer);
+  if (sums) window.clear();
+  const bool finite = !rate_sums || window.load(input);
   for_each_tap(tile.geometry, [&](std::int64_t index, int ky, int kx) {
     const GradRows<Acc> grads = source.rows(index);
     const Tap<Acc> to(tile, ky, kx);
     Tap<Acc> from = to;
     if (!finite) from.with_all_corners();
-    if (sums) quads.scatter(to, grads);
-    if (rate_sums) quads.add_derivatives(from, grads, rate_sums);
+    if (sums) window.scatter(to, grads);
+    if (rate_sums) window.add_derivatives(from, grads, rate_sums);
   });
-  if (sums) quads.add_to(*sums);
+  if (sums) window.add_to(*sums);
 }
 
 /// The same for one channel of a tile whose window does not fit.

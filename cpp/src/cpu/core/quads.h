@@ -30,7 +30,7 @@ struct Alone {
 };
 
 template <class Acc>
-constexpr bool kHasQuads = kLanes<Acc> >= 4;
+constexpr bool kHasChannelWindow = kLanes<Acc> >= 4;
 
 /// A tap's gradients at the positions of a tile: either where they lie in memory, or one after the other, up to whole blocks.
 template <class Acc>
@@ -50,8 +50,9 @@ struct GradRows {
   const Acc* row(int n, int columns) const { return pitch == 0 ? first + n : first + n / columns * pitch; }
 };
 
+/// A window of one channel's pixels, sums for them, or both, as above: what Window is to a Vec of channels.
 template <class Acc>
-class Quads {
+class ChannelWindow {
  public:
   static constexpr int M = kLanes<Acc>;
   using V = Vec<Acc, M>;
@@ -64,7 +65,7 @@ class Quads {
   }
 
   /// `window` and `quads` have window_bytes() for a Vec, and `transfer` a Stage. Without sums, `quads` may be null.
-  Quads(const Tile<Acc>& tile, void* window, void* quads, void* transfer)
+  ChannelWindow(const Tile<Acc>& tile, void* window, void* quads, void* transfer)
       : tile_(tile),
         transfer_(transfer),
         pixel_(static_cast<Acc*>(window)),

@@ -25,8 +25,8 @@ void for_each_vec(const Tile<Acc>& tile, std::int64_t channels, Body body) {
       used = std::min<std::int64_t>(std::max<int>(lanes, 1), left);
       body(lanes, first, static_cast<int>(used));
     };
-    if constexpr (kFew && kHasQuads<Acc>) {
-      if (left < narrow && Quads<Acc>::fits(tile)) {
+    if constexpr (kFew && kHasChannelWindow<Acc>) {
+      if (left < narrow && ChannelWindow<Acc>::fits(tile)) {
         run(Alone{});
         continue;
       }
