@@ -191,4 +191,25 @@ struct StepRow {
   }
 };
 
+/// What a block does in all of its tiles, of which SquareParams or CornersParams tell.
+struct TileWork {
+  int weight_group, output_block;
+  unsigned tile, stride;  // the first of its tiles, and from one to the next
+
+  template <class Params>
+  __device__ __forceinline__ explicit TileWork(const Params& p) {
+    const unsigned outputs = p.by_output_blocks.divisor;
+    const unsigned blocks_of_tile = outputs * p.by_weight_groups.divisor;  // each has other outputs
+    tile = blockIdx.x / blocks_of_tile;
+    stride = gridDim.x / blocks_of_tile;
+    const unsigned block = blockIdx.x % blocks_of_tile;
+    weight_group = int(block / outputs);
+    output_block = int(block % outputs);
+  }
+  template <class Params>
+  __device__ __forceinline__ int tiles(const Params& p) const {
+    return int((p.tiles - tile + stride - 1) / stride);
+  }
+};
+
 }  // namespace ddu::cuda

@@ -84,22 +84,6 @@ __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int out
   slices[n - piece + (piece ^ (column % kMmaColumns))] = packed.whole;
 }
 
-/// What a block does in all of its tiles.
-struct CornersWork {
-  int weight_group, output_block;
-  unsigned tile, stride;  // the first of its tiles, and from one to the next
-
-  __device__ __forceinline__ explicit CornersWork(const CornersParams& p) {
-    const unsigned outputs = p.by_output_blocks.divisor;
-    const unsigned blocks_of_tile = outputs * p.by_weight_groups.divisor;  // each has other outputs
-    tile = blockIdx.x / blocks_of_tile;
-    stride = gridDim.x / blocks_of_tile;
-    const unsigned block = blockIdx.x % blocks_of_tile;
-    weight_group = int(block / outputs);
-    output_block = int(block % outputs);
-  }
-};
-
 /// A lane's two positions of a tile.
 template <class T, int kOutputs>
 struct CornersLane {
@@ -111,7 +95,7 @@ struct CornersLane {
 
   /// Turns to a tile.
   __device__ __forceinline__ void load_outputs(const CornersParams& p, const CornersPointers<T>& tensors,
-                                               const WarpPlace& place, const CornersWork& work) {
+                                               const WarpPlace& place, const TileWork& work) {
     const int g = int(threadIdx.x) % 32 / 4, q = int(threadIdx.x) % 4;
     const auto each = [&](auto load) {
 #pragma unroll
@@ -185,7 +169,7 @@ struct CornersUnit {
   const T* factors;              // of the mask, or null
 
   __device__ __forceinline__ CornersUnit(const CornersParams& p, const CornersPointers<T>& tensors, const WarpPlace& place,
-                                         const CornersWork& work, int n)
+                                         const TileWork& work, int n)
       : unit(p, work.weight_group * p.weight_units + n / p.unit_blocks),
         first(n % p.unit_blocks == 0),
         last(n % p.unit_blocks == p.unit_blocks - 1),
@@ -263,11 +247,10 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
     constexpr int kChannels = kStepChannels<T>, kDepths = kDepthBlocks<T, kOutputs>;
     constexpr bool kAhead = kOutputs > 64 && kDotsByProducts<T>;  // a tap is multiplied while the one before is summed
     extern __shared__ char shared[];
-    const CornersWork work(p);
+    const TileWork work(p);
     const int blocks = p.weight_units * p.unit_blocks, steps = blocks * p.taps;
     const std::int64_t part = std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block;
-    Ring ring(shared, tensors.slices + part * steps * (kOutputs * kStepBytes), steps,
-              int((p.tiles - work.tile + work.stride - 1) / work.stride));
+    Ring ring(shared, tensors.slices + part * steps * (kOutputs * kStepBytes), steps, work.tiles(p));
     const int sums_bytes = tensors.of_mask() ? p.taps * kWarpRun * int(sizeof(float)) : 0;
     char* const of_warp = shared + Ring::kBytes + int(threadIdx.x) / 32 * (p.table_bytes() + sums_bytes);
     const CornerTable table(p, of_warp);

@@ -35,23 +35,6 @@ struct SquarePointers {
   unsigned* left;  // of each image: set if the other kernel has to do it; null if it is known to be finite
 };
 
-/// What a block does in all of its tiles.
-struct SquareWork {
-  int weight_group, output_block;
-  unsigned tile, stride;  // the first of its tiles, and from one to the next
-
-  __device__ __forceinline__ explicit SquareWork(const SquareParams& p) {
-    const unsigned outputs = p.by_output_blocks.divisor;
-    const unsigned blocks_of_tile = outputs * p.by_weight_groups.divisor;  // each has other outputs
-    tile = blockIdx.x / blocks_of_tile;
-    stride = gridDim.x / blocks_of_tile;
-    const unsigned block = blockIdx.x % blocks_of_tile;
-    weight_group = int(block / outputs);
-    output_block = int(block % outputs);
-  }
-  __device__ __forceinline__ int tiles(const SquareParams& p) const { return int((p.tiles - tile + stride - 1) / stride); }
-};
-
 /// Samples of a lane's two positions. `kRatesAhead`: a tile's rates are asked for before it is turned to.
 template <class T, bool kRatesAhead>
 struct SquareSampler {
@@ -61,14 +44,14 @@ struct SquareSampler {
   PositionSamples<T> of[2];
   float rate;  // of the next tile's first group
 
-  __device__ __forceinline__ void ask_rate(const SquareParams& p, const SquarePointers<T>& tensors, const SquareWork& work,
+  __device__ __forceinline__ void ask_rate(const SquareParams& p, const SquarePointers<T>& tensors, const TileWork& work,
                                            unsigned tile) {
     if (!kRatesAhead) return;
     rate = AxisTable::load_rate(p, WarpPlace(p, tile), tensors.map, ChannelBlock(p, work, 0, kVec<T>).group);
   }
 
   /// Turns to a block of channels of a tile. The middle tap of the first position is asked for before the rates are there.
-  __device__ __forceinline__ void enter(const SquareParams& p, const SquarePointers<T>& tensors, const SquareWork& work,
+  __device__ __forceinline__ void enter(const SquareParams& p, const SquarePointers<T>& tensors, const TileWork& work,
                                         unsigned tile, int n) {
     const WarpPlace place(p, tile);
     const ChannelBlock block(p, work, n, kVec<T>);
@@ -109,7 +92,7 @@ struct SquareSampler {
 
 /// A block's part of the bias in shared memory, zeros where there is none. It can be read once the block has met.
 template <class T, int kOutputs>
-__device__ __forceinline__ void load_bias(const SquareParams& p, const T* bias, const SquareWork& work, float* shared) {
+__device__ __forceinline__ void load_bias(const SquareParams& p, const T* bias, const TileWork& work, float* shared) {
   for (int i = int(threadIdx.x); i < kOutputs; i += int(blockDim.x)) {
     const int output = work.output_block * kOutputs + i;
     const bool there = bias && output < p.group_outputs;
@@ -118,7 +101,7 @@ __device__ __forceinline__ void load_bias(const SquareParams& p, const T* bias, 
 }
 
 template <class T, int kOutputs>
-__device__ __forceinline__ void store_sums(const SquareParams& p, const SquarePointers<T>& tensors, const SquareWork& work,
+__device__ __forceinline__ void store_sums(const SquareParams& p, const SquarePointers<T>& tensors, const TileWork& work,
                                            unsigned tile, const float* bias, const float (&sums)[kOutputs / 2]) {
   constexpr int kN = kVec<T>;
   const WarpPlace place(p, tile);
@@ -249,7 +232,7 @@ __global__ void __launch_bounds__(square_threads(kOutputs), 1)
     // Where registers are short, the halves of a step come one after the other.
     constexpr bool kByHalves = kDouble || kAll;
     extern __shared__ char shared[];
-    const SquareWork work(p);
+    const TileWork work(p);
     const int blocks = kAll ? 1 : p.units * p.unit_blocks;
     const std::int64_t part = std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block;
     SquareSampler<T, kByHalves> sampler;
