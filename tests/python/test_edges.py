@@ -106,10 +106,12 @@ def test_rates_that_are_not_finite(value, dtype, broadcast, function, device):
     assert torch.equal(result.output.isnan(), columns)
     assert_same_bits(result.output[~columns], plain.output[~columns])
     assert torch.equal(result.grad_map.isnan(), bad)
-    assert_same_bits(result.grad_map[~bad], plain.grad_map[~bad])
+    # Sums of several blocks may be added up in any order.
+    tolerance = TOLERANCE.get(dtype, torch.finfo(dtype).eps)
+    assert relative_error(result.grad_map[~bad], plain.grad_map[~bad]) <= 4 * tolerance
     # The input gets what it would get without these positions.
     without = run(function, x, rates, grad.masked_fill(columns, 0), CASE.options)
-    assert relative_error(result.grad_input, without.grad_input) <= TOLERANCE.get(dtype, torch.finfo(dtype).eps)
+    assert relative_error(result.grad_input, without.grad_input) <= tolerance
     assert result.grad_input.isfinite().all()
 
 

@@ -88,7 +88,7 @@ def test_only_what_is_needed(wanted, device, monkeypatch):
 @pytest.mark.parametrize("half", HALVES, ids=str)
 @pytest.mark.parametrize("rate_type", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("input_type", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_autocast(input_type, rate_type, half, device):
+def test_autocast(input_type, rate_type, half, device, deterministic):
     x, rates = (
         random_input(CASE.shape).to(device, input_type),
         random_map("fractional", CASE.map_shape).to(device, rate_type),
@@ -141,7 +141,7 @@ def test_deterministic_algorithms(device, deterministic):
 
 @pytest.mark.filterwarnings("ignore:`torch.cpu.amp.autocast:FutureWarning")  # torch 2.4's own call
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoint(reentrant, device):
+def test_checkpoint(reentrant, device, deterministic):
     grad = random_input(CASE.output_shape, seed=3).to(device)
     x, rates = (t.requires_grad_() for t in example(device))
     output = checkpoint(ours, x, rates, use_reentrant=reentrant)
@@ -150,7 +150,7 @@ def test_checkpoint(reentrant, device):
     assert_same((output, x.grad, rates.grad), expected)
 
 
-def test_saved_tensor_hooks(device):
+def test_saved_tensor_hooks(device, deterministic):
     """What is kept for backward goes through save_for_backward: hooks that offload see it, and changes are noticed."""
     x, rates = (t.requires_grad_() for t in example(device))
     packed: list[int] = []
