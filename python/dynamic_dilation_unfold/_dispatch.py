@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-from . import _batching, _kernels
+from . import _batching, _flops, _kernels
 from . import _torch_private as private
 from ._derivatives import apply, backward_of, filled, has_dtensor, reference_of
 from ._operator import Mask, Operator, Tensors
@@ -41,8 +40,13 @@ def _renew_library() -> None:
     namespace.pop("_library", None)  # the last reference: its operators go with it
     namespace["_library"] = torch.library.Library(NAME, "DEF")
     namespace["__getattr__"] = _first_use
-    for known in [op for op in flop_registry if str(op).startswith(f"{NAME}.")]:
-        del flop_registry[known]
+    _flops.add(_forget_formulas)
+
+
+def _forget_formulas(counter: Any) -> None:
+    """Those of an earlier import."""
+    for known in [op for op in counter.flop_registry if str(op).startswith(f"{NAME}.")]:
+        del counter.flop_registry[known]
 
 
 def register(operator: Operator) -> None:
@@ -53,26 +57,22 @@ def register(operator: Operator) -> None:
 
 
 def _define(schema: str, rules: _Rules) -> None:
-    name = schema.partition("(")[0]
-    packet = _define_kernel(schema, name, rules)
-    rules.op = packet.default
+    name = rules.name = schema.partition("(")[0]
+    _define_kernel(schema, name, rules)
     # In a torch that cannot skip autograd, a second operator does the work below it.
     rules.below = name if private.can_redispatch else f"_{name}"
     if rules.below != name:
         _define_kernel(f"_{schema}", rules.below, rules)
     _library().impl(name, rules.autograd, "Autograd", with_keyset=True)
-    register_flop_formula(packet)(rules.flops)
+    _flops.add(lambda counter: counter.register_flop_formula(rules.packet(name))(rules.flops))
 
 
-def _define_kernel(schema: str, name: str, rules: _Rules) -> Any:
+def _define_kernel(schema: str, name: str, rules: _Rules) -> None:
     library, namespace = _library(), getattr(torch.ops, NAME)
     vars(namespace).pop(name, None)  # of an earlier import: torch < 2.5 does not forget it by itself
     library.define(schema, tags=_TAGS)
     library.impl(name, rules.kernel, "CompositeExplicitAutograd")
-    rules.packets[name] = type(namespace).__getattr__(namespace, name)
-    del vars(namespace)[name]  # which that has set: the next who asks comes to _first_use
     _unused[name] = rules
-    return rules.packets[name]
 
 
 def _first_use(name: str) -> Any:
@@ -87,7 +87,7 @@ def _first_use(name: str) -> Any:
         rules = _unused.get(name)
         if rules is None:
             return type(namespace).__getattr__(namespace, name)
-        packet = rules.packets[name]
+        packet = rules.packet(name)
         if not rules.is_registering:  # torch asks for the operator again meanwhile
             rules.is_registering = True
             library = _library()
@@ -103,13 +103,29 @@ def _first_use(name: str) -> Any:
 class _Rules:
     """What the dispatcher calls for one registered operator. Arguments are those of the schema."""
 
-    op: Any
+    name: str
     below: str  # name of the operator without its autograd rule
 
     def __init__(self, operator: Operator) -> None:
         self.operator = operator
         self.packets: dict[str, Any] = {}  # what torch.ops has under a name
         self.is_registering = False
+
+    def packet(self, name: str) -> Any:
+        """What ``torch.ops`` has under a name. Torch takes a tenth of a millisecond to make it."""
+        with _resolving:
+            if name not in self.packets:
+                namespace = getattr(torch.ops, NAME)
+                packet = vars(namespace).get(name)
+                if packet is None:
+                    packet = type(namespace).__getattr__(namespace, name)
+                    del vars(namespace)[name]  # which that has set: the next who asks comes to _first_use
+                self.packets[name] = packet
+        return self.packets[name]
+
+    @functools.cached_property
+    def op(self) -> Any:
+        return self.packet(self.name).default
 
     def below_autograd(self, keyset: Any, *arguments: Any) -> Any:
         if private.can_redispatch:

@@ -160,6 +160,11 @@ def check(package):
     torch.testing.assert_close(operator, grads[0])
     tangent = torch.func.jvp(lambda v: package.dynamic_dilation_unfold(v, 3, m, padding=1, groups=2), (x,), (x,))[1]
     torch.testing.assert_close(tangent, grads[0])
+    from torch.utils.flop_counter import FlopCounterMode  # which nobody has imported before the first check
+    with FlopCounterMode(display=False) as counter:
+        package.dynamic_dilation_unfold(x, 3, m, padding=1, groups=2)
+    if hasattr(torch.library, "register_vmap"):  # torch >= 2.5, whose counter finds registered formulas
+        assert counter.get_total_flops() == package.cost.unfold(x.shape, m.shape, 3).flops
 
 check(first)
 kept = first.dynamic_dilation_unfold(torch.ones(1, 1, 4, 4), 3, torch.ones(1, 1, 4, 4, requires_grad=True), padding=1)
