@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_conv2d
 from dynamic_dilation_unfold._tools.machine import environment
 from dynamic_dilation_unfold._tools.tables import aligned
 from dynamic_dilation_unfold._tools.terminal import progress, write
@@ -65,9 +65,8 @@ class RateConv2d(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, rates: Tensor, gate: Tensor) -> Tensor:
-        columns = dynamic_dilation_unfold(x, 3, rates, padding=1)
-        y = torch.bmm(self.weight.flatten(1).expand(len(x), -1, -1), columns)
-        return y.unflatten(2, x.shape[2:]) * gate + self.bias[:, None, None]
+        y = dynamic_dilation_conv2d(x, self.weight, rates, padding=1)
+        return y * gate + self.bias[:, None, None]
 
 
 def make_rates(variant: str, channels: int) -> Rates:

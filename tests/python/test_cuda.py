@@ -7,6 +7,7 @@ import pytest
 import torch
 from dynamic_dilation_unfold import dynamic_dilation_unfold, reference
 from helpers import TOLERANCE, Case, assert_close, assert_same_bits, random_input, random_map, relative_error, run
+from operators import OPERATORS, typed
 
 pytestmark = pytest.mark.cuda
 
@@ -89,6 +90,18 @@ def test_nothing_waits_for_the_device():
     torch.cuda.synchronize()
 
 
+def captured(step):
+    """A graph of the step, and what replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        return graph, step()
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_graph_replays_forward_and_backward(case, dtype):
@@ -100,20 +113,35 @@ def test_graph_replays_forward_and_backward(case, dtype):
         output = dynamic_dilation_unfold(x, dilation_map=rates, **case.options)
         return output.detach(), *torch.autograd.grad(output, (x, rates), grad)
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, results = captured(step)
     with torch.no_grad():
         x.copy_(random_input(case.shape, seed=7))
         rates.copy_(random_map("eighths", case.map_shape, seed=8))
     graph.replay()
-    for one, other in zip(captured, step(), strict=True):
+    for one, other in zip(results, step(), strict=True):
         assert relative_error(one, other) <= TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("row", OPERATORS, ids=str)
+def test_graph_of_every_operator(row, channels_last):
+    sample, *_ = row.samples
+    leaves = [t if t is None else t.requires_grad_() for t in typed(row, sample, "cuda", torch.float32)]
+    image = row.operator.image
+    if channels_last:
+        leaves[image] = leaves[image].detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    given = [t for t in leaves if t is not None]
+
+    def step():
+        output = row.public(*leaves, *sample.options)
+        return output.detach(), *torch.autograd.grad(output, given, torch.ones_like(output))
+
+    graph, results = captured(step)
+    with torch.no_grad():
+        leaves[image].mul_(-2)
+    graph.replay()
+    for one, other in zip(results, step(), strict=True):
+        assert relative_error(one, other) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
@@ -127,6 +155,26 @@ def test_tensors_of_another_device():
     x, rates, _ = tensors(CASE)
     with pytest.raises(RuntimeError, match=r"one device.*cuda:0.*cuda:1"):
         dynamic_dilation_unfold(x, dilation_map=rates.to("cuda:1"), **CASE.options)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
+@pytest.mark.parametrize("row", OPERATORS, ids=str)
+def test_every_operator_on_another_device(row):
+    sample, *_ = row.samples
+    results = []
+    for device in ("cuda:0", "cuda:1"):
+        leaves = [t if t is None else t.requires_grad_() for t in typed(row, sample, device, torch.float32)]
+        output = row.public(*leaves, *sample.options)
+        output.sum().backward()
+        results.append([output.detach(), *(t.grad for t in leaves if t is not None)])
+    assert torch.cuda.current_device() == 0
+    assert all(t.device.index == 1 for t in results[1])
+    for one, other in zip(*results, strict=True):
+        assert relative_error(one.cpu(), other.cpu()) <= TOLERANCE[torch.float32]
+    mixed = typed(row, sample, "cuda:0", torch.float32)
+    moved = [t.to("cuda:1") if a.is_map else t for a, t in zip(row.operator.arguments, mixed, strict=True)]
+    with pytest.raises(RuntimeError, match=r"one device.*cuda:0.*cuda:1"):
+        row.public(*moved, *sample.options)
 
 
 # --- Determinism -----------------------------------------------------------------------------------------------------
