@@ -107,13 +107,13 @@ endfunction()
 
 function(ddu_cuda_sources library)
   if(NOT DDU_HAS_CUDA)
-    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp cpp/src/no_conv2d.cpp)
+    target_sources(${library} PRIVATE cpp/src/no_cuda.cpp)
     return()
   endif()
   ddu_convolution_sources(${library})
   set(sources cuda/core/device.cu cuda/unfold_forward.cu cuda/unfold_backward.cu cuda/aggregate.cu cuda/correlate.cu
               cuda/attention.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu
-              cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu)
+              cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu cuda/conv2d.cu cuda/depthwise.cu)
   target_sources(${library} PRIVATE ${sources})
   ddu_share_compilation(${library} ${sources})
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.

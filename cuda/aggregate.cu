@@ -25,7 +25,7 @@ void run(const HeadGeometry& h, Types types, const Aggregate& given, const Image
                                      given.dilation_map,
                                      static_cast<T*>(given.output),
                                      {input.strange, input.strange_count}};
-  launch_forward<T>(aggregate_kernel<T, kN>, p, tensors, stream);
+  launch_forward<T>(aggregate_kernel<T, kN, NoChannelWeights>, p, tensors, stream, 0, NoChannelWeights{});
 }
 
 OuterProduct as_outer_product(const AggregateBackward& given) {

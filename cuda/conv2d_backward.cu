@@ -10,12 +10,12 @@
 
 #include <optional>
 
+#include "../cpp/src/conv2d_products.h"
 #include "channels_last/image_rows.h"
 #include "convolution/corners.h"
 #include "convolution/image.h"
 #include "convolution/input.h"
 #include "convolution/weight.h"
-#include "ddu/conv2d.h"
 
 namespace ddu::cuda {
 namespace {
@@ -356,7 +356,7 @@ bool any_wanted(const Conv2dBackward& given) {
 bool is_empty(const Conv2dGeometry& c) { return c.geometry.columns_numel() == 0 || c.output_numel() == 0; }
 
 void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
-  if (!conv2d_backward_supported(c, types, false)) {
+  if (!convolution::backward_supported(c, types, false)) {
     throw unsupported_device("the backward of conv2d has no kernels for this call: see conv2d_supported");
   }
   if (deterministic) throw unsupported_device("the backward of conv2d has no deterministic kernels");
@@ -364,15 +364,15 @@ void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
 
 }  // namespace
 
-bool conv2d_backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
+bool convolution::backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
   if (!convolution::has_products(c, types) || deterministic) return false;
   bool fits = false;
   visit_backward(c, types, {}, [&](const auto& backward) { fits = backward.fits(); });
   return fits;
 }
 
-std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2dBackward& given,
-                                            bool deterministic) {
+std::size_t convolution::backward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2dBackward& given,
+                                                  bool deterministic) {
   check_call(c, types, deterministic);
   if (!any_wanted(given) || is_empty(c)) return 0;
   std::size_t bytes = 0;
@@ -380,7 +380,8 @@ std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& c, Types types
   return bytes;
 }
 
-void conv2d_backward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given, bool deterministic, Stream stream) {
+void convolution::backward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given, bool deterministic,
+                           Stream stream) {
   check_call(c, types, deterministic);
   if (!any_wanted(given)) return;
   if (is_empty(c)) {  // no column carries a gradient

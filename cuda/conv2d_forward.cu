@@ -1,4 +1,4 @@
-// The host side of the convolution without columns:
+// The host side of the convolution by products of matrices:
 //
 //     (planes_to_rows_kernel  the input, channels-last, unless it lies so)
 //     (pad_rows_kernel        a channels_last input to whole vectors of channels, unless it has them)
@@ -8,9 +8,9 @@
 
 #include "convolution/forward.cuh"
 
+#include "../cpp/src/conv2d_products.h"
 #include "convolution/image.h"
 #include "convolution/square.h"
-#include "ddu/conv2d.h"
 
 namespace ddu::cuda {
 
@@ -200,17 +200,17 @@ bool convolution::has_products(const Conv2dGeometry& c, Types types) {
          steps <= INT_MAX / g.taps();
 }
 
-bool conv2d_supported(const Conv2dGeometry& c, Types types) {
-  return convolution::has_products(c, types) && !leaves_most_idle(c, types.input) && !is_mostly_zeros(c.geometry);
+bool convolution::forward_supported(const Conv2dGeometry& c, Types types) {
+  return has_products(c, types) && !leaves_most_idle(c, types.input) && !is_mostly_zeros(c.geometry);
 }
 
-std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {
-  if (!conv2d_supported(c, types) || c.output_numel() == 0) return 0;
+std::size_t convolution::forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {
+  if (!forward_supported(c, types) || c.output_numel() == 0) return 0;
   return Scratch(c, types.input, tensors, nullptr).bytes();
 }
 
-void conv2d_forward(const Conv2dGeometry& c, Types types, const Conv2d& tensors, Stream stream) {
-  if (!conv2d_supported(c, types)) throw unsupported_device("conv2d has no kernels for this call: see conv2d_supported");
+void convolution::forward(const Conv2dGeometry& c, Types types, const Conv2d& tensors, Stream stream) {
+  if (!forward_supported(c, types)) throw unsupported_device("conv2d has no kernels for this call: see conv2d_supported");
   if (c.output_numel() == 0) return;
   const Scratch scratch(c, types.input, tensors, tensors.workspace);
   visit(types.input, [&](auto* type) {

@@ -1,20 +1,22 @@
-// The convolution's entry points of a build that has no kernels for it (DDU_FUSED_CONV2D): they say so.
+// Products of matrices for the convolution, of a build that has none (DDU_FUSED_CONV2D, or devices without): it says so.
 
-#include "ddu/conv2d.h"
+#include "conv2d_products.h"
 #include "ddu/error.h"
 
-namespace ddu::cuda {
+namespace ddu::cuda::convolution {
 namespace {
 
-[[noreturn]] void unavailable() { throw unsupported_device("this build of dynamic_dilation_unfold has no kernels of conv2d"); }
+[[noreturn]] void unavailable() {
+  throw unsupported_device("this build of dynamic_dilation_unfold has no kernels of conv2d but for a depthwise one");
+}
 
 }  // namespace
 
-bool conv2d_supported(const Conv2dGeometry&, Types) { return false; }
-void conv2d_forward(const Conv2dGeometry&, Types, const Conv2d&, Stream) { unavailable(); }
-std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2d&) { unavailable(); }
-bool conv2d_backward_supported(const Conv2dGeometry&, Types, bool) { return false; }
-void conv2d_backward(const Conv2dGeometry&, Types, const Conv2dBackward&, bool, Stream) { unavailable(); }
-std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2dBackward&, bool) { unavailable(); }
+bool forward_supported(const Conv2dGeometry&, Types) { return false; }
+void forward(const Conv2dGeometry&, Types, const Conv2d&, Stream) { unavailable(); }
+std::size_t forward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2d&) { unavailable(); }
+bool backward_supported(const Conv2dGeometry&, Types, bool) { return false; }
+void backward(const Conv2dGeometry&, Types, const Conv2dBackward&, bool, Stream) { unavailable(); }
+std::size_t backward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2dBackward&, bool) { unavailable(); }
 
-}  // namespace ddu::cuda
+}  // namespace ddu::cuda::convolution

@@ -2,6 +2,7 @@
 
 #include "ddu/aggregate.h"
 #include "ddu/attention.h"
+#include "ddu/conv2d.h"
 #include "ddu/correlate.h"
 #include "ddu/error.h"
 #include "ddu/unfold.h"
@@ -30,6 +31,12 @@ void attention(const HeadGeometry&, Types, const Attention&, Stream) { unavailab
 std::size_t attention_workspace_bytes(const HeadGeometry&, Types, const Attention&) { unavailable(); }
 void attention_backward(const HeadGeometry&, Types, const AttentionBackward&, Stream) { unavailable(); }
 std::size_t attention_backward_workspace_bytes(const HeadGeometry&, Types, const AttentionBackward&) { unavailable(); }
+bool conv2d_supported(const Conv2dGeometry&, Types) { return false; }
+void conv2d_forward(const Conv2dGeometry&, Types, const Conv2d&, Stream) { unavailable(); }
+std::size_t conv2d_forward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2d&) { unavailable(); }
+bool conv2d_backward_supported(const Conv2dGeometry&, Types, bool) { return false; }
+void conv2d_backward(const Conv2dGeometry&, Types, const Conv2dBackward&, bool, Stream) { unavailable(); }
+std::size_t conv2d_backward_workspace_bytes(const Conv2dGeometry&, Types, const Conv2dBackward&, bool) { unavailable(); }
 int toolkit_version() { return 0; }
 const char* architectures() { return ""; }
 

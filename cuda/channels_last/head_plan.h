@@ -100,6 +100,20 @@ HeadParams<accumulator_t<T>> head_params(const HeadGeometry& h, Types types, con
   return p;
 }
 
+/// How one of several outputs of each channel lies, and how far from the next, in a caller's tensor [batch, channels, outputs,
+/// height, width] that starts with its planes or its channels and outputs.
+struct OutputLayout {
+  ValueLayout values;
+  std::int64_t next;
+
+  OutputLayout(const Geometry& g, std::int64_t outputs, MemoryFormat format) {
+    const std::int64_t all = g.channels * outputs;
+    const bool rows = format == MemoryFormat::channels_last;
+    next = rows ? 1 : g.positions();
+    values = {all * g.positions(), outputs * next, rows ? all : 1, false, false};
+  }
+};
+
 template <class Acc>
 unsigned blocks_of(const HeadParams<Acc>& p) {
   return grid_size(std::int64_t{p.column_blocks} * p.row_blocks * p.slices * p.by_groups.divisor * p.images);

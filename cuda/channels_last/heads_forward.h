@@ -25,12 +25,12 @@ void visit_lanes(DType type, const ImageRows& image, Body body) {
   });
 }
 
-/// Launches a kernel whose warps have a table of taps each.
-template <class T, class Pointers>
-void launch_forward(void (*kernel)(HeadParams<accumulator_t<T>>, Pointers), const HeadParams<accumulator_t<T>>& p,
-                    const Pointers& tensors, Stream stream) {
-  const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run));
-  launch(kernel, {blocks_of(p), kRowThreads, shared, true}, stream, p, tensors);
+/// Launches a kernel whose warps have a table of taps each, and whose blocks have `shared` bytes beside.
+template <class T, class Pointers, class... Others>
+void launch_forward(void (*kernel)(HeadParams<accumulator_t<T>>, Pointers, Others...), const HeadParams<accumulator_t<T>>& p,
+                    const Pointers& tensors, Stream stream, std::size_t shared = 0, const Others&... others) {
+  shared += static_cast<std::size_t>(kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run));
+  launch(kernel, {blocks_of(p), kRowThreads, shared, true}, stream, p, tensors, others...);
 }
 
 }  // namespace ddu::cuda::channels_last

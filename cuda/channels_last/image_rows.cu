@@ -18,16 +18,23 @@ void visit_sums(DType type, bool ordered, Body body) {
   });
 }
 
-/// largest[image, channel] from the largest values of images and factors of heads, as bits of doubles.
+/// The largest of each term, as bits of doubles: of images; of heads, null for ones; of channels, null for ones.
+struct LargestOfTerms {
+  const unsigned long long *values, *factors, *weights;
+};
+
+/// largest[image, channel] from those.
 __global__ void __launch_bounds__(256)
-    largest_products_kernel(const unsigned long long* values, const unsigned long long* factors, unsigned long long* largest,
-                            std::int64_t count, int channels, int head_channels, int heads, bool shared_factors, double limit) {
+    largest_products_kernel(const LargestOfTerms terms, unsigned long long* largest, std::int64_t count, int channels,
+                            int head_channels, int heads, bool shared_factors, double limit) {
   const std::int64_t i = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
   if (i >= count) return;
   const std::int64_t image = i / channels;
-  const int head = int(i % channels) / head_channels;
+  const int channel = int(i % channels), head = channel / head_channels;
   const auto number = [](unsigned long long bits) { return __longlong_as_double(static_cast<long long>(bits)); };
-  const double product = number(values[image]) * number(factors[(shared_factors ? 0 : image) * heads + head]);
+  double product = number(terms.values[image]);
+  if (terms.factors) product *= number(terms.factors[(shared_factors ? 0 : image) * heads + head]);
+  if (terms.weights) product *= number(terms.weights[channel]);
   largest[i] = static_cast<unsigned long long>(__double_as_longlong(product < limit ? product : limit));
 }
 
@@ -60,22 +67,24 @@ void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const 
   });
 }
 
-void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors,
-                  unsigned long long* values_and_factors, const ImageSums& sums, Stream stream) {
+void find_largest(const HeadGeometry& h, DType type, const LargestTerms& terms, const ImageSums& sums, Stream stream) {
   const Geometry& g = h.geometry;
-  unsigned long long* of_factors = values_and_factors + g.batch;
+  unsigned long long* of_factors = terms.words + g.batch;
+  unsigned long long* of_weights = of_factors + h.factors_batch * h.heads;
   double limit = 0;  // a term that is finite is no larger
   visit(type, [&](auto* element) {
     using T = std::remove_pointer_t<decltype(element)>;
     limit = std::is_same_v<T, double> ? std::numeric_limits<double>::max() : double(std::numeric_limits<float>::max());
-    find_largest_of<T>(values, g.batch, g.channels * g.positions(), values_and_factors, stream);
-    find_largest_of<T>(factors, h.factors_batch * h.heads, g.taps() * g.positions(), of_factors, stream);
+    find_largest_of<T>(terms.values, g.batch, g.channels * terms.outputs * g.positions(), terms.words, stream);
+    if (terms.factors)
+      find_largest_of<T>(terms.factors, h.factors_batch * h.heads, g.taps() * g.positions(), of_factors, stream);
+    if (terms.weight) find_largest_of<T>(terms.weight, g.channels, terms.outputs * g.taps(), of_weights, stream);
   });
   const std::int64_t count = g.batch * g.channels;
-  launch(largest_products_kernel, {grid_size(ceil_div(count, 256)), 256}, stream,
-         static_cast<const unsigned long long*>(values_and_factors), static_cast<const unsigned long long*>(of_factors),
-         sums.largest, count, static_cast<int>(g.channels), static_cast<int>(h.head_channels()), static_cast<int>(h.heads),
-         h.factors_batch == 1, limit);
+  const LargestOfTerms found{terms.words, terms.factors ? of_factors : nullptr, terms.weight ? of_weights : nullptr};
+  launch(largest_products_kernel, {grid_size(ceil_div(count, 256)), 256}, stream, found, sums.largest, count,
+         static_cast<int>(g.channels), static_cast<int>(h.head_channels()), static_cast<int>(h.heads), h.factors_batch == 1,
+         limit);
 }
 
 void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream) {

@@ -59,12 +59,21 @@ struct ImageSums {
   }
 };
 
-/// Finds the largest gradient of a column that each channel of each image can have, |value| times |factor|: the largest value
-/// of the image times the largest factor of the head. `values_and_factors` is scratch memory, zero, as is sums.largest.
-void find_largest(const HeadGeometry& h, DType type, const void* values, const void* factors,
-                  unsigned long long* values_and_factors, const ImageSums& sums, Stream stream);
-/// Elements of `values_and_factors`.
-inline std::int64_t largest_words(const HeadGeometry& h) { return h.geometry.batch + h.factors_batch * h.heads; }
+/// What gradients of columns are products of: values, factors of heads or ones, and of a depthwise convolution weights of
+/// channels, with `outputs` values for each.
+struct LargestTerms {
+  const void *values = nullptr, *factors = nullptr, *weight = nullptr;
+  std::int64_t outputs = 1;
+  unsigned long long* words = nullptr;  // scratch memory, zero: the largest of each
+};
+
+/// Finds the largest gradient of a column that each channel of each image can have: the largest value of the image times the
+/// largest factor of the head, times the largest weight of the channel. sums.largest is where it goes.
+void find_largest(const HeadGeometry& h, DType type, const LargestTerms& terms, const ImageSums& sums, Stream stream);
+/// Elements of `words`.
+inline std::int64_t largest_words(const HeadGeometry& h) {
+  return h.geometry.batch + h.factors_batch * h.heads + h.geometry.channels;
+}
 
 /// The gradient from its sums, unless they are the gradient itself.
 void sums_to_image(const ImageRows& image, DType type, const ImageSums& sums, void* gradient, Stream stream);

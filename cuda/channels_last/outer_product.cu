@@ -4,7 +4,11 @@
 //     (largest_kernel twice, largest_products_kernel   deterministic: units of the sums)
 //     outer_product_kernel    every gradient that is wanted, those of the image, the map and the factors in sums
 //     (rows_to_planes_kernel, convert_kernel or ordered_to_rows_kernel   sums to the image's gradient)
+//     (sum_blocks_kernel      depthwise: sums of the blocks to the gradient of the channels' weights)
 //     (add_arrays_kernel      sums to the gradients of map and factors, where they are kept apart or their type is a half one)
+//
+// Where a depthwise convolution has several outputs for a channel, outer_product_kernel runs for each of them, into the same
+// sums.
 
 #include "outer_product.h"
 
@@ -14,8 +18,8 @@
 namespace ddu::cuda::channels_last {
 namespace {
 
-/// Lanes that take one channel or kBackwardChannels.
-template <class T, class Sums, int kN>
+/// Lanes that take one channel or kBackwardChannels. kForWeights: of a depthwise convolution.
+template <class T, class Sums, int kN, bool kForWeights>
 class Backward {
  public:
   using Acc = accumulator_t<T>;
@@ -28,8 +32,9 @@ class Backward {
     params_ =
         head_params<T>(h, types, image, kN, false, is_aligned(given.values, at_once) && is_aligned(values_gradient, at_once),
                        is_aligned(given.factors, kVectorBytes<T>));
+    if (given.outputs > 1) params_.values = OutputLayout(h.geometry, given.outputs, given.format).values;
     Workspace workspace(given.workspace);
-    samples_ = given.grad_map || given.grad_values || given.grad_factors;
+    samples_ = given.grad_map || given.grad_values || given.grad_factors || given.grad_weight;
     if (samples_ && !image.own) copy_ = workspace.template take<T>(image.numel());
     if (given.grad_image) {
       sums_.ordered = Sums::kOrdered;
@@ -39,13 +44,14 @@ class Backward {
       if constexpr (Sums::kOrdered) lay_out_units(workspace);
     }
     const Geometry& g = h.geometry;
-    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.slices * (g.map_batch == 1 ? g.batch : 1),
-                 deterministic);
+    map_of_launch_ = params_.slices * (g.map_batch == 1 ? g.batch : 1);
+    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), map_of_launch_ * given.outputs, deterministic);
     map_.always_sums(workspace);
-    factors_.lay_out(workspace, given.grad_factors, types.input, h.factors_numel(),
-                     std::int64_t{params_.head_units} * params_.unit_slices * (h.factors_batch == 1 ? g.batch : 1),
+    factors_of_launch_ = std::int64_t{params_.head_units} * params_.unit_slices * (h.factors_batch == 1 ? g.batch : 1);
+    factors_.lay_out(workspace, given.grad_factors, types.input, h.factors_numel(), factors_of_launch_ * given.outputs,
                      deterministic);
     if (factors_.gradient && factors_.arrays != 1) factors_.always_sums(workspace);
+    if (given.grad_weight) weight_sums_ = workspace.template take<Acc>(weight_blocks() * g.channels * g.taps());
     bytes_ = workspace.bytes();
   }
   std::size_t bytes() const { return bytes_; }
@@ -66,10 +72,12 @@ class Backward {
     tensors.map_part = map_.part();
     const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<Acc, true>::bytes(params_.run));
     const Grid grid{blocks_of(params_), kRowThreads, shared, true};
-    if (given_.of_factors) {
-      launch(outer_product_kernel<T, Sums, kN, true>, grid, stream, params_, tensors);
+    if constexpr (kForWeights) {
+      for (std::int64_t output = 0; output < given_.outputs; ++output) run_output(output, grid, tensors, stream);
+    } else if (given_.of_factors) {
+      launch(outer_product_kernel<T, Sums, kN, true, NoChannelWeights>, grid, stream, params_, tensors, NoChannelWeights{});
     } else {
-      launch(outer_product_kernel<T, Sums, kN, false>, grid, stream, params_, tensors);
+      launch(outer_product_kernel<T, Sums, kN, false, NoChannelWeights>, grid, stream, params_, tensors, NoChannelWeights{});
     }
     if (given_.grad_image && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_image, stream);
     map_.write(stream);
@@ -77,6 +85,26 @@ class Backward {
   }
 
  private:
+  /// Of a depthwise convolution one output of each channel; `tensors` are those of the first.
+  void run_output(std::int64_t output, Grid grid, OuterProductPointers<T, Sums> tensors, Stream stream) const {
+    const Geometry& g = h_.geometry;
+    ChannelWeights<T> weights{};
+    weights.weight = static_cast<const T*>(given_.weight) + output * g.taps();
+    weights.sums = weight_sums_;
+    weights.outputs = static_cast<int>(given_.outputs);
+    grid.shared += weights.template plan<kN>(params_);
+    tensors.values += output * OutputLayout(g, given_.outputs, given_.format).next;
+    if (tensors.grad_map) tensors.grad_map += output * map_of_launch_ * tensors.map_part;
+    if (tensors.factor_sums) tensors.factor_sums += output * factors_of_launch_ * tensors.factors_part;
+    launch(outer_product_kernel<T, Sums, kN, true, ChannelWeights<T>>, grid, stream, params_, tensors, weights);
+    if (!weight_sums_) return;
+    const std::int64_t count = g.channels * g.taps();
+    launch(sum_blocks_kernel<T>, {grid_size(ceil_div(count, kSumElements)), kRowThreads, 0, true}, stream,
+           static_cast<const Acc*>(weight_sums_), count, weight_blocks(), static_cast<int>(g.channels),
+           given_.outputs * g.taps(), static_cast<T*>(given_.grad_weight) + output * g.taps());
+  }
+  /// Blocks whose sums for the weights of one channel lie apart.
+  std::int64_t weight_blocks() const { return std::int64_t{params_.column_blocks} * params_.row_blocks * params_.images; }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, Word>; }
 
@@ -84,11 +112,11 @@ class Backward {
     const Geometry& g = h_.geometry;
     const std::size_t before = workspace.bytes();
     sums_.strange = workspace.template take<unsigned>(ceil_div(image_.numel(), 16));
-    values_and_factors_ = workspace.template take<unsigned long long>(largest_words(h_));
+    terms_.words = workspace.template take<unsigned long long>(largest_words(h_));
     zeroed_ = workspace.bytes() - before;
     sums_.largest = workspace.template take<unsigned long long>(g.batch * g.channels);
     int bits_of_count = 0;
-    std::frexp(static_cast<double>(g.taps() * g.positions()), &bits_of_count);
+    std::frexp(static_cast<double>(g.taps() * g.positions() * given_.outputs), &bits_of_count);
     sums_.bits = 62 - bits_of_count;
   }
   void prepare(Stream stream) const {
@@ -102,7 +130,12 @@ class Backward {
     }
     if (sums_.ordered) {
       DDU_CUDA_CHECK(cudaMemsetAsync(sums_.strange, 0, zeroed_, stream));
-      find_largest(h_, types_.input, given_.values, given_.factors, values_and_factors_, sums_, stream);
+      LargestTerms terms = terms_;
+      terms.values = given_.values;
+      terms.factors = given_.factors;
+      terms.weight = given_.weight;
+      terms.outputs = given_.outputs;
+      find_largest(h_, types_.input, terms, sums_, stream);
     }
     if (!copy_ && !beside) return;
     RowsToClear cleared;
@@ -118,20 +151,26 @@ class Backward {
   bool samples_;       // whether pixels are read
   T* copy_ = nullptr;  // of the image, in rows
   ImageSums sums_;
-  unsigned long long* values_and_factors_ = nullptr;
-  std::size_t zeroed_ = 0;  // bytes of sums_.strange and values_and_factors_
+  LargestTerms terms_;
+  std::size_t zeroed_ = 0;  // bytes of sums_.strange and terms_.words
   SharedGradient<Acc> map_, factors_;
+  std::int64_t map_of_launch_ = 0, factors_of_launch_ = 0;  // warps that have a part of one of their elements
+  Acc* weight_sums_ = nullptr;                              // of the channels' weights, of each block
   std::size_t bytes_;
 };
 
-/// Calls body(Backward) for the kind of sums and the channels of a lane.
-template <class T, class Body>
+/// Calls body(Backward) for the kind of sums and the channels of a lane. Integers are added one by one. They serve a depthwise
+/// convolution without vectors too: code counts for more than speed there.
+template <class T, bool kForWeights, class Body>
 void visit_kernels(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic, const ImageRows& image,
                    Body body) {
-  if (deterministic && given.grad_image)  // integers are added one by one
-    return body(Backward<T, OrderedSums<T>, 1>(h, types, given, image, deterministic));
-  if (image.vectors) return body(Backward<T, FloatingSums<T>, kBackwardChannels<T>>(h, types, given, image, deterministic));
-  body(Backward<T, FloatingSums<T>, 1>(h, types, given, image, deterministic));
+  const auto visit_sums = [&](auto sums, auto channels) {
+    body(Backward<T, decltype(sums), decltype(channels)::value, kForWeights>(h, types, given, image, deterministic));
+  };
+  constexpr std::integral_constant<int, 1> kOne{};
+  if ((deterministic && given.grad_image) || (kForWeights && !image.vectors)) return visit_sums(OrderedSums<T>{}, kOne);
+  if (image.vectors) return visit_sums(FloatingSums<T>{}, std::integral_constant<int, kBackwardChannels<T>>{});
+  if constexpr (!kForWeights) visit_sums(FloatingSums<T>{}, kOne);
 }
 
 /// The same for any type. `aligned` as ImageRows takes it.
@@ -139,12 +178,15 @@ template <class Body>
 void visit_backward(const HeadGeometry& h, Types types, const OuterProduct& given, bool deterministic, bool aligned,
                     Body body) {
   const ImageRows image(h, format_of(h, given.format), static_cast<int>(16 / size_of(types.input)), aligned);
-  visit(types.input,
-        [&](auto* type) { visit_kernels<std::remove_pointer_t<decltype(type)>>(h, types, given, deterministic, image, body); });
+  visit(types.input, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if (given.weight) return visit_kernels<T, true>(h, types, given, deterministic, image, body);
+    visit_kernels<T, false>(h, types, given, deterministic, image, body);
+  });
 }
 
 bool any_wanted(const OuterProduct& given) {
-  return given.grad_image || given.grad_values || given.grad_factors || given.grad_map;
+  return given.grad_image || given.grad_values || given.grad_factors || given.grad_map || given.grad_weight;
 }
 
 }  // namespace
@@ -171,6 +213,7 @@ void outer_product(const HeadGeometry& h, Types types, const OuterProduct& given
     clear(given.grad_image, types.input, h.geometry.input_numel());
     clear(given.grad_values, types.input, h.values_numel());
     clear(given.grad_factors, types.input, h.factors_numel());
+    clear(given.grad_weight, types.input, h.geometry.channels * given.outputs * h.geometry.taps());
     return clear(given.grad_map, types.map, h.geometry.map_numel());
   }
   const bool aligned = is_aligned(given.image, 16) && is_aligned(given.grad_image, 16);

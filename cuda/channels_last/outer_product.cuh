@@ -9,8 +9,14 @@
 //                              \- sums of column gradient * differences ---> gradient of the map
 //   column gradient * corner weights, to sums in L2 -----------------------> gradient of the image
 //
+// A depthwise convolution has a weight of each channel and tap beside (channel_weights.cuh), by which its values are multiplied
+// first, and factors only if it has a mask:
+//
+//   value [channel] * factor [tap] * sampled, summed over positions --------> gradient of the weights
+//
 // What bounds it is how many bytes L2 adds in a second: four corners of all channels for each tap and position.
 
+#include "channel_weights.cuh"
 #include "heads_backward.cuh"
 
 namespace ddu::cuda {
@@ -19,8 +25,8 @@ template <class T, class Sums>
 struct OuterProductPointers {
   using Acc = accumulator_t<T>;
   const T* values;
-  const T* factors;
-  const T* image;  // channels-last
+  const T* factors;  // null for ones, beside weights of channels
+  const T* image;    // channels-last
   const void* map;
   Sums sums;  // of the image's gradient; no words if that is not wanted
   T* grad_values;
@@ -32,30 +38,47 @@ struct OuterProductPointers {
 };
 
 /// What a lane has of its positions while it goes through the taps. kFactors: beside the gradients of image and map there is
-/// that of the factors, else that of the values.
-template <class T, int kN, bool kFactors>
+/// that of the factors, else that of the values. kWeights: channels have weights.
+template <class T, int kN, bool kFactors, bool kWeights>
 struct OuterProductLane {
   using Acc = accumulator_t<T>;
   ValueSquare<T, kN> value, grad_value;  // the latter summed over taps
   Acc slopes[kHeadPositions] = {};       // summed over taps and the lane's channels
   Acc factor[kHeadPositions];            // of this tap
   Acc sum[kHeadPositions];               // of value x sampled, over the lane's channels
+  Acc weight[kN], grad_weight[kN];       // of this tap; the latter summed over the lane's positions
 
+  /// The value of position i and channel c, times its weight.
+  __device__ __forceinline__ Acc weighted(int i, int c) const {
+    if constexpr (kWeights) return value.at[i][c] * weight[c];
+    return value.at[i][c];
+  }
+  /// Starts a tap: its factors lie at `at`, or are ones.
+  __device__ __forceinline__ void start(const T* factors, std::int64_t at, bool vectors, int positions) {
+    for (Acc& each : factor) each = 1;
+    if (!kWeights || factors) load_factors(factors + at, vectors, positions, factor);
+    for (Acc& each : sum) each = 0;
+    if constexpr (kWeights) {
+      for (Acc& each : grad_weight) each = 0;
+    }
+  }
   /// Adds what position i sees of a tap, an entry of the table. `moves`: some of its corners are pixels.
   template <class Table>
   __device__ __forceinline__ void add_sampled(int i, const Corners<T, kN>& corners, const Table& table, int entry, bool moves) {
-    Acc sampled[kN];
+    Acc sampled[kN], column[kN];
     blend(corners, table.weights[entry], sampled);
 #pragma unroll
     for (int c = 0; c < kN; ++c) {
+      column[c] = weighted(i, c);
+      if constexpr (kWeights) grad_weight[c] += factor[i] * value.at[i][c] * sampled[c];
       if constexpr (kFactors) {
-        sum[i] += value.at[i][c] * sampled[c];
+        sum[i] += column[c] * sampled[c];
       } else {
         grad_value.at[i][c] += factor[i] * sampled[c];
       }
     }
     SlopeSums<Acc> differences;
-    differences.template add<T, kN>(corners, value.at[i]);
+    differences.template add<T, kN>(corners, column);
     const typename Table::Slopes slope = table.slopes[entry];
     if (moves) slopes[i] += factor[i] * differences.slope(slope.of);
   }
@@ -64,7 +87,7 @@ struct OuterProductLane {
     Acc check = 0;
 #pragma unroll
     for (int c = 0; c < kN; ++c) {
-      grad[c] = factor[i] * value.at[i][c];
+      grad[c] = factor[i] * weighted(i, c);
       check += grad[c] * 0;
     }
     return check != 0;
@@ -80,28 +103,31 @@ struct OuterProductLane {
   }
 };
 
-/// kN: channels of a lane, 16 bytes of sums or one.
-template <class T, class Sums, int kN, bool kFactors>
+/// kN: channels of a lane, 16 bytes of sums or one. Channels: NoChannelWeights, or ChannelWeights of a depthwise convolution.
+template <class T, class Sums, int kN, bool kFactors, class Channels>
 __global__ void __launch_bounds__(kRowThreads, 2)
-    outer_product_kernel(const HeadParams<accumulator_t<T>> p, const OuterProductPointers<T, Sums> tensors) {
+    outer_product_kernel(const HeadParams<accumulator_t<T>> p, const OuterProductPointers<T, Sums> tensors,
+                         const Channels channels) {
   using Acc = accumulator_t<T>;
   using Table = TapTable<Acc, true>;
   constexpr bool kRows = kN > 1;
   constexpr int kSome = kPositionsAtOnce<kN>;
-  constexpr unsigned kImage = 1, kMap = 2, kOther = 4;
+  constexpr unsigned kImage = 1, kMap = 2, kOther = 4, kWeight = 8;
   extern __shared__ char shared[];
   const HeadWork<T, kN> work(p);
   wait_for_previous();
-  if (!work.any) return;
+  if (!Channels::kAny && !work.any) return;
   const HeadTaps<Acc> taps(p, work, shared, tensors.map);
   const Table& table = taps.table;
   const int positions = taps.positions;
-  OuterProductLane<T, kN, kFactors> lane;
+  OuterProductLane<T, kN, kFactors, Channels::kAny> lane;
   lane.value.load(tensors.values + work.values(p), p.values, positions, work.channels);
   lane.grad_value.clear();
   const RowScatter<T, Sums, false, kN> scatter(tensors.sums, shared, p, work);
   const bool other = kFactors ? tensors.factor_sums || tensors.grad_factors : tensors.grad_values != nullptr;
   unsigned wanted = (tensors.sums.words ? kImage : 0) | (tensors.grad_map ? kMap : 0) | (other ? kOther : 0);
+  typename Channels::template OfBlock<kN> block(p, channels, shared + kRowWarps * Table::bytes(work.run));
+  if constexpr (Channels::kAny) wanted |= channels.sums ? kWeight : 0;
   const T* image = tensors.image + work.pixels(p);
   const int at_once = Table::entries(work.run) / work.run;
   // With shared factors, other images are other warps' work on the same element, as other channels are.
@@ -111,8 +137,8 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   for (int tap = 0; tap < p.taps; ++tap, at_factors += p.positions) {
     const int t = tap & (at_once - 1);
     if (t == 0) table.fill(p, work, tap);
-    load_factors(tensors.factors + at_factors, p.factor_vectors, positions, lane.factor);
-    for (Acc& sum : lane.sum) sum = 0;
+    lane.start(tensors.factors, at_factors, p.factor_vectors, positions);
+    if constexpr (Channels::kAny) block.load(p, work, tap, lane.weight);
 #pragma unroll 1
     for (int i0 = 0; i0 < kHeadPositions; i0 += kSome) {
 #pragma unroll
@@ -120,7 +146,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
         ask_in_loop(wanted);
         const int entry = t * work.run + work.first + i0 + i;
         const typename Table::Where where = taps.ours >> (i0 + i) & 1 ? table.where[entry] : 0;
-        if (wanted & (kMap | kOther)) {
+        if (wanted & (kMap | kOther | kWeight)) {
           const auto corners = Corners<T, kN>::template load<kRows>(image + (where >> 8), p.rows.pixel, p.row,
                                                                     unsigned(where) & 15, work.channels);
           lane.add_sampled(i, corners, table, entry, where & 15);
@@ -132,6 +158,9 @@ __global__ void __launch_bounds__(kRowThreads, 2)
         }
       }
       if constexpr (kSome < kHeadPositions) lane.template rotate_positions<kSome>();
+    }
+    if constexpr (Channels::kAny) {
+      if (wanted & kWeight) block.add(p, work, tap, lane.grad_weight);
     }
     if (kFactors && wanted & kOther) {
       add_over_lanes(lane.sum, p.log_unit_lanes, [&](int i, Acc sum) {

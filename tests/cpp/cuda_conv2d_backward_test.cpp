@@ -1,20 +1,18 @@
 // The backward of the convolution's CUDA kernels against its definition.
 
-#include "conv2d_backward_oracle.h"
-#include "cuda_call.h"
+#include "conv2d_call.h"
 #include "ddu/conv2d.h"
 #include "ddu/error.h"
 
 namespace {
 
+using conv2d_call::backward;
+using conv2d_call::How;
 using cuda_call::any_rates;
 using cuda_call::Environment;
 using cuda_call::error;
 using cuda_call::has_device;
 using cuda_call::near_rates;
-using cuda_call::Shifted;
-using cuda_call::turned;
-using cuda_call::Workspace;
 using oracle::ConvCase;
 using oracle::ConvGradients;
 
@@ -31,52 +29,6 @@ const ConvCase kCases[] = {
     {{2, 40, 6, 5, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2}}, 34, 2, 4},
     {{1, 40, 7, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 2}}, false, {4, 5}}, 16},
 };
-
-struct How {
-  bool channels_last = false;
-  std::size_t shift = 0;  // elements from where memory is aligned to where every tensor starts
-  bool input = true, weight = true, map = true, mask = true;  // gradients wanted
-};
-
-template <class T, class M>
-struct Gradients {
-  oracle::Tensor<T> input, weight, mask;
-  oracle::Tensor<M> map;
-};
-
-template <class T, class M>
-Gradients<T, M> backward(const oracle::ConvProblem<T, M>& problem, const How& how) {
-  const ddu::Conv2dGeometry& c = problem.c;
-  const ddu::Geometry& g = c.geometry;
-  const auto formatted = [&](const oracle::Tensor<T>& tensor, std::int64_t channels, std::int64_t count, bool back = false) {
-    return how.channels_last ? turned(g.batch, channels, count, tensor, back)
-                             : turned(1, 1, g.batch * channels * count, tensor);
-  };
-  const Shifted<T> grad_output(formatted(problem.grad_output, c.out_channels, g.positions()), how.shift),
-      input(formatted(problem.input, g.channels, g.pixels()), how.shift), weight(problem.weight, how.shift),
-      mask(problem.mask, how.shift);
-  const Shifted<M> map(problem.map, how.shift);
-  const Shifted<T> grad_input(g.input_numel(), how.shift), grad_weight(c.weight_numel(), how.shift),
-      grad_mask(c.mask_numel(), how.shift);
-  const Shifted<M> grad_map(g.map_numel(), how.shift);
-  ddu::Conv2dBackward tensors{};
-  tensors.grad_output = grad_output.data();
-  tensors.input = input.data();
-  tensors.weight = weight.data();
-  tensors.dilation_map = map.data();
-  if (c.has_mask) tensors.mask = mask.data();
-  if (how.input) tensors.grad_input = grad_input.data();
-  if (how.weight) tensors.grad_weight = grad_weight.data();
-  if (how.map) tensors.grad_map = grad_map.data();
-  if (c.has_mask && how.mask) tensors.grad_mask = grad_mask.data();
-  tensors.input_format = how.channels_last ? ddu::MemoryFormat::channels_last : ddu::MemoryFormat::contiguous;
-  const Workspace workspace(ddu::cuda::conv2d_backward_workspace_bytes(c, problem.types(), tensors, false));
-  tensors.workspace = workspace.data();
-  ddu::cuda::conv2d_backward(c, problem.types(), tensors, false, nullptr);
-  EXPECT_TRUE(workspace.kept_within());
-  return {formatted(grad_input.on_host(), g.channels, g.pixels(), true), grad_weight.on_host(), grad_mask.on_host(),
-          grad_map.on_host()};
-}
 
 template <class Input, class Map>
 struct Types {

@@ -15,6 +15,8 @@ CASES = [
     ((1, 5, 31, 30), (21, 5, 5, 5), 1, 1, (2, 1), 2, "zeros"),
     ((2, 96, 18, 17), (130, 48, 3, 3), 4, 3, 1, 1, "border"),
     ((256, 20, 19), (256, 256, 3, 3), 1, 1, 1, 1, "zeros"),
+    ((2, 64, 20, 19), (64, 1, 3, 3), 1, 0, 1, 1, "zeros"),  # depthwise
+    ((3, 12, 18, 17), (24, 1, 7, 5), 3, 2, (2, 1), 2, "border"),
 ]
 
 
@@ -106,6 +108,25 @@ def test_deterministic_gradients_are_those_of_chunks(tf32):
         assert _C.conv2d_supported(*tensors, *options, True)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_depthwise_repeats_and_rounds_nothing_to_tf32(dtype, tf32):
+    tensors = tensors_of(CASES[-1], dtype, "cuda", torch.channels_last)
+    options = CONV2D.read((*CASES[-1][4:6], 1, CASES[-1][6]))
+    grad = torch.randn(CONV2D.output_shape(tensors, options), device="cuda", dtype=dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert _C.conv2d_backward_supported(*tensors, *options, False)
+        once, again = (gradients_of(tensors, options, grad) for _ in range(2))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    leaves = [t.double().requires_grad_() for t in tensors]
+    exact = torch.autograd.grad(CONV2D.reference(tuple(leaves), options), leaves, grad.double())
+    for ours, same, right in zip(once, again, exact, strict=True):
+        assert torch.equal(ours, same)
+        assert relative_error(ours, right) < (1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_other_devices_have_none():

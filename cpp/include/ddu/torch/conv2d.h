@@ -222,8 +222,9 @@ inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, 
 ///   output[b, o, oy, ox] = bias[o] + sum over c, t of weight[o, c, t] * mask[b, head of c, t, oy, ox] * S[b, c, t, oy, ox]
 ///
 /// where S is what torch_unfold has at channel c and tap t = ky*kW + kx. On CUDA, kernels that need no columns compute it where
-/// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32. Elsewhere columns are made a few at a time,
-/// for torch's own matrix products, and never all in memory. Sums are float32 for half types, and rounded once.
+/// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32 or it is depthwise. Elsewhere columns are
+/// made a few at a time, for torch's own matrix products, and never all in memory. Sums are float32 for half types, and rounded
+/// once.
 ///
 /// input         [B, C, H, W] or [C, H, W]
 /// weight        [O, C/conv_groups, kH, kW]: how many groups there are follows from C; they divide O, and have nothing to do
