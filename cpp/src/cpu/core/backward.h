@@ -79,6 +79,7 @@ void backward_alone(const Tile<Acc>& tile, const Image<const T>& input, Source&&
     const Tap<Acc> to(tile, ky, kx);
     Tap<Acc> from = to;
     if (!finite) from.with_all_corners();
+    if (sums && rate_sums) return window.scatter_and_add_derivatives(to, from, grads, rate_sums);
     if (sums) window.scatter(to, grads);
     if (rate_sums) window.add_derivatives(from, grads, rate_sums);
   });

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <utility>
 
+#include "corners.h"
 #include "nontemporal.h"
 #include "taps.h"
 #include "window.h"
@@ -56,7 +57,6 @@ class ChannelWindow {
  public:
   static constexpr int M = kLanes<Acc>;
   using V = Vec<Acc, M>;
-  using Corners = V[4];  // a c b d
 
   static bool fits(const Tile<Acc>& tile) {
     // A pixel takes as much as a Vec of four; a row of sums is carried to the next in a Stage.
@@ -71,7 +71,7 @@ class ChannelWindow {
         pixel_(static_cast<Acc*>(window)),
         pair_(pixel_ + size(tile)),
         sum_(pair_ + 2 * size(tile)),
-        quad_(static_cast<Acc*>(quads)) {
+        quad_(quads ? static_cast<Acc*>(quads) + 4 : nullptr) {
     uniform_ = has_one_rate();
     for (int k = 0; uniform_ && k < tile.geometry.w.kernel_size; ++k) uniform_ = is_run(k);
   }
@@ -79,21 +79,25 @@ class ChannelWindow {
   /// Copies the channel. Returns whether all of it is finite.
   template <class T>
   bool load(const Image<const T>& input) {
-    const bool finite = Window<Acc, 1>(pixel_, transfer_).load(tile_, input, 1);
-    if (uniform_) return finite;
-    const std::int64_t count = tile_.extent() - tile_.x.extent;
-    const Acc* __restrict up = pixel_, * __restrict down = pixel_ + tile_.x.extent;
-    Acc* __restrict pair = pair_;
-    for (std::int64_t i = 0; i < count; ++i) {
-      pair[2 * i] = up[i];
-      pair[2 * i + 1] = down[i];
-    }
-    return finite;
+    Window<Acc, 1> window(pixel_, transfer_);
+    if (uniform_) return window.load(tile_, input, 1);
+    const std::int64_t pitch = tile_.x.extent;
+    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
+    window.load_plane(tile_, input, [&](std::int64_t first, std::int64_t end) {
+      const Acc* __restrict up = pixel_ - pitch, * __restrict down = pixel_;
+      Acc* __restrict pair = pair_ - 2 * pitch;
+      for (std::int64_t i = first; i < end; ++i) spoilt |= nan_unless_finite(down[i]) == 0 ? 0 : 1;
+      for (std::int64_t i = std::max(first, pitch); i < end; ++i) {
+        pair[2 * i] = up[i];
+        pair[2 * i + 1] = down[i];
+      }
+    });
+    return spoilt == 0;
   }
 
   void clear() {
     std::fill_n(sum_, size(tile_), Acc(0));
-    if (!uniform_) std::fill_n(quad_, 4 * (tile_.extent() + M), Acc(0));
+    if (!uniform_) std::fill_n(quad_ - 4, 4 * (tile_.extent() + M), Acc(0));
   }
 
   /// The values of a tap at all positions: see sample() of taps.h.
@@ -114,8 +118,9 @@ class ChannelWindow {
       });
     }
     for (int n = 0; n < tile_.padded; n += M) {
-      Corners q;
-      gather(tap, n, q);
+      Corners<Acc> corners;
+      gather(tap, n, corners);
+      const V(&q)[4] = corners.q;
       const V fy = load(tap.fy + n), fx = load(tap.fx + n);
       if (tap.whole_y && tap.whole_x) {
         store(q[0], values + n);
@@ -150,15 +155,7 @@ class ChannelWindow {
         for (int i = 0; i < length; ++i) target[i] += grad[i];
       });
     }
-    const Tap<Acc> copy = tap;  // which stores through pointers cannot change
-    char* const quads = reinterpret_cast<char*>(quad_);
-    const std::int64_t next = grads.next;
-    grads.for_each_run(tile_, [&](int first, int length, const Acc* grad) {
-      for (int i = 0; i < length; i += M) {
-        scatter(copy, first + i, load(grad + i), quads);
-        prefetch(grad + i + next, sizeof(V));
-      }
-    });
+    for_each_cell<true, false>(tap, tap, grads, nullptr);
   }
 
   /// sums += grad * d(value)/d(rate) at all positions: see add_derivatives() of taps.h.
@@ -180,21 +177,14 @@ class ChannelWindow {
         }
       });
     }
-    const Tap<Acc> copy = tap;  // which stores through pointers cannot change
-    const std::int64_t next = grads.next;
-    grads.for_each_run(tile_, [&](int first, int length, const Acc* grad) {
-      for (int i = 0; i < length; i += M) {
-        const int n = first + i;
-        Corners q;
-        gather(copy, n, q);
-        const V fy = load(copy.fy + n), fx = load(copy.fx + n);
-        const V change = one_axis ? ((copy.centered_y ? q[2] : q[1]) - q[0]) * offset
-                                  : copy.offset_y * slope_y(q[0], q[2], q[1], q[3], fx) +
-                                        copy.offset_x * slope_x(q[0], q[2], q[1], q[3], fy);
-        store(load(sums + n) + load(grad + i) * change, sums + n);
-        prefetch(grad + i + next, sizeof(V));
-      }
-    });
+    for_each_cell<false, true>(tap, tap, grads, sums);
+  }
+
+  /// Both of these. `from` is the same tap for reading values.
+  void scatter_and_add_derivatives(const Tap<Acc>& to, const Tap<Acc>& from, const GradRows<Acc>& grads, Acc* __restrict sums) {
+    if (!uniform_ && !(from.centered_y && from.centered_x)) return for_each_cell<true, true>(to, from, grads, sums);
+    scatter(to, grads);
+    add_derivatives(from, grads, sums);
   }
 
   /// Adds the sums to the image's.
@@ -204,36 +194,37 @@ class ChannelWindow {
   }
 
  private:
-  /// Where the cells of M positions are: worked out in vectors, else each takes longer than what is done with it.
-  struct Places {
-    alignas(64) std::uint32_t byte[M];
-
-    Places(const Tap<Acc>& tap, int n, std::uint32_t cell_bytes) {
-      Vec<std::uint32_t, M> row, column;
-      std::memcpy(&row, tap.row + n, sizeof row);
-      std::memcpy(&column, tap.column + n, sizeof column);
-      const Vec<std::uint32_t, M> place = (row + column) * cell_bytes;
-      std::memcpy(byte, &place, sizeof place);
-    }
-  };
-
-  /// Of M positions, onto quads.
-  static void scatter(const Tap<Acc>& tap, int n, const V& grad, char* quads) {
-    const Weights<V> weights(load(tap.fy + n), load(tap.fx + n));
-    Corners q = {weights.a() * grad, tap.whole_y ? V{} : weights.c() * grad, tap.whole_x ? V{} : weights.b() * grad,
-                 tap.whole_y || tap.whole_x ? V{} : weights.d() * grad};
-    turn(q);
-    const Places place(tap, n, 4 * sizeof(Acc));
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) {
-      char* const target = quads + place.byte[i];
-      Vec<Acc, 4> sum, share;
-      std::memcpy(&sum, target, sizeof sum);
-      std::memcpy(&share, reinterpret_cast<const char*>(&q[i % 4]) + static_cast<std::size_t>(i / 4) * sizeof share,
-                  sizeof share);
-      sum += share;
-      std::memcpy(target, &sum, sizeof sum);
-    }
+  /// Scatters, adds derivatives, or both: what takes a cell to where it lies is then done once.
+  template <bool kScatter, bool kDerive>
+  void for_each_cell(const Tap<Acc> to, const Tap<Acc> from, const GradRows<Acc> grads, Acc* __restrict sums) const {
+    // Parameters and what is read here are copies, which stores through pointers cannot change.
+    char* const quads = reinterpret_cast<char*>(quad_);
+    const char* const pairs = reinterpret_cast<const char*>(pair_);
+    const bool one_axis = from.centered_y || from.centered_x;
+    const Acc offset = from.centered_y ? from.offset_x : from.offset_y;
+    grads.for_each_run(tile_, [&](int first, int length, const Acc* gradients) {
+      for (int i = 0; i < length; i += M) {
+        const int n = first + i;
+        const Places<Acc> place(to, n);
+        const V grad = load(gradients + i), fy = load(to.fy + n), fx = load(to.fx + n);
+        if constexpr (kDerive) {
+          Corners<Acc> corners;
+          corners.load([&](int j) { return pairs + place[j]; });
+          const V(&q)[4] = corners.q;
+          const V change = one_axis ? ((from.centered_y ? q[2] : q[1]) - q[0]) * offset
+                                    : from.offset_y * slope_y(q[0], q[2], q[1], q[3], fx) +
+                                          from.offset_x * slope_x(q[0], q[2], q[1], q[3], fy);
+          store(load(sums + n) + grad * change, sums + n);
+        }
+        if constexpr (kScatter) {
+          const Weights<V> weights(fy, fx);
+          Corners<Acc> shares{{weights.a() * grad, to.whole_y ? V{} : weights.c() * grad, to.whole_x ? V{} : weights.b() * grad,
+                               to.whole_y || to.whole_x ? V{} : weights.d() * grad}};
+          shares.add_to([&](int j) { return quads + 2 * place[j]; });
+        }
+        prefetch(gradients + i + grads.next, sizeof(V));
+      }
+    });
   }
 
   /// Numbers of a window of one channel; blocks are written past the end.
@@ -271,85 +262,34 @@ class ChannelWindow {
     for (int n = 0; n < tile_.count; n += length) body(n, length);
   }
 
-  /// From four numbers a position to a vector for each of the four, and back: where `turned`, position i lies in vector i % 4,
-  /// i / 4 fours from its start.
-  static void turn(Corners& q) {
-    constexpr auto lanes = std::make_integer_sequence<int, M>{};
-    exchange<1>(q[0], q[1], lanes);
-    exchange<1>(q[2], q[3], lanes);
-    exchange<2>(q[0], q[2], lanes);
-    exchange<2>(q[1], q[3], lanes);
-  }
-  /// Turns the fours that lie at at(0) .. at(M - 1).
-  template <class At>
-  static void turn_from(At at, Corners& q) {
-#pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) q[j] = fours(at, j, std::make_integer_sequence<int, M / 4>{});
-    turn(q);
-  }
-  template <class At, int... I>
-  static V fours(At at, int j, std::integer_sequence<int, I...>) {
-    Vec<Acc, 4> part[M / 4];
-    (std::memcpy(&part[I], at(4 * I + j), sizeof part[I]), ...);
-    return joined(part);
-  }
-  template <int N>
-  static V joined(const Vec<Acc, 4> (&part)[N]) {
-#if defined(DDU_VECTORS)
-    if constexpr (N == 1) {
-      return part[0];
-    } else if constexpr (N == 2) {
-      return __builtin_shufflevector(part[0], part[1], 0, 1, 2, 3, 4, 5, 6, 7);
-    } else {
-      const auto low = __builtin_shufflevector(part[0], part[1], 0, 1, 2, 3, 4, 5, 6, 7);
-      const auto high = __builtin_shufflevector(part[2], part[3], 0, 1, 2, 3, 4, 5, 6, 7);
-      return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    }
-#else
-    return part[0];
-#endif
-  }
   /// The corners of the cells of M positions.
-  void gather(const Tap<Acc>& tap, int n, Corners& q) const {
+  void gather(const Tap<Acc>& tap, int n, Corners<Acc>& corners) const {
     const char* const pairs = reinterpret_cast<const char*>(pair_);
-    const Places place(tap, n, 2 * sizeof(Acc));
-    turn_from([&](int i) { return pairs + place.byte[i]; }, q);
+    const Places<Acc> place(tap, n);
+    corners.load([&](int i) { return pairs + place[i]; });
   }
 
-  /// v one lane further, and the last of the vector before it.
-  template <int... I>
-  static V further(V before, V v, std::integer_sequence<int, I...>) {
-#if defined(DDU_VECTORS)
-    return __builtin_shufflevector(before, v, (M - 1 + I)...);
-#else
-    return before + v;
-#endif
-  }
-
-  /// Adds quads to the sums of pixels. A row's last vector runs on into the next row, whose part of it is nobody's.
+  /// Adds quads to the sums of pixels. A row's last vector runs on into the next row, whose part of it is nobody's. The last
+  /// cell of a row is no tap's, so that what lies to the left of a row is 0.
   void fold() {
-    constexpr auto lanes = std::make_integer_sequence<int, M>{};
     const int pitch = tile_.x.extent;
     Acc* const carried = static_cast<Acc*>(transfer_);  // to the next row
     std::fill_n(carried, pitch + M, Acc(0));
     for (int r = 0; r < tile_.y.extent; ++r) {
-      V b{}, d{};
+      const Acc* const quads = quad_ + 4 * std::int64_t{r} * pitch;
+      Acc* const row = sum_ + std::int64_t{r} * pitch;
       for (int x = 0; x < pitch; x += M) {
-        const Acc* const quads = quad_ + 4 * (std::int64_t{r} * pitch + x);
-        Corners q;
-        turn_from([&](int i) { return quads + 4 * i; }, q);
-        const V total = load(carried + x) + (q[0] + further(b, q[2], lanes));
-        Acc* const sums = sum_ + std::int64_t{r} * pitch + x;
+        V sums, below;
+        Corners<Acc>::fold(quads + 4 * x - 2, sums, below);
+        sums += load(carried + x);
+        store(below, carried + x);
         if (x + M <= pitch) {
-          store(load(sums) + total, sums);
+          store(load(row + x) + sums, row + x);
         } else {
           Acc part[M];
-          store(total, part);
-          for (int i = 0; i < pitch - x; ++i) sums[i] += part[i];
+          store(sums, part);
+          for (int i = 0; i < pitch - x; ++i) row[x + i] += part[i];
         }
-        store(q[1] + further(d, q[3], lanes), carried + x);
-        b = q[2];
-        d = q[3];
       }
     }
   }

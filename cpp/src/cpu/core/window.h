@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "image.h"
+#include "nontemporal.h"
 #include "tile.h"
 #include "vec.h"
 
@@ -34,15 +35,33 @@ class Window {
   /// it is finite.
   template <class T>
   bool load(const Tile<Acc>& tile, const Image<const T>& input, int used) {
-    if constexpr (N == 1) return load_plane(tile, input);
+    if constexpr (N == 1) {
+      std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
+      load_plane(tile, input, [&](std::int64_t first, std::int64_t end) {
+        for (std::int64_t i = first; i < end; ++i) spoilt |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
+      });
+      return spoilt == 0;
+    }
     V nan = input.is_channels_last() && N > 1 ? load_rows(tile, input, used) : load_planes(tile, input, used);
     Acc lanes[N];
     std::memcpy(lanes, &nan, sizeof nan);
     return std::all_of(lanes, lanes + N, [](Acc lane) { return lane == 0; });
   }
 
+  /// The same of one channel, which needs no stage: rows go where they belong. loaded(first, end) is called with pixels that
+  /// are there, one run after the other.
+  template <class T, class Loaded>
+  void load_plane(const Tile<Acc>& tile, const Image<const T>& input, Loaded loaded) {
+    static_assert(N == 1);
+    for_each_piece(tile, [&](const Piece& piece) {
+      piece.read(tile, input, 0, piece.source(tile, input), pixel + piece.first);
+      loaded(piece.first, piece.first + piece.length);
+    });
+  }
+
   /// Adds to `used` channels: what lies outside the image is nobody's or, with padding_mode border, its nearest pixel's.
   DDU_ONE_COPY void add_to(const Sums<Acc>& sums, const Tile<Acc>& tile, int used) {
+    constexpr int kAhead = 2;  // rows of the image that are asked for while one is added to
     const Sampler<Acc>& columns = tile.sample_x;
     for_each_piece(tile, [&](const Piece& piece) {
       const int first = piece.first, length = piece.length, y = piece.y, x = piece.x, left = piece.left, right = piece.right;
@@ -63,6 +82,9 @@ class Window {
         const Acc* __restrict values = stage_.row[c];
         if constexpr (N == 1) values = pixel + first;
         Acc* __restrict target = sums.at(c, y, x);
+        if (step == 1 && sums.has(y + kAhead)) {  // its lines lie apart, where the processor does not look ahead
+          prefetch(target + left + kAhead * sums.width, (right - left) * static_cast<std::int64_t>(sizeof(Acc)));
+        }
         for (int i = 0; columns.border && i < left; ++i) target[-x * step] += values[i];
         if (step == 1) {
           for (int i = left; i < right; ++i) target[i] += values[i];
@@ -101,17 +123,6 @@ class Window {
       if (right < length) std::fill(row + right, row + length, outside(length - 1));
     }
   };
-
-  /// Of one channel, which needs no stage: rows go where they belong, and are looked at together.
-  template <class T>
-  bool load_plane(const Tile<Acc>& tile, const Image<const T>& input) {
-    for_each_piece(tile,
-                   [&](const Piece& piece) { piece.read(tile, input, 0, piece.source(tile, input), pixel + piece.first); });
-    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
-    const std::int64_t count = tile.extent();
-    for (std::int64_t i = 0; i < count; ++i) spoilt |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
-    return spoilt == 0;
-  }
 
   /// From channels that lie apart. Returns 0 in each lane whose values are all finite, else NaN.
   template <class T>
