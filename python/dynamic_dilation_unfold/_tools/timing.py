@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -118,8 +119,10 @@ def peak(job: Job, device: torch.device) -> int:
         job()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        job()
+    with warnings.catch_warnings():  # torch 2.11 warns, once, whoever profiles without a schedule
+        warnings.filterwarnings("ignore", "Warning. Profiler clears events")
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            job()
     assert profile.profiler
     alive = most = 0
     results: Any = profile.profiler.kineto_results
