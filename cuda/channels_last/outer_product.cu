@@ -185,6 +185,8 @@ void visit_backward(const HeadGeometry& h, Types types, const OuterProduct& give
   });
 }
 
+bool rows_aligned(const OuterProduct& given) { return is_aligned(given.image, 16) && is_aligned(given.grad_image, 16); }
+
 bool any_wanted(const OuterProduct& given) {
   return given.grad_image || given.grad_values || given.grad_factors || given.grad_map || given.grad_weight;
 }
@@ -195,7 +197,8 @@ std::size_t outer_product_workspace_bytes(const HeadGeometry& h, Types types, co
   check_types(types);
   if (!any_wanted(given) || h.geometry.columns_numel() == 0) return 0;
   std::size_t bytes = 0;
-  for (const bool aligned : {true, false}) {  // which of the two the call will be is not known
+  for (const bool aligned : {true, false}) {  // which of the two the call will be aggregate and correlate do not know
+    if (given.weight && aligned != rows_aligned(given)) continue;
     visit_backward(h, types, given, deterministic, aligned,
                    [&](const auto& backward) { bytes = std::max(bytes, backward.bytes()); });
   }
@@ -216,8 +219,7 @@ void outer_product(const HeadGeometry& h, Types types, const OuterProduct& given
     clear(given.grad_weight, types.input, h.geometry.channels * given.outputs * h.geometry.taps());
     return clear(given.grad_map, types.map, h.geometry.map_numel());
   }
-  const bool aligned = is_aligned(given.image, 16) && is_aligned(given.grad_image, 16);
-  visit_backward(h, types, given, deterministic, aligned, [&](const auto& backward) { backward.run(stream); });
+  visit_backward(h, types, given, deterministic, rows_aligned(given), [&](const auto& backward) { backward.run(stream); });
 }
 
 }  // namespace ddu::cuda::channels_last
