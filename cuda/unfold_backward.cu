@@ -3,13 +3,15 @@
 //     clear_kernel          zeros in grad_input, where blocks add to it and do not clear it themselves
 //     backward_kernel       both gradients, tile by tile; marks the tiles whose window does not fit
 //     add_windows_kernel    deterministic: grad_input from the windows that tiles stored
-//     fallback_kernel       deterministic: what could not be stored, in three phases that most often find nothing
+//     (wide tiles, and the channels-last kernels, for the tiles that are marked)
+//     fallback_kernel       deterministic: gradients that neither took, which most often are none
 //     convert_kernel        half types: float32 sums of grad_input, rounded once
 //     add_arrays_kernel     grad_map from sums kept apart or in float32
 //
 // Some of them start while the one before still runs (Grid::overlap, core/dependent_launch.cuh).
 
 #include "channels_last/columns.h"
+#include "channels_last/plan.h"
 #include "core/elementwise.cuh"
 #include "core/workspace.h"
 #include "planar/backward_plan.h"
@@ -32,14 +34,16 @@ struct Scratch {
   Acc* map_sums = nullptr;         // arrays of sums for grad_map, first those of backward_kernel
   std::int64_t map_arrays = 0;     // all of them: the channels-last kernels write the first ones, at positions of marked tiles
   unsigned char* rest = nullptr;   // of the channels-last kernels
-  // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were, and `rest` after them.
+  // Of a deterministic backward, as in BackwardPointers. FixedPointSums lie where the windows were, as do `planes` and `rest`
+  // before.
   float* window_sums = nullptr;
   unsigned long long* high = nullptr;
   unsigned* low = nullptr;
   WindowRect* window_rects = nullptr;
   unsigned long long* largest = nullptr;
   unsigned char* fallback_marks = nullptr;
-  std::size_t zeroed_bytes = 0;  // of largest and fallback_marks, which have to be zero before the first kernel
+  OrderedPlanes planes{};        // of wide tiles; their `largest` is of the channels-last kernels too
+  std::size_t zeroed_bytes = 0;  // of largest, fallback_marks and planes.largest, zero before the first kernel
 
   Scratch(const Geometry& g, Types types, const UnfoldBackward& given, const BackwardPlan<T>& plan, Workspace& workspace) {
     const std::int64_t groups = g.batch * g.groups, tiles = plan.p.by_tiles.divisor;
@@ -54,6 +58,7 @@ struct Scratch {
         map_sums = workspace.take<Acc>(std::max<std::int64_t>(map_arrays, 1) * g.map_numel());
     }
     Workspace after = workspace;
+    if (plan.stores_windows() && plan.wide_kernel) planes.words = after.take<unsigned long long>(g.input_numel());
     if (plan.leaves_rest) {
       const auto bytes = channels_last::unfold_backward_workspace_bytes(g, types, given, plan.deterministic, true);
       rest = after.take<unsigned char>(static_cast<std::int64_t>(bytes));
@@ -66,9 +71,13 @@ struct Scratch {
       workspace = Workspace::overlay(Workspace::overlay(windows, sums), after);
       window_rects = workspace.take<WindowRect>(groups * tiles);
       const std::size_t before = workspace.bytes();
-      const std::int64_t vecs = groups * ceil_div(g.group_channels(), kBackwardVec);
-      largest = workspace.take<unsigned long long>(vecs);
-      fallback_marks = workspace.take<unsigned char>(vecs * (1 + tiles));
+      const std::int64_t channels = g.batch * g.channels;
+      largest = workspace.take<unsigned long long>(channels);
+      constexpr std::int64_t kHead = sizeof(FallbackHead);
+      fallback_marks = workspace.take<unsigned char>(kHead + channels * (1 + tiles));
+      if (fallback_marks) fallback_marks += kHead;
+      planes.largest = workspace.take<unsigned long long>(channels);
+      planes.fallback_marks = fallback_marks;
       zeroed_bytes = workspace.bytes() - before;
     } else {
       workspace = after;
@@ -117,10 +126,11 @@ class Call {
     sum_tiles();
     if (given_.grad_input && plan_.deterministic) {
       add_windows();
-      add_fallback();
     }
+    if (plan_.stores_windows()) channels_last::prepare_rest(g_, types_, rest_call(), stream_, rest());
     if (plan_.wide_kernel) sum_wide_tiles();
     if (plan_.leaves_rest) add_rest();
+    if (plan_.stores_windows()) add_fallback();
     if constexpr (sizeof(T) == 2) {
       if (given_.grad_input) convert_input();
     }
@@ -160,7 +170,9 @@ class Call {
   void sum_wide_tiles() {
     BackwardPointers<T> tensors = tensors_;
     tensors.wide = plan_.wide;
-    tensors.map_stride = 0;
+    if (!plan_.deterministic) tensors.map_stride = 0;
+    tensors.high = scratch_.planes.words;
+    tensors.largest = scratch_.planes.largest;
     Params<Acc> p = plan_.wide_p;
     p.vec4 = plan_.p.vec4;
     launch(plan_.wide_kernel, {blocks_of(p, g_), plan_.wide_config.threads, p.capacity * plan_.wide_config.element_bytes, true},
@@ -178,18 +190,19 @@ class Call {
     }
   }
 
-  /// Adds channels of tiles whose gradients have no fixed-point unit.
+  /// Adds gradients of tiles for which there is no fixed-point unit, or no unit of ordered sums.
   void add_fallback() {
-    Params<Acc> p = plan_.p;
-    const std::int64_t vecs = ceil_div(g_.group_channels(), kBackwardVec), all = vecs * g_.groups * g_.batch;
-    p.block_channels = kBackwardVec;
-    p.by_channel_blocks = Divider(static_cast<unsigned>(vecs));
-    // As many blocks as fill the device, and a few more: most often nothing is marked, and they only look.
-    const std::int64_t enough = std::max<std::int64_t>(8, ceil_div(1024, all));
-    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
-    for (const auto kernel :
-         {fallback_kernel<T, PrepareSums>, fallback_kernel<T, ScatterIntoSums>, fallback_kernel<T, AddSums>}) {
-      launch(kernel, {grid_size(blocks * all), FallbackBlock<T>::kThreads, 0, true}, stream_, p, tensors_, blocks);
+    if constexpr (std::is_same_v<Acc, float>) {
+      Params<float> p = plan_.p;
+      const std::int64_t channels = g_.batch * g_.channels;
+      p.block_channels = 1;
+      p.by_channel_blocks = Divider(static_cast<unsigned>(g_.group_channels()));
+      const std::int64_t enough = std::max<std::int64_t>(8, ceil_div(1024, channels));
+      const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(p.by_tiles.divisor, enough));
+      const unsigned pieces = grid_size(blocks * channels), few = static_cast<unsigned>(2 * current_device().multiprocessors);
+      const unsigned long long* of_sample = scratch_.planes.largest;
+      launch(fallback_kernel<T>, {std::min(pieces, few), FallbackBlock<T>::kThreads, 0, true}, stream_, p, tensors_, of_sample,
+             blocks, pieces);
     }
   }
 
@@ -217,8 +230,15 @@ class Call {
 
   /// Both gradients of the tiles without a window, by the channels-last kernels, which end at once where there are none.
   void add_rest() {
+    const channels_last::Rest of = rest();
+    channels_last::unfold_backward(g_, types_, rest_call(), plan_.deterministic, stream_, &of);
+  }
+  UnfoldBackward rest_call() const {
     UnfoldBackward given = given_;
     given.workspace = scratch_.rest;
+    return given;
+  }
+  channels_last::Rest rest() const {
     channels_last::Rest rest{};
     rest.tiles = {scratch_.marks,        plan_.p.tile_height,
                   plan_.p.tile_columns,  plan_.p.by_tiles.divisor,
@@ -226,7 +246,8 @@ class Call {
     rest.grad_input = tensors_.grad_input;
     rest.grad_map_is_whole = !plan_.deterministic;
     rest.grad_map = tensors_.grad_map;
-    channels_last::unfold_backward(g_, types_, given, plan_.deterministic, stream_, &rest);
+    rest.planes = scratch_.planes;
+    return rest;
   }
 
   const Geometry& g_;
@@ -253,6 +274,40 @@ bool goes_channels_last(const Geometry& g, Types types, const UnfoldBackward& gi
          g.taps() > kMaxFixedPointTaps || g.padding_mode != PaddingMode::zeros || requested_path() == Path::channels_last;
 }
 
+/// A deterministic call with channels_last tensors that turns them to planes, and its gradient back: windows cost less than
+/// ordered sums of rows, by more than that.
+struct ByPlanes {
+  UnfoldBackward given;  // of the planes
+  std::size_t bytes;
+
+  ByPlanes(const Geometry& g, Types types, const UnfoldBackward& tensors) : given(tensors) {
+    given.input_format = MemoryFormat::contiguous;
+    const auto bytes_of_planes = unfold_backward_workspace_bytes(g, types, given, true);
+    const std::int64_t bytes_of_input = g.input_numel() * static_cast<std::int64_t>(size_of(types.input));
+    Workspace workspace(tensors.workspace);
+    if (tensors.grad_map) given.input = workspace.take<unsigned char>(bytes_of_input);
+    given.grad_input = workspace.take<unsigned char>(bytes_of_input);
+    given.workspace = workspace.take<unsigned char>(static_cast<std::int64_t>(bytes_of_planes));
+    bytes = workspace.bytes();
+  }
+  /// Whether a call may go this way, if its tensors are aligned.
+  static bool suits(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic) {
+    UnfoldBackward given = tensors;
+    given.input_format = MemoryFormat::contiguous;
+    return deterministic && tensors.input_format == MemoryFormat::channels_last && tensors.grad_input &&
+           !goes_channels_last(g, types, given) &&
+           g.group_channels() % (16 / static_cast<std::int64_t>(size_of(types.input))) == 0;
+  }
+  void run(const Geometry& g, Types types, const UnfoldBackward& tensors, Stream stream) const {
+    const RowLayout rows = channels_last::own_rows(g);
+    if (given.grad_map) {
+      channels_last::rows_to_planes(g, types.input, rows, tensors.input, const_cast<void*>(given.input), stream);
+    }
+    unfold_backward(g, types, given, true, stream);
+    channels_last::planes_to_rows(g, types.input, rows, {}, given.grad_input, tensors.grad_input, {}, nullptr, stream);
+  }
+};
+
 }  // namespace
 
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& tensors, bool deterministic) {
@@ -261,7 +316,9 @@ std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, cons
   UnfoldBackward given = tensors;
   given.input_format = format_to_read(g, types, tensors.input_format);
   if (goes_channels_last(g, types, given)) {
-    return channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
+    const auto bytes_of_rows = channels_last::unfold_backward_workspace_bytes(g, types, given, deterministic);
+    if (!ByPlanes::suits(g, types, given, deterministic)) return bytes_of_rows;
+    return std::max(bytes_of_rows, ByPlanes(g, types, given).bytes);
   }
   std::size_t bytes = 0;
   visit_planar(types, [&](auto* type) {
@@ -285,6 +342,9 @@ void unfold_backward(const Geometry& g, Types types, const UnfoldBackward& tenso
     return;
   }
   if (goes_channels_last(g, types, given)) {
+    if (ByPlanes::suits(g, types, given, deterministic) && is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)) {
+      return ByPlanes(g, types, given).run(g, types, given, stream);
+    }
     return channels_last::unfold_backward(g, types, given, deterministic, stream);
   }
   visit_planar(types, [&](auto* type) {

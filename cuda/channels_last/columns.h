@@ -2,6 +2,7 @@
 
 // Host side of the channels-last way: unfold and its backward, at any rates, from either memory format.
 
+#include "../core/ordered_sums.cuh"
 #include "ddu/geometry.h"
 #include "ddu/unfold.h"
 #include "marks.cuh"
@@ -19,7 +20,14 @@ struct Rest {
   void* grad_map;          // sums, or arrays of them; null if not wanted
   bool grad_map_is_whole;  // sums to add to, as grad_map_arrays() == 0 says; else arrays to write, zero so far at the positions
                            // of marked tiles
+  // Deterministic: sums that wide tiles have added to, or null, which come to grad_input beside those of these kernels; the
+  // largest gradients, zero before prepare_rest; and marks of those that are left out.
+  OrderedPlanes planes;
 };
+
+/// The first step of a deterministic call's rest, before wide tiles add to rest.planes: what these kernels need, and zeros and
+/// units for both.
+void prepare_rest(const Geometry& g, Types types, const UnfoldBackward& given, Stream stream, const Rest& rest);
 
 /// Scratch memory of the call, or of its rest.
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic,

@@ -7,12 +7,13 @@
 //     (add_arrays_kernel      sums to grad_map, where they are kept apart or its type is a half one)
 //
 // Behind the planar kernels columns_backward_kernel does the first and the fourth too, where both gradients are wanted and sums
-// are floats; else add_to_planes_kernel does the fourth.
+// are floats; else add_to_planes_kernel does the fourth, and of a deterministic call prepare_rest_kernel the first two.
 
 #include "../core/elementwise.cuh"
 #include "columns.h"
 #include "columns_backward.cuh"
 #include "plan.h"
+#include "prepare_rest.cuh"
 #include "rows_to_planes.cuh"
 
 namespace ddu::cuda::channels_last {
@@ -41,7 +42,7 @@ class Backward {
       if (given.grad_input) {
         const std::size_t before = workspace.bytes();
         strange_ = workspace.template take<unsigned>(ceil_div(numel_, 16));
-        largest_ = workspace.template take<unsigned long long>(g.batch * g.channels);
+        if (!is_rest) largest_ = workspace.template take<unsigned long long>(g.batch * g.channels);
         zeroed_ = workspace.bytes() - before;
       }
     }
@@ -57,6 +58,22 @@ class Backward {
   std::size_t bytes() const { return bytes_; }
   std::int64_t map_arrays() const { return map_arrays_; }
 
+  /// The first step of a deterministic call's rest.
+  void prepare_rest(Stream stream) const {
+    if constexpr (Sums::kOrdered && sizeof(T) < 8) {
+      const Conversion<T> conversion(g_, rows_);
+      RowsToClear to_clear = sums_to_clear();
+      to_clear.array = reinterpret_cast<uint4*>(strange_);
+      to_clear.array_size = static_cast<std::int64_t>(zeroed_ / sizeof(uint4));
+      const auto search = largest_search(static_cast<const T*>(given_.grad_output), g_.batch * g_.channels,
+                                         g_.taps() * g_.positions(), rest_->planes.largest, true);
+      const unsigned blocks = 2 * few_blocks(std::max(conversion.blocks, search.blocks));
+      launch(prepare_rest_kernel<T>, {blocks, kRowThreads, conversion.shared, true}, stream, params_.tiles, search,
+             conversion.work(given_.input, copy_, to_clear, nullptr), OrderedPlanesToClear{rest_->planes, g_.pixels()},
+             static_cast<int>(g_.group_channels()));
+    }
+  }
+
   void run(Stream stream) const {
     ColumnsBackwardPointers<T, Sums> tensors{};
     tensors.grad_output = static_cast<const T*>(given_.grad_output);
@@ -66,7 +83,7 @@ class Backward {
     tensors.grad_map = static_cast<Acc*>(rest_ ? rest_->grad_map : map_sums_ ? map_sums_ : given_.grad_map);
     tensors.map_part = (rest_ ? rest_->grad_map_is_whole : map_arrays_ == 0) ? 0 : g_.map_numel();
     tensors.whole = whole_columns(g_, tensors.grad_output, kVec<T>);
-    prepare(tensors, stream);
+    if (!is_prepared()) prepare(tensors, stream);
     tensors.rows = !own_ || ((!given_.grad_map || whole_vectors(g_, given_.input, kVec<T>)) &&
                              (sums_ || !given_.grad_input || whole_vectors(g_, given_.grad_input, kVec<T>)) &&
                              g_.group_channels() % kVec<T> == 0);
@@ -78,16 +95,23 @@ class Backward {
  private:
   /// Whether the kernel of the columns does what comes before and after them, too.
   bool together() const { return rest_ && kTurnsPlanes<T, Sums, BackwardKind::both> && given_.grad_input && given_.grad_map; }
+  /// Whether prepare_rest has done what comes before.
+  bool is_prepared() const { return rest_ && Sums::kOrdered; }
   Sums sums() const {
     Sums sums{};
     sums.words = !given_.grad_input ? nullptr : sums_ ? sums_ : static_cast<Word*>(static_cast<void*>(given_.grad_input));
     if constexpr (Sums::kOrdered) {
       sums.array = numel_;
       sums.strange = strange_;
+      const std::int64_t terms = g_.taps() * g_.positions();
       sums.largest = largest_;
-      int bits_of_count = 0;
-      std::frexp(static_cast<double>(g_.taps() * g_.positions()), &bits_of_count);
-      sums.bits = 62 - bits_of_count;
+      sums.bits = ordered_bits(terms);
+      if (rest_) {
+        const auto of_wide = rest_->planes.template sums<T>(terms);
+        sums.largest = of_wide.largest;
+        sums.bits = of_wide.bits;
+        sums.fallback_marks = of_wide.fallback_marks;
+      }
     }
     return sums;
   }
@@ -112,18 +136,9 @@ class Backward {
     if ((copy_ || beside) && !together()) {
       planes_to_rows(g_, types_.input, rows_, params_.tiles, given_.input, copy_, sums, nullptr, stream);
     }
-    if constexpr (Sums::kOrdered) {
-      if (given_.grad_input) find_largest(tensors, stream);
-    }
-  }
-  void find_largest(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
-    if constexpr (Sums::kOrdered) {
-      const std::int64_t planes = g_.batch * g_.channels, count = g_.taps() * g_.positions();
-      const std::int64_t enough = ceil_div(std::int64_t{16} * current_device().multiprocessors, planes);
-      const auto blocks = static_cast<unsigned>(std::min(enough, ceil_div(count, 256 * kVec<T>)));
-      launch(largest_kernel<T>, {grid_size(blocks * planes), 256, 0, rest_ != nullptr}, stream, params_.tiles,
-             static_cast<int>(g_.group_channels()), tensors.grad_output, count, Divider(blocks),
-             count % kVec<T> == 0 && is_aligned(tensors.grad_output, 16), largest_);
+    if (Sums::kOrdered && given_.grad_input) {
+      const auto search = largest_search(tensors.grad_output, g_.batch * g_.channels, g_.taps() * g_.positions(), largest_);
+      launch(largest_kernel<T>, {search.blocks, LargestSearch<T>::kThreads}, stream, search);
     }
   }
   void scatter(const ColumnsBackwardPointers<T, Sums>& tensors, Stream stream) const {
@@ -170,7 +185,8 @@ class Backward {
         const SumsToPlanes planes = rest_planes();
         const auto of_float = float_sums(sums);
         return launch(add_to_planes_kernel<std::remove_cv_t<decltype(of_float)>>,
-                      {few_blocks(planes.blocks), kRowThreads, 0, true}, stream, planes, params_.tiles, of_float);
+                      {few_blocks(planes.blocks), kRowThreads, 0, true}, stream, planes, params_.tiles, of_float,
+                      rest_->planes);
       }
     }
     const Conversion<T> conversion(g_, rows_);
@@ -233,6 +249,10 @@ void visit_backward(const Geometry& g, Types types, const UnfoldBackward& given,
 }
 
 }  // namespace
+
+void prepare_rest(const Geometry& g, Types types, const UnfoldBackward& given, Stream stream, const Rest& rest) {
+  visit_backward(g, types, given, true, &rest, true, [&](const auto& backward) { backward.prepare_rest(stream); });
+}
 
 std::size_t unfold_backward_workspace_bytes(const Geometry& g, Types types, const UnfoldBackward& given, bool deterministic,
                                             bool rest) {

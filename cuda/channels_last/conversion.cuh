@@ -164,9 +164,9 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
 template <class T>
 __device__ __forceinline__ void turn_marked_planes(const PlanesToRows<T>& conversion, const TileMarks& tiles, char* shared) {
   const TurnTile<T> tile(shared, conversion.params.log_lanes);
-  for (unsigned index; (index = tiles.take_piece(0)) < conversion.blocks; tiles.finish_piece(0))
+  for (unsigned index; (index = tiles.work().take(0)) < conversion.blocks; tiles.work().finish(0))
     conversion.run(index, tiles, tile);
-  tiles.wait_for_pieces(0, conversion.blocks);
+  tiles.work().wait(0, conversion.blocks);
 }
 
 /// All of it, or that of planes with marks: by one block each, or by fewer, where most often there are none.

@@ -40,10 +40,8 @@ __global__ void __launch_bounds__(256)
 
 template <class T>
 void find_largest_of(const void* tensor, std::int64_t planes, std::int64_t count, unsigned long long* largest, Stream stream) {
-  const std::int64_t enough = ceil_div(std::int64_t{16} * current_device().multiprocessors, planes);
-  const auto blocks = static_cast<unsigned>(std::min(enough, ceil_div(count, 256 * kVec<T>)));
-  launch(largest_kernel<T>, {grid_size(blocks * planes), 256}, stream, TileMarks{}, 1, static_cast<const T*>(tensor), count,
-         Divider(blocks), count % kVec<T> == 0 && is_aligned(tensor, 16), largest);
+  const auto search = largest_search(static_cast<const T*>(tensor), planes, count, largest);
+  launch(largest_kernel<T>, {search.blocks, LargestSearch<T>::kThreads}, stream, search);
 }
 
 }  // namespace
@@ -64,6 +62,17 @@ void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const 
     const unsigned blocks = tiles.marks ? few_blocks(conversion.blocks) : conversion.blocks;
     launch(planes_to_rows_kernel<T>, {blocks, kRowThreads, conversion.shared, tiles.marks != nullptr}, stream,
            conversion.work(planes, static_cast<T*>(copy), sums, strange), tiles);
+  });
+}
+
+void rows_to_planes(const Geometry& g, DType type, const RowLayout& rows, const void* pixels, void* planes, Stream stream) {
+  visit(type, [&](auto* element) {
+    using T = std::remove_pointer_t<decltype(element)>;
+    if constexpr (sizeof(T) < 8) {
+      const Conversion<T> conversion(g, rows);
+      launch(rows_to_planes_kernel<T, PixelRows<T>>, {conversion.square_blocks, kRowThreads, 0, true}, stream,
+             conversion.params, PixelRows<T>{static_cast<const T*>(pixels)}, static_cast<T*>(planes), conversion.whole(planes));
+    }
   });
 }
 

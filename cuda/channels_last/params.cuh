@@ -125,16 +125,20 @@ struct WarpWork {
     oy = row + int(p.by_out_width.take(x));
     ox = int(x);
   }
+  /// The planar kernels' tile of that position.
+  template <class Acc>
+  __device__ std::int64_t tile(const RowParams<Acc>& p, int index) const {
+    int oy, ox;
+    place(p, index, oy, ox);
+    unsigned x = unsigned(ox);
+    return std::int64_t{oy / p.tiles.tile_height} * p.tiles.tile_columns + p.tiles.by_tile_width.take(x);
+  }
   /// Whether that position is one of ours.
   template <class Acc>
   __device__ bool marked(const RowParams<Acc>& p, int index) const {
     if (first_position + index >= p.positions) return false;
     if (!p.tiles.marks) return true;
-    int oy, ox;
-    place(p, index, oy, ox);
-    unsigned x = unsigned(ox);
-    const std::int64_t tile = std::int64_t{oy / p.tiles.tile_height} * p.tiles.tile_columns + p.tiles.by_tile_width.take(x);
-    return p.tiles.marks[(std::int64_t{image} * p.groups + group) * p.tiles.tiles + tile] & TileMarks::kMarked;
+    return p.tiles.marks[(std::int64_t{image} * p.groups + group) * p.tiles.tiles + tile(p, index)] & TileMarks::kMarked;
   }
   /// Whether any of the warp's positions is; the same in all lanes.
   template <class Acc>

@@ -8,6 +8,7 @@
 #include "../core/launch.h"
 #include "../core/workspace.h"
 #include "conversion.cuh"
+#include "ordered_sums.cuh"
 
 namespace ddu::cuda::channels_last {
 
@@ -146,6 +147,24 @@ struct Conversion {
 /// Turns planes into a copy of ours, and clears sums beside it; either may be null. Compiled once, in image_rows.cu.
 void planes_to_rows(const Geometry& g, DType type, const RowLayout& rows, const TileMarks& tiles, const void* planes,
                     void* copy, const RowsToClear& sums, unsigned char* strange, Stream stream);
+
+/// Turns pixels whose vectors of channels are whole to planes. There too.
+void rows_to_planes(const Geometry& g, DType type, const RowLayout& rows, const void* pixels, void* planes, Stream stream);
+
+/// Of `planes` planes of `count` gradients each; perhaps from a `sample` of those, where there are many.
+template <class T>
+LargestSearch<T> largest_search(const T* gradients, std::int64_t planes, std::int64_t count, unsigned long long* largest,
+                                bool sample = false) {
+  const std::int64_t enough = ceil_div(std::int64_t{16} * current_device().multiprocessors, planes);
+  const auto of_plane = static_cast<unsigned>(std::min(enough, ceil_div(count, LargestSearch<T>::kThreads * kVec<T>)));
+  return {gradients,
+          count,
+          largest,
+          Divider(of_plane),
+          grid_size(of_plane * planes),
+          count % kVec<T> == 0 && is_aligned(gradients, 16),
+          sample && count >= 4096};
+}
 
 /// Whether all of a tap's vectors of positions are whole and aligned.
 inline bool whole_columns(const Geometry& g, const void* columns, int vec) {

@@ -1,7 +1,7 @@
 #pragma once
 
-// Sums of a gradient, channels-last, to planes. A thread takes a square of kVec pixels by kVec channels and turns it in
-// registers.
+// Sums of a gradient, or pixels, channels-last, to planes; and ordered sums that wide tiles have in planes. A thread takes a
+// square of kVec pixels by kVec channels and turns it in registers.
 
 #include "conversion.cuh"
 #include "ordered_sums.cuh"
@@ -54,6 +54,24 @@ struct SumsReader<T, FloatingSums<T>> {
     }
   }
 };
+/// Pixels of a channels_last tensor, read as if they were sums.
+template <class T>
+struct PixelRows {
+  static constexpr bool kOrdered = false;
+  const T* words;
+};
+template <class T>
+struct SumsReader<T, PixelRows<T>> {
+  const PixelRows<T>& pixels;
+
+  __device__ SumsReader(const PixelRows<T>& pixels, std::int64_t, int) : pixels(pixels) {}
+  __device__ __forceinline__ void load(std::int64_t at, accumulator_t<T> (&value)[kVec<T>]) const {
+    Bits16<T> some;
+    some.whole = *reinterpret_cast<const uint4*>(pixels.words + at);
+#pragma unroll
+    for (int c = 0; c < kVec<T>; ++c) value[c] = some.get(c);
+  }
+};
 template <class T>
 struct SumsReader<T, OrderedSums<T>> {
   const OrderedSums<T>& sums;
@@ -73,16 +91,17 @@ struct SumsReader<T, OrderedSums<T>> {
   }
 };
 
-/// Writes one channel's pixels, or, kAdd, adds to them. kWhole: they are 16 bytes of T, or several times 16 bytes.
+/// Writes one channel's pixels, or, kAdd, adds to them, which are zero unless `held`. kWhole: they are 16 bytes of T, or
+/// several times 16 bytes.
 template <bool kAdd, bool kWhole, class T, class To>
-__device__ __forceinline__ void store_channel(To* to, const accumulator_t<T> (&value)[kVec<T>], int pixels) {
+__device__ __forceinline__ void store_channel(To* to, const accumulator_t<T> (&value)[kVec<T>], int pixels, bool held) {
   constexpr int kN = kVec<T>;
   if constexpr (kAdd && kWhole) {
 #pragma unroll
     for (int i = 0; i < kN; i += kVec<To>) {
       auto* four = reinterpret_cast<uint4*>(to + i);
-      Bits16<To> bits;
-      bits.whole = *four;
+      Bits16<To> bits{};
+      if (held) bits.whole = *four;
 #pragma unroll
       for (int j = 0; j < kVec<To>; ++j) {
         const To sum = bits.get(j) + To(value[i + j]);
@@ -109,29 +128,81 @@ __device__ __forceinline__ void store_channel(To* to, const accumulator_t<T> (&v
   }
 }
 
-/// What one block does.
+/// Adds what wide tiles have summed in planes.
+template <class T>
+__device__ __forceinline__ void add_ordered_planes(const ConversionParams& p, OrderedSums<T> sums, const OrderedPlanes& of_wide,
+                                                   const ConversionWork<T>& work, bool whole,
+                                                   accumulator_t<T> (&value)[kVec<T>][kVec<T>]) {
+  sums.words = of_wide.words;
+#pragma unroll
+  for (int c = 0; c < kVec<T>; ++c) {
+    if (c >= work.channels) break;
+    const auto unit = sums.unit(work.channel_plane + c);
+    const std::int64_t first = work.plane + c * p.pixels + work.pixel;
+    if (whole) {
+#pragma unroll
+      for (int i = 0; i < kVec<T>; i += 2) {
+        const auto words = *reinterpret_cast<const ulonglong2*>(sums.words + first + i);
+        value[c][i] += sums.scaled(words.x, unit);
+        value[c][i + 1] += sums.scaled(words.y, unit);
+      }
+      continue;
+    }
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) {
+      if (i < work.pixels) value[c][i] += sums.scaled(sums.words[first + i], unit);
+    }
+  }
+}
+
+/// Zeros.
+template <class Acc, int kN>
+__device__ __forceinline__ void clear_square(Acc (&value)[kN][kN]) {
+#pragma unroll
+  for (int c = 0; c < kN; ++c) {
+#pragma unroll
+    for (int i = 0; i < kN; ++i) value[c][i] = 0;
+  }
+}
+
+/// Marks of tiles whose sums are added to planes.
+template <class Sums>
+constexpr unsigned char kLeft = Sums::kOrdered ? TileMarks::kMarked | TileMarks::kWide : TileMarks::kMarked;
+
+/// What one block does. kAdd: planes hold something already, of tiles that were not left, unless `held` says that all were; and
+/// sums may come from planes too.
 template <class T, class Sums, class To, bool kAdd>
 __device__ __forceinline__ void rows_to_planes(const ConversionParams& p, const TileMarks& tiles, const Sums& sums, To* planes,
-                                               bool whole, unsigned block) {
+                                               bool whole, unsigned block, const OrderedPlanes& of_wide = {},
+                                               bool held = true) {
   constexpr int kN = kVec<T>;
+  constexpr bool kBoth = kAdd && Sums::kOrdered;
   const ConversionWork<T> work(p, block);
-  if (kAdd && !tiles.any(work.group_plane * tiles.tiles, tiles.tiles)) return;
+  const std::int64_t first_tile = work.group_plane * tiles.tiles;
+  if (kAdd && !tiles.any<kLeft<Sums>>(first_tile, tiles.tiles) && held) return;
+  const bool in_rows = !kBoth || tiles.any(first_tile, tiles.tiles);
+  const bool in_planes = kBoth && of_wide.words && tiles.any<TileMarks::kWide>(first_tile, tiles.tiles);
   if (work.channels <= 0 || work.pixels <= 0) return;
   const SumsReader<T, Sums> reader(sums, work.channel_plane, work.channels);
   accumulator_t<T> value[kN][kN];  // of a channel, and of a pixel
+  if constexpr (kBoth) clear_square(value);
 #pragma unroll
   for (int i = 0; i < kN; ++i) {
-    if (i >= work.pixels) continue;
+    if (i >= work.pixels || !in_rows) continue;
     accumulator_t<T> pixel[kN];
     reader.load(work.row + i * p.rows.pixel, pixel);
 #pragma unroll
     for (int c = 0; c < kN; ++c) value[c][i] = pixel[c];
   }
+  if constexpr (kBoth) {
+    if (in_planes) add_ordered_planes<T>(p, sums, of_wide, work, whole, value);
+  }
 #pragma unroll
   for (int c = 0; c < kN; ++c) {
     if (c >= work.channels) break;
     To* to = planes + work.plane + c * p.pixels + work.pixel;
-    whole ? store_channel<kAdd, true, T>(to, value[c], work.pixels) : store_channel<kAdd, false, T>(to, value[c], work.pixels);
+    whole ? store_channel<kAdd, true, T>(to, value[c], work.pixels, held)
+          : store_channel<kAdd, false, T>(to, value[c], work.pixels, held);
   }
 }
 
@@ -150,6 +221,7 @@ __host__ __device__ OrderedSums<float> float_sums(const OrderedSums<T>& sums) {
   same.strange = sums.strange;
   same.largest = sums.largest;
   same.bits = sums.bits;
+  same.fallback_marks = sums.fallback_marks;
   return same;
 }
 
@@ -161,16 +233,18 @@ struct SumsToPlanes {
   unsigned blocks;
 
   template <class Sums>
-  __device__ __forceinline__ void run(const TileMarks& tiles, const Sums& sums) const {
+  __device__ __forceinline__ void run(const TileMarks& tiles, const Sums& sums, const OrderedPlanes& of_wide = {},
+                                      bool held = true) const {
 #pragma unroll 1
     for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x)
-      rows_to_planes<float, Sums, float, true>(params, tiles, sums, planes, whole, block);
+      rows_to_planes<float, Sums, float, true>(params, tiles, sums, planes, whole, block, of_wide, held);
   }
 };
 template <class Sums>
 __global__ void __launch_bounds__(kRowThreads)
-    add_to_planes_kernel(const SumsToPlanes planes, const TileMarks tiles, const Sums sums) {
-  if (!tiles.nothing_left()) planes.run(tiles, sums);
+    add_to_planes_kernel(const SumsToPlanes planes, const TileMarks tiles, const Sums sums, const OrderedPlanes of_wide) {
+  if (tiles.nothing_left<kLeft<Sums>>()) return;
+  planes.run(tiles, sums, of_wide, !Sums::kOrdered || !tiles.every<kLeft<Sums>>());
 }
 
 /// Writes planes of T.

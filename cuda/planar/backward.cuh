@@ -12,7 +12,7 @@
 //         3 taps      sums in shared memory += gradient * weight           (grad_input: atomics on integers)
 //                     RateGradient in registers += gradient * derivative   (grad_map)
 //                     the registers of each tap done take its gradient of the next step
-//         4 flush     grad_input += sums, or, deterministic, window_sums = sums; sums = 0
+//         4 flush     grad_input += sums, or, deterministic, window_sums = sums, of wide tiles ordered sums += sums; sums = 0
 //       grad_map <- RateGradient
 //
 // The loop is bound by instructions and by the latency of its loads, which are under way from one step to the next. Whatever
@@ -22,25 +22,22 @@
 
 #include "../core/dependent_launch.cuh"
 #include "../core/tile_config.h"
+#include "backward_sums.cuh"
 #include "backward_taps.cuh"
 #include "window_load.cuh"
-#include "without_window.cuh"
 
 namespace ddu::cuda {
-
-/// What a kernel does with its tiles: it adds their sums to the gradient, or stores them for a deterministic backward; or it
-/// takes wide tiles, of those that another kernel has left, and adds their sums.
-enum class BackwardForm { add, store, wide };
 
 /// The settings of backward_kernel<T, K, kInput, kMap, kForm>. Registers decide how many blocks share a multiprocessor: kernels
 /// of 3x3 hold the gradients of a step there.
 template <class T, int K, bool kInput, bool kMap, BackwardForm kForm>
 __host__ __device__ constexpr TileConfig backward_config() {
-  constexpr int vec = kForm == BackwardForm::wide ? 1 : kBackwardVec;
+  constexpr int vec = is_wide(kForm) ? 1 : kBackwardVec;
   constexpr std::size_t element_bytes = vec * ((kMap ? sizeof(T) : 0) + (kInput ? sizeof(int) : 0));
   constexpr int min_blocks = K != 3 ? 6 : kInput && kMap ? 4 : 5;
   // threads, tile width, blocks a multiprocessor, waves, channels: of a step, of a block at most; bytes and number of elements
   if (kForm == BackwardForm::wide) return {512, 32, 2, 1, vec, 64, element_bytes, 8192};
+  if (kForm == BackwardForm::ordered) return {1024, 32, 1, 1, vec, 64, element_bytes, 16384};
   if (kForm == BackwardForm::store) return {256, 32, 2, 2, kBackwardVec, 32, element_bytes, 2048};
   return {128, 32, min_blocks, kInput && kMap ? 1 : 2, kBackwardVec, 64, element_bytes, 1536};
 }
@@ -126,30 +123,6 @@ __device__ __forceinline__ float* stored_window(const Params<float>& p, const Ba
   return tensors.window_sums + (work.plane(p) * p.by_tiles.divisor + tile) * p.capacity;
 }
 
-/// Leaves channels of a tile, counted from the first of the block, to the kernels of deterministic_fallback.cuh.
-template <int kThreads, class T>
-__device__ __forceinline__ void mark_fallback(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
-                                              int first, int channels) {
-  const int channel = work.channel - work.group * p.group_channels + first;
-  for (int vec = channel / kBackwardVec + int(threadIdx.x); vec * kBackwardVec < channel + channels; vec += kThreads) {
-    unsigned char* marks = tensors.fallback_marks + fallback_index(p, work.image, work.group, vec);
-    marks[0] = marks[1 + work.tile_y * p.tile_columns + work.tile_x] = 1;
-  }
-}
-
-/// Channels of a tile that fixed-point sums cannot take, counted from the first of the block: to the fallback, or in floating
-/// point straight onto the gradient.
-template <bool kDeterministic, int kThreads, class T>
-__device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const BackwardPointers<T>& tensors,
-                                                  const WorkTile& work, const Position<float>& position, const T* columns,
-                                                  float* grad_input, int first, int channels) {
-  if constexpr (kDeterministic) {
-    mark_fallback<kThreads>(p, tensors, work, first, channels);
-  } else {
-    scatter_without_window(p, position, columns, channels, AddTo<float>{grad_input});
-  }
-}
-
 /// Whether wide tiles take a tile of such rates. Windows start at multiples of four pixels, and cells at whole ones.
 __device__ __forceinline__ bool wide_tiles_take(const Params<float>& p, const WideTiles& wide, const Window& window) {
   const float rows = window.inner_extent(p.y, wide.tile_height, p.kernel_h) + 2,
@@ -190,48 +163,6 @@ __device__ __forceinline__ bool takes_tile(const Params<float>& p, const Backwar
   }
   if (kStore) note_rect(p, tensors, work, window, window.rows);
   return true;
-}
-
-/// Adds four sums onto a plane of the gradient.
-__device__ __forceinline__ void add_vec4(const Params<float>& p, const WindowVec4& vec4, float* plane, const float4& sum) {
-  if (vec4.inside == 0 || (sum.x == 0 && sum.y == 0 && sum.z == 0 && sum.w == 0)) return;
-  float* target = plane + vec4.pixel;
-#if __CUDA_ARCH__ >= 900
-  if (p.vec4) {
-    asm volatile("red.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(target), "f"(sum.x), "f"(sum.y), "f"(sum.z), "f"(sum.w)
-                 : "memory");
-    return;
-  }
-#endif
-  const float sums[4] = {sum.x, sum.y, sum.z, sum.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if ((vec4.inside >> i & 1) && sums[i] != 0) atomicAdd(target + i, sums[i]);
-  }
-}
-
-/// Phase 4: the window of sums, `valid` channels of it, onto planes of the gradient or into stored windows. Leaves it zero.
-template <bool kDeterministic, int kThreads, int kVec>
-__device__ __forceinline__ void flush_sums(const Params<float>& p, const Window& window, const WindowVec4& first, int* sums,
-                                           const FixedPointScales<kVec>& scales, float* target, std::int64_t target_stride,
-                                           int valid) {
-  const auto flush = [&](const WindowVec4& vec4) {
-    if (!vec4.used) return;
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      int4& fixed = *reinterpret_cast<int4*>(sums + j * p.capacity + vec4.element);
-      const float unit = scales.to_float[j];
-      const float4 sum = make_float4(fixed.x * unit, fixed.y * unit, fixed.z * unit, fixed.w * unit);
-      if constexpr (kDeterministic) {
-        if (j < valid) *reinterpret_cast<float4*>(target + j * target_stride + vec4.element) = sum;
-      } else {
-        if (j < valid) add_vec4(p, vec4, target + j * target_stride, sum);
-      }
-      fixed = make_int4(0, 0, 0, 0);
-    }
-  };
-  flush(first);
-  for_each_further_vec4<kThreads>(p, window, flush);
 }
 
 /// Phase 2: the fixed-point units of a step's gradients.
@@ -287,7 +218,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
     backward_kernel(const Params<float> p, const BackwardPointers<T> tensors) {
   constexpr TileConfig kConfig = backward_config<T, K, kInput, kMap, kForm>();
   constexpr int kThreads = kConfig.threads, kVec = kConfig.vec, kTaps = K * K;
-  constexpr bool kWide = kForm == BackwardForm::wide;
+  constexpr bool kWide = is_wide(kForm);
   const bool with_map = kMap && (!kWide || tensors.grad_map);  // wide tiles then work out what nobody reads
   constexpr bool kStore = kForm == BackwardForm::store;        // windows of sums, which add_windows_kernel adds up
   using Taps = BackwardTaps<T, K, kInput, kMap, kThreads, kVec>;
@@ -326,8 +257,8 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
     FixedPointScales<kVec> scales{};  // 2 scale
     if (kInput) {
       scales = choose_scales<kThreads>(reader, grad, columns, left, max_taps, largest_slots);
-      if (!scales.usable) {
-        scatter_otherwise<kStore, kThreads>(p, tensors, work, position, columns, target, work.channels - left, min(left, kVec));
+      if (!has_units<kForm>(p, tensors, work, left, scales)) {
+        scatter_otherwise<kForm, kThreads>(p, tensors, work, position, columns, target, work.channels - left, min(left, kVec));
         scales = FixedPointScales<kVec>{};  // the fixed-point sums stay zero
       }
     }
@@ -352,7 +283,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
     __syncthreads();
     if (kInput) {  // 4 flush
       const std::int64_t target_stride = kStore ? std::int64_t{p.by_tiles.divisor} * p.capacity : p.pixels();
-      flush_sums<kStore, kThreads>(p, window, vec4, sums, scales, target, target_stride, left);
+      flush_sums<kForm, kThreads>(p, tensors, work, window, vec4, sums, scales, target, target_stride, left);
       target += kVec * target_stride;
     }
     columns = next;

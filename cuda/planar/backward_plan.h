@@ -11,9 +11,10 @@
 //                                                       +------------------------+
 //
 // A window of a wide tile holds the reach of four times the positions: its pixels are fewer for each of them, and so are the
-// additions to the gradient in L2, which bound the channels-last kernels. One channel at a time leaves room for that. Where a
-// group has one channel, a step of two would do half of its work for nothing; and sizes other than 3x3, which hold no gradients
-// in registers, are faster with more threads for a window, if both gradients are wanted: there wide tiles take all.
+// additions to the gradient in L2, which bound the channels-last kernels. One channel at a time leaves room for that. Of a
+// deterministic call the small ones store their windows, and wide ones add integers to ordered sums (core/ordered_sums.cuh).
+// Where a group has one channel, a step of two would do half of its work for nothing; and sizes other than 3x3, which hold no
+// gradients in registers, are faster with more threads for a window, if both gradients are wanted: there wide tiles take all.
 
 #include "../core/make_params.h"
 #include "backward.cuh"
@@ -44,7 +45,7 @@ struct BackwardPlan {
   bool block_clears;        // blocks clear the planes of grad_input that they add to
   std::int64_t map_arrays;  // sums for the map that are kept apart; 0 where all are added to one
   bool leaves_tiles;        // tiles whose window does not fit may be marked
-  bool leaves_rest;         // and not all of them are wide tiles'
+  bool leaves_rest;         // and not all of them are wide tiles', or their sums need the channels-last kernels' last step
   // Of wide tiles, which take what is left and fits in their windows.
   WideTiles wide;
   TileConfig wide_config{};
@@ -55,18 +56,18 @@ struct BackwardPlan {
       : deterministic(deterministic), grad_input(given.grad_input), grad_map(given.grad_map), half_map(is_half(types.map)) {
     choose_kernel(g);
     p = make_params<Acc>(g, types, config, current_device());
-    if (starts_wide(g)) cut_channels(g, config, p);
+    if (starts_wide(g)) cut_channels(g, config, g.group_channels(), p);
     if (!stores_windows()) hold_whole_image(g, config, current_device(), largest_window(g, 0), p);
     // One tile, so that no other block adds to its planes; and those small, since one block clears slower than the device.
     block_clears = !deterministic && p.by_tiles.divisor == 1 && g.pixels() <= 4096;
     map_arrays = p.by_channel_blocks.divisor * (g.map_batch == 1 ? g.batch : 1);  // blocks that share a position
     if (map_arrays > 1 && !deterministic) map_arrays = 0;
-    const bool wants_wide = requested_path() == Path::wide && grad_input && !deterministic && !starts_wide(g);
+    const bool wants_wide = requested_path() == Path::wide && grad_input && !starts_wide(g);
     // Those that are stored have more conditions.
     leaves_tiles = stores_windows() || largest_window(g, 0) > p.capacity || wants_wide;
-    if (leaves_tiles && grad_input && !deterministic && !starts_wide(g) && suits_wide_tiles(g)) cut_wide_tiles(g, types);
+    if (leaves_tiles && grad_input && !starts_wide(g) && suits_wide_tiles(g)) cut_wide_tiles(g, types);
     if (wants_wide) p.capacity = 0;
-    leaves_rest = leaves_tiles && wide.capacity != WideTiles::kAll;
+    leaves_rest = leaves_tiles && (stores_windows() || wide.capacity != WideTiles::kAll);
   }
 
   /// Whether a kernel before clears grad_input. Stored windows need no zeros: they are added up and then written.
@@ -76,25 +77,27 @@ struct BackwardPlan {
 
  private:
   /// Where rows of pixels do not start at multiples of four, windows come and go pixel by pixel: rows of channels are faster.
-  static bool suits_wide_tiles(const Geometry& g) {
-    return g.w.size % 4 == 0 || few_channels(g) || !is_3x3(g) || requested_path() == Path::wide;
+  bool suits_wide_tiles(const Geometry& g) const {
+    return g.w.size % 4 == 0 || few_channels(g) || !is_3x3(g) || deterministic || requested_path() == Path::wide;
   }
-  /// How wide tiles are cut that take what those of p leave. A deterministic backward has none: their sums meet in any order.
+  /// How wide tiles are cut that take what those of p leave. A deterministic backward has no more blocks that share a position
+  /// than those of p, whose sums for the map are kept apart.
   void cut_wide_tiles(const Geometry& g, Types types) {
     const Device& device = current_device();
     wide_kernel = choose_wide(g, wide_config);
     wide_p = make_params<Acc>(g, types, wide_config, device, p.tile_height);
-    cut_channels(g, wide_config, wide_p);
+    cut_channels(g, wide_config, deterministic && grad_map ? p.by_channel_blocks.divisor : g.group_channels(), wide_p);
     wide.capacity = largest_window(g, 0) <= wide_p.capacity ? WideTiles::kAll : wide_p.capacity;
-    // Taps that reach so far are faster in rows of channels, unless lanes are idle there. Small images whose base dilation does
-    // not suggest them do without the launches for those.
-    if (is_3x3(g) && !few_channels(g) && (wide.capacity != WideTiles::kAll || !fits_at_rate_one(g)))
+    // Taps that reach so far are faster in rows of channels, unless lanes are idle there or sums are ordered. Small images
+    // whose base dilation does not suggest them do without the launches for those.
+    if (!deterministic && is_3x3(g) && !few_channels(g) && (wide.capacity != WideTiles::kAll || !fits_at_rate_one(g)))
       wide.capacity = std::min(wide.capacity, kMostWideElements);
     wide.tile_height = wide_p.tile_height;
     wide.part_height = p.tile_height;
   }
-  /// Runs of channels that fill the device evenly: a few blocks more than run at once would take twice the time.
-  static void cut_channels(const Geometry& g, const TileConfig& config, Params<Acc>& p) {
+  /// At most so many runs of channels, that fill the device evenly: a few blocks more than run at once would take twice the
+  /// time.
+  static void cut_channels(const Geometry& g, const TileConfig& config, std::int64_t most, Params<Acc>& p) {
     const std::int64_t tiles = p.by_tiles.divisor * g.groups * g.batch, channels = g.group_channels();
     const std::int64_t places = std::int64_t{current_device().multiprocessors} * config.min_blocks;
     const auto steps_of = [&](std::int64_t runs) {  // and two for what a block does before its first
@@ -102,8 +105,8 @@ struct BackwardPlan {
     };
     std::int64_t runs = 1;
     for (int rounds = 1; rounds <= 8; ++rounds) {
-      const std::int64_t most = std::clamp<std::int64_t>(rounds * places / tiles, 1, channels);
-      if (steps_of(most) < steps_of(runs)) runs = most;
+      const std::int64_t more = std::clamp<std::int64_t>(rounds * places / tiles, 1, most);
+      if (steps_of(more) < steps_of(runs)) runs = more;
     }
     p.block_channels = static_cast<int>(ceil_div(channels, runs));
     p.by_channel_blocks = Divider(static_cast<unsigned>(ceil_div(channels, p.block_channels)));
@@ -118,11 +121,14 @@ struct BackwardPlan {
     };
     return extent(g.h, p.tile_height) * (extent(g.w, p.tile_width) + 3) <= p.capacity;
   }
+  Kernel choose_wide(const Geometry& g, TileConfig& config) const {
+    return deterministic ? choose_wide<BackwardForm::ordered>(g, config) : choose_wide<BackwardForm::wide>(g, config);
+  }
+  template <BackwardForm kForm>
   static Kernel choose_wide(const Geometry& g, TileConfig& config) {
-    config = backward_config<T, 3, true, true, BackwardForm::wide>();
+    config = backward_config<T, 3, true, true, kForm>();
     if (few_channels(g)) config.max_elements *= 2;
-    return is_3x3(g) ? backward_kernel<T, 3, true, true, BackwardForm::wide>
-                     : backward_kernel<T, 0, true, true, BackwardForm::wide>;
+    return is_3x3(g) ? backward_kernel<T, 3, true, true, kForm> : backward_kernel<T, 0, true, true, kForm>;
   }
   /// Whether all tiles are wide ones, since the others do not suit: a step of them has two channels, and they have both
   /// gradients of 3x3 alone. Small calls of one channel need more blocks.

@@ -69,19 +69,12 @@ struct BackwardPointers {
   // For a deterministic backward, where nothing may be added in an order that changes; null otherwise.
   float* window_sums;             // sums of a plane's tiles: [image, channel, tile, capacity]
   WindowRect* window_rects;       // of each tile: [image, group, tile]
-  unsigned char* fallback_marks;  // of what tiles leave to the fallback: [image, group, vec, 1 + tile], the first of each says
-                                  // whether any tile does; null where all do
+  unsigned char* fallback_marks;  // of what tiles leave to the fallback, behind a FallbackHead
   unsigned long long* high;       // FixedPointSums like the input, in the memory of the windows
   unsigned* low;
-  unsigned long long* largest;  // gradient that the fallback adds, as the bits of a double: [image, group, vec]
+  unsigned long long* largest;  // gradient that the fallback adds, as the bits of a double: [image, channel]
+  // For BackwardForm::ordered `high` and `largest` are what OrderedPlanes has.
 };
-
-/// Index of a vector of channels in BackwardPointers::fallback_marks.
-template <class Acc>
-__device__ __forceinline__ std::int64_t fallback_index(const Params<Acc>& p, int image, int group, int vec) {
-  const std::int64_t vecs = ceil_div(p.group_channels, kBackwardVec);
-  return ((std::int64_t{image} * p.groups + group) * vecs + vec) * (1 + std::int64_t{p.by_tiles.divisor});
-}
 
 /// Adds, or writes, one position's share of the map's gradient.
 template <class Acc>

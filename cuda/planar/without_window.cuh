@@ -41,11 +41,19 @@ struct AddTo {
   __device__ __forceinline__ void operator()(std::int64_t i, Acc term) const { atomicAdd(sums + i, term); }
 };
 
-/// Calls add(pixel, term) for the terms of some channels' gradients. All corners: a gradient may be NaN.
-template <class T, class Add>
+struct TakeAll {
+  template <class Acc>
+  __device__ __forceinline__ bool operator()(Acc) const {
+    return true;
+  }
+};
+
+/// Calls add(pixel, term) for the terms of some channels' gradients, of those that take(gradient). All corners: a gradient may
+/// be NaN.
+template <class T, class Add, class Take = TakeAll>
 __device__ __forceinline__ void scatter_without_window(const Params<accumulator_t<T>>& p,
                                                        const Position<accumulator_t<T>>& position, const T* grad_output,
-                                                       int channels, Add add) {
+                                                       int channels, Add add, Take take = {}) {
   using Acc = accumulator_t<T>;
   if (!position.sampled()) return;
 #pragma unroll 1
@@ -58,7 +66,7 @@ __device__ __forceinline__ void scatter_without_window(const Params<accumulator_
       const Acc g = widen(grad_output[(std::int64_t{c} * p.taps() + tap) * p.positions() + position.index]);
       // Zero adds nothing. The test also waits for the load on every way: where no corner lies in the image nothing else does,
       // and the main loop of backward_kernel would wait for all of its loads when it next uses the register.
-      if (g == 0) continue;
+      if (g == 0 || !take(g)) continue;
 #pragma unroll 1
       for (int corner = 0; corner < 4; ++corner) {
         const int iy = y.index + corner / 2, ix = x.index + corner % 2;

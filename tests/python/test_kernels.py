@@ -165,6 +165,24 @@ def test_all_paths_of_cuda_give_the_same(path, dtype, device, monkeypatch):
     )
 
 
+@pytest.mark.parametrize("path", ["", "planar", "wide", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_gradients_of_all_paths_repeat(path, dtype, device, monkeypatch):
+    if device != "cuda":
+        pytest.skip("CUDA's kernels have several paths")
+    case = Case(2, 12, 40, 72, padding=6, dilation=6)  # whose base dilation alone needs more than a small window
+    x, grad = random_input(case.shape).to(device, dtype), random_input(case.output_shape, seed=2).to(device, dtype)
+    rates = random_map("eighths", case.map_shape).to(device)
+    rates[:, :, :20] *= 2  # tiles with a window, of both sizes, and tiles without
+    monkeypatch.setenv("DDU_CUDA_PATH", path)
+    once, again = (run(dynamic_dilation_unfold, x, rates, grad, case.options) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+    monkeypatch.setenv("DDU_CUDA_PATH", "channels_last")
+    either = run(dynamic_dilation_unfold, x, rates, grad, case.options)
+    assert_close(once, either, 2e-3 if dtype == torch.float16 else TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("layout", [transposed, strided, misaligned, negated])
 def test_layout_of_gradient(layout, device):
     case = LAYOUT_CASE
