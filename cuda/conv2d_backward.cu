@@ -1,10 +1,11 @@
 // The host side of the convolution's backward:
 //
 //     (planes_to_rows_kernel        the input and grad_output, channels-last, unless they lie so; zeros in the sums beside)
-//     pack_for_backward_kernel      the weight, in the orders of the products
+//     pack_for_backward_kernel      the weight, in the orders of the products, and ranges of rates
 //     conv_weight_backward_kernel   the weight's gradient, in sums of each block's → sum_weights_kernel, which adds them up
-//     conv_corners_backward_kernel  gradients of map and mask, and zeros in the input's sums
-//     conv_input_backward_kernel    the input's gradient
+//     conv_corners_backward_kernel  gradients of map and mask, and zeros in the input's sums, if it has such
+//     conv_input_gather_kernel      the input's gradient of few taps, or its sums in rows
+//     or conv_input_backward_kernel, whatever the taps, which adds to its sums
 //     (rows_to_planes_kernel or convert_kernel   sums to grad_input)
 //     (add_arrays_kernel            sums to the gradients of map and mask, where their type is a half one)
 
@@ -14,7 +15,7 @@
 #include "channels_last/image_rows.h"
 #include "convolution/corners.h"
 #include "convolution/image.h"
-#include "convolution/input.h"
+#include "convolution/input_plan.h"
 #include "convolution/weight.h"
 
 namespace ddu::cuda {
@@ -38,11 +39,13 @@ Geometry as_image(const Conv2dGeometry& c) {
   return g;
 }
 
-/// The weights, in the orders of both kernels that multiply by them.
+/// The weights, in the orders of the kernels that multiply by them, and what rates boxes of positions have.
 template <class T>
 __global__ void __launch_bounds__(256)
     pack_for_backward_kernel(const CornersParams corners, int outputs, uint4* slices, std::int64_t of_corners,
-                             const ConvInputParams input, uint4* fragments, std::int64_t of_input, const T* weight) {
+                             const ConvInputParams input, uint4* fragments, std::int64_t of_input,
+                             const InputGatherParams gather, uint4* gathered, std::int64_t of_gather, RateRange* ranges,
+                             std::int64_t boxes, const void* map, const T* weight) {
   wait_for_previous();
   let_next_start();  // what that reads before it waits for this kernel was there before
   const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
@@ -50,6 +53,11 @@ __global__ void __launch_bounds__(256)
     pack_for_corners(corners, outputs, weight, slices, n);
   } else if (n - of_corners < of_input) {
     pack_for_input(input, weight, fragments, n - of_corners);
+  } else if (n - of_corners - of_input < of_gather) {
+    pack_for_gather(gather, weight, gathered, n - of_corners - of_input);
+  } else {
+    const std::int64_t box = (n - of_corners - of_input - of_gather) / 32;  // those before are whole warps
+    if (box < boxes) find_rates(gather, map, box, ranges);
   }
 }
 
@@ -69,13 +77,17 @@ class ConvBackward {
     const bool factors = given.grad_map || given.grad_mask, samples = factors || given.grad_weight;
     if (samples) lay_out_rows(workspace);
     if (factors) corners_ = convolution::corners_call(c_, types_.input, whole_rows());
-    if (given.grad_input) make_input_params();
+    gathers_ = given.grad_input && convolution::can_gather(params_, int(sizeof(T)));
+    if (gathers_) gather_ = convolution::gather_params(c_, params_, int(sizeof(T)));
+    if (given.grad_input && !gathers_) input_ = convolution::input_params(c_, params_, int(sizeof(T)));
     if (given.grad_weight) make_weight_params();
     if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
     if (!own_outputs_) outputs_copy_ = workspace.template take<T>(channels_last::numel(outputs_, params_.outputs));
-    if (given.grad_input) packed_weights_ = workspace.template take<uint4>(input_packed());
+    if (given.grad_input && !gathers_) packed_weights_ = workspace.template take<uint4>(convolution::packed_vectors(input_));
+    if (gathers_) packed_weights_ = workspace.template take<uint4>(convolution::packed_vectors(gather_));
+    if (gathers_) ranges_ = workspace.template take<RateRange>(convolution::all_boxes(c_, gather_));
     if (factors) corners_.slices = workspace.template take<uint4>(corners_.vectors);
-    if (given.grad_input) {
+    if (given.grad_input && !(gathers_ && image_.own)) {
       sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
     }
     const std::int64_t slices = corners_.params.by_output_blocks.divisor;  // each adds its outputs' part
@@ -88,7 +100,7 @@ class ConvBackward {
     if (given.grad_weight) {
       // They are read before the input's gradient is begun, so its sums may lie where they were, unless a copy cleared those.
       const std::int64_t count = weight_.splits * weight_.part;
-      const bool within = given.grad_input && image_.own && count <= image_.numel() && is_aligned(sums_.words, 16);
+      const bool within = given.grad_input && !gathers_ && image_.own && count <= image_.numel() && is_aligned(sums_.words, 16);
       weight_sums_ = within ? static_cast<float*>(sums_.words) : workspace.template take<float>(count);
     }
     bytes_ = workspace.bytes();
@@ -102,12 +114,12 @@ class ConvBackward {
     const void* image = rows_ ? rows_->read(types_.input, given_.input, stream) : copy_;
     if (given_.grad_weight) run_weight(image, stream);
     const bool factors = given_.grad_map || given_.grad_mask;
-    if (given_.grad_input && image_.own && !(factors && corners_clear())) {
+    if (given_.grad_input && !gathers_ && image_.own && !(factors && corners_clear())) {
       DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
     }
     if (factors) run_corners(image, stream);
-    if (given_.grad_input) run_input(stream);
-    if (given_.grad_input && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
+    if (given_.grad_input) gathers_ ? run_gather(stream) : run_input(stream);
+    if (given_.grad_input && sums_.words && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
     map_.write(stream);
     mask_.write(stream);
   }
@@ -122,7 +134,6 @@ class ConvBackward {
     const bool wide = c_.weight_group_outputs() > WeightShape<8, false>::kOutputs;
     return wide && kWeightShared<T, 16, false> <= current_device().shared_per_block ? 16 : 8;
   }
-  std::int64_t all_units() const { return c_.geometry.channels / params_.unit_channels; }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, float>; }
   const T* image() const { return copy_ ? copy_ : static_cast<const T*>(given_.input); }
@@ -151,30 +162,6 @@ class ConvBackward {
     p.by_weight_units = Divider(static_cast<unsigned>(p.weight_units));
     p.slices = p.tap_chunks = 1;
     p.tap_chunk = p.taps;
-  }
-  void make_input_params() {
-    ConvInputParams& p = input_;
-    static_cast<ConvBackwardParams&>(p) = params_;
-    p.out_height = static_cast<int>(c_.geometry.h.out_size);
-    p.kernel_h = static_cast<int>(c_.geometry.h.kernel_size);
-    p.chunk_columns = std::min(p.kernel_w, kInputTaps);
-    p.chunk_rows = std::min(p.kernel_h, std::max(1, kInputTaps / p.chunk_columns));
-    p.by_chunk_columns = Divider(static_cast<unsigned>(p.chunk_columns));
-    p.tiles = p.unit_channels > 2 * kMmaRows ? kInputTiles : 2;
-    p.depths = static_cast<int>(ceil_div(p.group_outputs * std::int64_t{sizeof(T)}, std::int64_t{kStepBytes}));
-    p.depths_at_once = std::min(p.depths, kInputDepths);
-    // Two blocks on a multiprocessor, or at least one.
-    const Device& device = current_device();
-    const auto bytes = [&] { return InputMemory::bytes(p, c_.has_mask); };
-    while (p.chunk_rows > 1 && 2 * (bytes() + 1024) > device.shared_per_multiprocessor) --p.chunk_rows;
-    while (p.depths_at_once > 1 && bytes() > device.shared_per_block) p.depths_at_once /= 2;
-    p.by_tile_columns = Divider(static_cast<unsigned>(ceil_div(c_.geometry.w.out_size, std::int64_t{kInputTile})));
-    p.by_tile_rows = Divider(static_cast<unsigned>(ceil_div(c_.geometry.h.out_size, std::int64_t{kInputTile})));
-    p.by_channel_slices = Divider(static_cast<unsigned>(ceil_div(p.unit_channels, p.slice_channels())));
-    p.by_all_units = Divider(static_cast<unsigned>(all_units()));
-  }
-  std::int64_t input_packed() const {
-    return all_units() * input_.by_channel_slices.divisor * input_.taps * input_.packed_tap();
   }
   /// Rows of whole vectors, for gradients of weight, map and mask: a copy of a channels_last image that has none.
   void lay_out_rows(Workspace& workspace) {
@@ -206,7 +193,7 @@ class ConvBackward {
     p.channel_slices = static_cast<int>(ceil_div(p.unit_channels, kWeightChannels));
     p.output_slices = static_cast<int>(ceil_div(p.group_outputs, (warpgroups ? 16 : 8) * warps));
     p.padded_channels = static_cast<int>(ceil_div(p.unit_channels, 4) * 4);
-    p.part = all_units() * p.taps * p.group_outputs * p.padded_channels;
+    p.part = convolution::all_units(params_) * p.taps * p.group_outputs * p.padded_channels;
     share_out_positions(weight_shared(), warps);
     p.by_splits = Divider(static_cast<unsigned>(p.splits));
     p.by_output_slices = Divider(static_cast<unsigned>(p.output_slices));
@@ -220,7 +207,7 @@ class ConvBackward {
     return weight_warps() == 16 ? kWeightShared<T, 16, false> : kWeightShared<T, 8, false>;
   }
   std::int64_t weight_tiles() const {
-    return all_units() * weight_.tap_groups * weight_.channel_slices * weight_.output_slices;
+    return convolution::all_units(params_) * weight_.tap_groups * weight_.channel_slices * weight_.output_slices;
   }
   /// Blocks of so many positions that they end together, in one wave or a few. Sums are read as often as they are written: the
   /// fewer splits, the fewer of them.
@@ -249,7 +236,7 @@ class ConvBackward {
     map_.clear(stream);
     mask_.clear(stream);
     // Sums that have the layout of a copy are cleared beside it.
-    const bool beside = given_.grad_input && !image_.own;
+    const bool beside = given_.grad_input && !gathers_ && !image_.own;
     if (copy_ || beside) {
       RowsToClear cleared;
       if (beside) cleared = {static_cast<unsigned char*>(sums_.words), int(sizeof(float))};
@@ -260,28 +247,38 @@ class ConvBackward {
     }
   }
   void pack(Stream stream) const {
-    const std::int64_t of_corners = corners_.slices ? corners_.vectors : 0, of_input = given_.grad_input ? input_packed() : 0;
-    if (of_corners + of_input == 0) return;
-    launch(pack_for_backward_kernel<T>, {grid_size(ceil_div(of_corners + of_input, 256)), 256, 0, true}, stream,
-           corners_.params, corners_.outputs, corners_.slices, of_corners, input_, packed_weights_, of_input,
-           static_cast<const T*>(given_.weight));
+    const std::int64_t of_corners = corners_.slices ? corners_.vectors : 0,
+                       of_input = given_.grad_input && !gathers_ ? convolution::packed_vectors(input_) : 0;
+    const std::int64_t of_gather = gathers_ ? convolution::packed_vectors(gather_) : 0;
+    const std::int64_t boxes = gathers_ ? convolution::all_boxes(c_, gather_) : 0;
+    const std::int64_t threads = of_corners + of_input + of_gather + 32 * boxes;
+    launch(pack_for_backward_kernel<T>, {grid_size(ceil_div(threads, 256)), 256, 0, true}, stream, corners_.params,
+           corners_.outputs, corners_.slices, of_corners, input_, packed_weights_, of_input, gather_, packed_weights_,
+           of_gather, ranges_, boxes, given_.dilation_map, static_cast<const T*>(given_.weight));
   }
   /// Whether the kernel of map and mask clears the sums of the input's gradient beside its work.
   bool corners_clear() const { return image_.own && is_aligned(sums_.words, 16) && image_.numel() % 4 == 0; }
   void run_input(Stream stream) const {
     const ConvInputParams& p = input_;
-    const std::int64_t blocks = std::int64_t{p.by_tile_columns.divisor} * p.by_tile_rows.divisor * p.by_channel_slices.divisor *
-                                p.by_all_units.divisor * p.images;
-    const convolution::InputCall call{p,
-                                      types_.input,
-                                      grid_size(blocks),
-                                      outputs(),
-                                      packed_weights_,
-                                      given_.mask,
-                                      given_.dilation_map,
-                                      static_cast<float*>(sums_.words)};
+    const convolution::InputCall call{
+        p,           types_.input,        convolution::blocks_of(p),       outputs(), packed_weights_,
+        given_.mask, given_.dilation_map, static_cast<float*>(sums_.words)};
     if (convolution::has_warpgroup_kernels()) return convolution::launch_input_warpgroup_kernel(call, stream);
     convolution::launch_input<false>(call, stream);
+  }
+  void run_gather(Stream stream) const {
+    const convolution::GatherCall call{gather_,
+                                       types_.input,
+                                       convolution::blocks_of(gather_),
+                                       outputs(),
+                                       packed_weights_,
+                                       ranges_,
+                                       given_.mask,
+                                       given_.dilation_map,
+                                       given_.weight,
+                                       image_.own ? given_.grad_input : nullptr,
+                                       static_cast<float*>(sums_.words)};
+    convolution::run_gather(call, stream);
   }
   void run_corners(const void* image, Stream stream) const {
     convolution::CornersCall call = corners_;
@@ -294,7 +291,7 @@ class ConvBackward {
     call.mask_sums = mask_.sums;
     call.grad_map = given_.grad_map;
     call.grad_mask = given_.grad_mask;
-    if (given_.grad_input && corners_clear()) {
+    if (given_.grad_input && !gathers_ && corners_clear()) {
       call.zeros = sums_.words;
       call.zeros_count = image_.numel() / 4;
     }
@@ -330,6 +327,9 @@ class ConvBackward {
   bool own_outputs_ = false;
   ConvBackwardParams params_{};
   ConvInputParams input_{};
+  InputGatherParams gather_{};
+  bool gathers_ = false;
+  RateRange* ranges_ = nullptr;
   ConvWeightParams weight_{};
   convolution::CornersCall corners_;
   std::optional<convolution::ImageOfUnits> rows_;

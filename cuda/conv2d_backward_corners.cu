@@ -9,6 +9,7 @@ namespace ddu::cuda::convolution {
 #if !defined(DDU_HAS_SM90)
 void launch_corners_warpgroup_kernel(const CornersCall&, const Geometry&, Stream) {}
 void launch_input_warpgroup_kernel(const InputCall&, Stream) {}
+void launch_gather_warpgroup_kernel(const GatherCall&, Stream) {}
 void launch_weight_warpgroup_kernel(const WeightCall&, Stream) {}
 #endif
 

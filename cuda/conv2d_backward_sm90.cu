@@ -13,6 +13,8 @@ void launch_corners_warpgroup_kernel(const CornersCall& call, const Geometry& g,
 
 void launch_input_warpgroup_kernel(const InputCall& call, Stream stream) { launch_input<true>(call, stream); }
 
+void launch_gather_warpgroup_kernel(const GatherCall& call, Stream stream) { launch_gather<true>(call, stream); }
+
 void launch_weight_warpgroup_kernel(const WeightCall& call, Stream stream) {
   visit(call.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;

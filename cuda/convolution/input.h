@@ -4,6 +4,7 @@
 
 #include "../core/launch.h"
 #include "backward_input.cuh"
+#include "input_gather.cuh"
 
 namespace ddu::cuda::convolution {
 
@@ -35,5 +36,43 @@ void launch_input(const InputCall& call, Stream stream) {
 }
 
 void launch_input_warpgroup_kernel(const InputCall& call, Stream stream);
+
+/// A call whose gradient is gathered. Pointers are those of InputGatherPointers.
+struct GatherCall {
+  InputGatherParams params;
+  DType type;
+  unsigned blocks;
+  const void* grad_output;
+  const uint4* slices;
+  const RateRange* ranges;
+  const void *mask, *map, *weight;
+  void* gradient;
+  float* sums;
+};
+
+template <bool kWarpgroup>
+constexpr int kGatherBytes = StepRing<kGatherSliceBytes, kGatherStages, kWarpgroup>::kBytes + InputLists::kBytes;
+
+template <bool kWarpgroup>
+void launch_gather(const GatherCall& call, Stream stream) {
+  visit(call.type, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) < 8) {
+      const InputGatherPointers<T> tensors{static_cast<const T*>(call.grad_output),
+                                           reinterpret_cast<const char*>(call.slices),
+                                           call.ranges,
+                                           static_cast<const T*>(call.mask),
+                                           call.map,
+                                           static_cast<const T*>(call.weight),
+                                           static_cast<T*>(call.gradient),
+                                           call.sums};
+      const auto kernel =
+          call.mask ? conv_input_gather_kernel<T, kWarpgroup, true> : conv_input_gather_kernel<T, kWarpgroup, false>;
+      launch(kernel, {call.blocks, kGatherThreads, kGatherBytes<kWarpgroup>, true}, stream, call.params, tensors);
+    }
+  });
+}
+
+void launch_gather_warpgroup_kernel(const GatherCall& call, Stream stream);
 
 }  // namespace ddu::cuda::convolution

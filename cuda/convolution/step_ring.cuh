@@ -48,6 +48,10 @@ struct StepRing {
     ahead = count % steps;
     left -= count;
   }
+  /// A tile's steps come once more than the constructor was told; to be said before they would end.
+  __device__ __forceinline__ void again() {
+    if (!resident) left += steps;
+  }
   /// The slice of this step, once it is there.
   __device__ __forceinline__ const char* wait() {
     if constexpr (kWarpgroup) {

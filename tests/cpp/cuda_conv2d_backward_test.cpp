@@ -99,6 +99,16 @@ TYPED_TEST(CudaConv2dBackward, RatesThatAreFarOrNotFinite) {
   this->expect(problem, oracle::gradients_of(problem), {});
 }
 
+// More positions' taps on a pixel than a list of the kernel holds: those of the right column all land in one column.
+TYPED_TEST(CudaConv2dBackward, ManyTapsOnAPixel) {
+  const ConvCase c{{1, 8, 12, 30, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 16};
+  typename TestFixture::P problem(c, near_rates);
+  for (std::int64_t i = 0; i < std::int64_t(problem.map.size()); ++i) problem.map.set(i, 10 - double(i % 30));
+  How how{true};
+  how.weight = how.map = how.mask = false;
+  this->expect(problem, oracle::gradients_of(problem), how);
+}
+
 TYPED_TEST(CudaConv2dBackward, TensorsMayStartAnywhere) {
   const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
   const typename TestFixture::P problem(kCases[0], near_rates);

@@ -116,6 +116,7 @@ cudaError_t launch(const cudaLaunchConfig_t* config, void (*kernel)(Parameters..
 
 #define DDU_CUDA_EMULATION
 #define __launch_bounds__(...)
+#define __noinline__
 #define threadIdx ::emulation::thread_index
 #define blockIdx ::emulation::block_index
 #define blockDim ::emulation::block_size
@@ -187,6 +188,8 @@ inline float __int_as_float(int value) { return emulation::bits<float>(value); }
 inline float __uint_as_float(unsigned value) { return emulation::bits<float>(value); }
 inline unsigned __float_as_uint(float value) { return emulation::bits<unsigned>(value); }
 inline int __ffs(int value) { return __builtin_ffs(value); }
+inline int __popc(unsigned value) { return __builtin_popcount(value); }
+inline float __saturatef(float value) { return value > 1 ? 1.f : value > 0 ? value : 0.f; }
 inline int __clz(int value) { return value == 0 ? 32 : __builtin_clz(unsigned(value)); }
 inline int __float_as_int(float value) { return emulation::bits<int>(value); }
 inline int __float2int_rn(float value) {

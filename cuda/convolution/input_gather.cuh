@@ -1,0 +1,303 @@
+#pragma once
+
+// The gradient of the input, gathered: a block has 16 x 16 pixels and sums all that lands on them, so each pixel is written
+// once. For each tap a warp, which has 4 x 4 of the pixels, takes the positions whose tap lands there (input_lists.cuh):
+//
+//   1  z [16 pixels, 64 outputs]    = S x grad_output [positions, 64 outputs]     S [16 pixels, positions] = hat(y) * hat(x)
+//   2  sums [16 pixels, 64 channels] += z x weights [64 outputs, 64 channels]      hat(d) = max(0, 1 - |d|)
+//
+// Both are products of TF32: 11 bits of S and of z, sums in float32. S is worked out in the lanes that multiply by it; rows of
+// grad_output come straight from memory, z stays in registers:
+//
+//   grad_output [8 positions, 64 outputs]   lane 4g + q has of positions q and q + 4 piece g of 16 bytes (of float32 then
+//                                           g + 8): word i is its row of factor B of product i, whose column is g
+//   z                                       what a lane has of it, rows g and g + 8, is its fragment of A in the next
+//                                           product: the weights are packed in the order of outputs that this makes
+//
+// What is not finite would be NaN in a whole patch, since it is multiplied by zeros: such patches are summed again
+// (input_patch.cuh).
+
+#include "../core/warpgroup_mma.cuh"
+#include "factors.cuh"
+#include "input_patch.cuh"
+#include "square.cuh"
+#include "step_ring.cuh"
+
+namespace ddu::cuda {
+
+constexpr int kGatherSliceBytes = kGatherOutputs * kGatherChannels * 4;  // two halves of 128 bytes of each column
+constexpr int kGatherStages = 9;
+
+/// Which output of its slice word `word` of half `half` of a column multiplies.
+template <class T>
+__host__ __device__ constexpr int output_of_word(int half, int word) {
+  const int product = half * 4 + word / 8, k = word % 8, g = k < 4 ? 2 * k : 2 * k - 7;
+  return sizeof(T) == 4 ? half * 32 + g * 4 + word / 8 : g * 8 + product;
+}
+
+/// Packs vector `index` of the weights, [unit][slice of channels][tap][slice of outputs][half][column][16-byte piece ^ column %
+/// 8].
+template <class T>
+__device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, const T* weight, uint4* to, std::int64_t index) {
+  const int column = int(index / 8 % kGatherChannels), piece = int(index % 8) ^ column % 8;
+  const int half = int(index / (8 * kGatherChannels) % 2);
+  std::int64_t rest = index / (16 * kGatherChannels);
+  const int depth = int(rest % p.depths);
+  rest /= p.depths;
+  const int tap = int(rest % p.taps);
+  rest /= p.taps;
+  const int slice = int(rest % p.by_channel_slices.divisor);
+  const ConvUnit unit(p, int(rest / p.by_channel_slices.divisor));
+  const std::int64_t channels = std::int64_t{p.weight_units} * p.unit_channels;  // of a weight group
+  const int channel = slice * kGatherChannels + output_of_column<T>(column / kMmaColumns, column % kMmaColumns);
+  Bits16<float> bits;
+#pragma unroll
+  for (int word = 0; word < 4; ++word) {
+    const int output = depth * kGatherOutputs + output_of_word<T>(half, piece * 4 + word);
+    if (channel >= p.unit_channels || output >= p.group_outputs) continue;
+    const std::int64_t row = std::int64_t{unit.weight_group} * p.group_outputs + output;
+    bits.word[word] = to_tf32(widen(
+        __ldg(weight + (row * channels + std::int64_t{unit.of_weight_group} * p.unit_channels + channel) * p.taps + tap)));
+  }
+  to[index] = bits.whole;
+}
+
+/// Element `index` of 16 bytes as a factor of TF32, which has all digits of a half type.
+template <class T>
+__device__ __forceinline__ unsigned factor_of(const uint4& bits, int index) {
+  const unsigned words[4] = {bits.x, bits.y, bits.z, bits.w};
+  if constexpr (sizeof(T) == 4) {
+    return to_tf32(__uint_as_float(words[index]));
+  } else if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    return index % 2 ? words[index / 2] & 0xffff0000u : words[index / 2] << 16;
+  } else {
+    const auto half = static_cast<unsigned short>(words[index / 2] >> (index % 2 * 16));
+    return __float_as_uint(widen(reinterpret_cast<const T&>(half)));
+  }
+}
+
+/// A factor of TF32, rounded to nearest; of a number that is finite, or NaN.
+__device__ __forceinline__ unsigned nearest_tf32(float value) {
+#if __CUDA_ARCH__ >= 900
+  unsigned word;
+  asm("cvt.rn.tf32.f32 %0, %1;" : "=r"(word) : "f"(value));  // one instruction, where rna takes three
+  return word;
+#else
+  return to_tf32(value);
+#endif
+}
+
+/// A lane's part of 8 entries of a list: entries q and q + 4 of them.
+template <class T>
+struct ListedRows {
+  float2 place[2];
+  const char* from[2];
+  T factor[2];
+  uint4 row[2];
+
+  /// Entries from `at` on, and 16 bytes of their outputs.
+  template <bool kMasked>
+  __device__ __forceinline__ void load(const InputGatherParams& p, const InputLists& lists, int at, const char* outputs,
+                                       const T* mask) {
+    const int q = int(threadIdx.x) % 4;
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      place[e] = lists.places[at + q + 4 * e];
+      const int position = lists.positions[at + q + 4 * e];
+      from[e] = outputs + std::int64_t{position} * p.output_bytes;
+      row[e] = *reinterpret_cast<const uint4*>(from[e]);
+      if (kMasked) factor[e] = __ldg(mask + position);
+    }
+  }
+};
+
+/// The products of a warp: its patch's sums of the taps that have lists.
+template <class T, bool kMasked>
+struct PatchProducts {
+  static constexpr int kHalves = sizeof(T) == 4 ? 2 : 1;  // of a slice's outputs: those that lanes have at once
+  static constexpr int kPass = 8;                         // entries
+
+  const InputGatherParams& p;
+  const InputLists& lists;
+  float row, column;  // of the lane's first pixel
+  float z[kGatherOutputs / 8][4];
+
+  /// Adds the entries that `now` has, while `ahead` loads those from `next` on; the other half of the outputs of `now` lies
+  /// `high` bytes further.
+  __device__ __forceinline__ void add(ListedRows<T>& now, int high, ListedRows<T>& ahead, int next, const char* outputs,
+                                      const T* mask) {
+    uint4 second[2];
+    if (kHalves == 2) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) second[e] = *reinterpret_cast<const uint4*>(now.from[e] + high);
+    }
+    ahead.template load<kMasked>(p, lists, next, outputs, mask);
+    unsigned a[4];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float x = __saturatef(1 - fabsf(now.place[e].y - column));
+      if (kMasked) x *= widen(now.factor[e]);
+      a[2 * e] = nearest_tf32(x * __saturatef(1 - fabsf(now.place[e].x - row)));
+      a[2 * e + 1] = nearest_tf32(x * __saturatef(1 - fabsf(now.place[e].x - (row + 2))));
+    }
+    multiply(a, now.row, 0);
+    if (kHalves == 2) multiply(a, second, kVec<T>);
+  }
+
+ private:
+  __device__ __forceinline__ void multiply(const unsigned (&a)[4], const uint4 (&rows)[2], int first) {
+#pragma unroll
+    for (int i = 0; i < kVec<T>; ++i) {
+      const unsigned b[2] = {factor_of<T>(rows[0], i), factor_of<T>(rows[1], i)};
+      mma<float>(z[first + i], a, b);
+    }
+  }
+};
+
+/// Adds what the lists have to the sums of this warp's patch.
+template <class T, bool kWarpgroup, bool kMasked, class Ring>
+__device__ __forceinline__ void add_listed(const InputGatherParams& p, const InputGatherWork& work,
+                                           const InputGatherPointers<T>& tensors, const InputLists& lists, Ring& ring,
+                                           float (&sums)[kGatherChannels / 2]) {
+  using Products = PatchProducts<T, kMasked>;
+  constexpr int kPass = Products::kPass;
+  const auto passes_of = [](int count) { return max((count + kPass - 1) / kPass, 1); };
+  const int lane = int(threadIdx.x) % 32, g = lane / 4, patch = int(threadIdx.x) / 32;
+  // Lists end with entries that reach nothing, in whole passes.
+  if (lane < p.taps) {
+    const int list = patch * kGatherTaps + lane, count = lists.counts[list], first = list * kListed;
+    const int position = count > 0 ? lists.positions[first] : 0;
+    for (int i = count; i < passes_of(count) * kPass; ++i) {
+      lists.places[first + i] = {kFarAway, kFarAway};
+      lists.positions[first + i] = position;
+    }
+  }
+  __syncwarp();
+  const T* const outputs = tensors.grad_output + work.unit.outputs(p, work.image);
+  // Of outputs that there are not, whose weights are zero, a lane reads others.
+  const auto outputs_from = [&](int depth) {
+    const int output = depth * kGatherOutputs + g * kVec<T>;
+    return reinterpret_cast<const char*>(outputs + (output < p.group_outputs ? output : 0));
+  };
+  const auto mask_of = [&](int tap) -> const T* {
+    return kMasked ? tensors.mask + work.unit.mask(p, work.image) + tap * p.positions : nullptr;
+  };
+  Products products{p, lists, float(g / 4), float(g % 4), {}};
+  int tap = 0, depth = 0;
+  const char* next_outputs = outputs_from(0);
+  const T* next_mask = mask_of(0);
+  ListedRows<T> even, odd;
+  even.template load<kMasked>(p, lists, patch * kGatherTaps * kListed, next_outputs, next_mask);
+#pragma unroll 1
+  for (int step = p.taps * p.depths; step > 0; --step) {
+    const int list = patch * kGatherTaps + tap;
+    int left = passes_of(lists.counts[list]), at = list * kListed;
+    const char* const outputs_now = next_outputs;
+    const T* const mask_now = next_mask;
+    const int high = depth * kGatherOutputs + (g + 8) * kVec<T> < p.group_outputs ? 128 : 0;
+    if (++depth == p.depths) {
+      depth = 0;
+      if (tap + 1 < p.taps) ++tap;
+      next_mask = mask_of(tap);
+    }
+    next_outputs = outputs_from(depth);
+    const int at_next = (patch * kGatherTaps + tap) * kListed;
+#pragma unroll
+    for (auto& tile : products.z) {
+#pragma unroll
+      for (float& sum : tile) sum = 0;
+    }
+    const auto pass = [&](ListedRows<T>& now, ListedRows<T>& ahead) {
+      at += kPass;
+      const bool last = --left == 0;
+      products.add(now, high, ahead, last ? at_next : at, last ? next_outputs : outputs_now, last ? next_mask : mask_now);
+      return last;
+    };
+#pragma unroll 1
+    while (true) {
+      if (pass(even, odd)) {
+        even = odd;
+        break;
+      }
+      if (pass(odd, even)) break;
+    }
+    const char* const slice = ring.wait();
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      StepRow rows[2];
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        rows[0].word[k] = nearest_tf32(products.z[half * 4 + k / 2][k % 2]);
+        rows[1].word[k] = nearest_tf32(products.z[half * 4 + k / 2][2 + k % 2]);
+      }
+      multiply<float, kGatherChannels, kWarpgroup>(sums, rows, slice + half * (kGatherSliceBytes / 2), true);
+    }
+    if constexpr (kWarpgroup) finish_products(sums);
+    ring.release();
+  }
+}
+
+/// All that is added to a tile: in one round, or in several where that many taps land there.
+template <class T, bool kWarpgroup, bool kMasked, class Ring>
+__device__ __forceinline__ void add_taps(const InputGatherParams& p, const InputGatherPointers<T>& tensors,
+                                         const InputLists& lists, unsigned unit_slice, unsigned tile, Ring& ring,
+                                         float (&sums)[kGatherChannels / 2]) {
+  int boxes_at_once = p.boxes;
+#pragma unroll 1
+  for (int box = 0; box < p.boxes;) {
+    const int end = min(box + boxes_at_once, p.boxes);
+    const int found = lists.find(p, InputGatherWork(p, unit_slice, tile), tensors.ranges, box, end);
+    if (found > kGatherBoxes) {
+      boxes_at_once = (end - box + 1) / 2;
+      continue;
+    }
+    int first = 0, at_once = found;
+#pragma unroll 1
+    do {
+      const InputGatherWork work(p, unit_slice, tile);
+      const int last = min(first + at_once, found);
+      if (!lists.fill(p, work, tensors.map, first, last)) {
+        at_once = (last - first + 1) / 2;
+        continue;
+      }
+      if (last < found || end < p.boxes) ring.again();
+      add_listed<T, kWarpgroup, kMasked>(p, work, tensors, lists, ring, sums);
+      __syncthreads();
+      first = last;
+    } while (first < found);
+    box = end;
+  }
+}
+
+template <class T, bool kWarpgroup, bool kMasked>
+__global__ void __launch_bounds__(kGatherThreads, 1)
+    conv_input_gather_kernel(const __grid_constant__ InputGatherParams p,
+                             const __grid_constant__ InputGatherPointers<T> tensors) {
+  if constexpr (kHasSquareKernel<kWarpgroup>) {
+    using Ring = StepRing<kGatherSliceBytes, kGatherStages, kWarpgroup>;
+    extern __shared__ char shared[];
+    const InputLists lists(shared + Ring::kBytes);
+    const unsigned unit_slice = blockIdx.x / unsigned(p.tiles_at_once);
+    unsigned tile = blockIdx.x % unsigned(p.tiles_at_once);
+    const int steps = p.taps * p.depths;
+    Ring ring(shared, tensors.slices + std::int64_t{unit_slice} * steps * kGatherSliceBytes, steps,
+              (p.tiles - int(tile) - 1) / p.tiles_at_once + 1);
+    ring.start();
+    wait_for_previous();
+#pragma unroll 1
+    for (; tile < unsigned(p.tiles); tile += unsigned(p.tiles_at_once)) {
+      float sums[kGatherChannels / 2] = {};
+      add_taps<T, kWarpgroup, kMasked>(p, tensors, lists, unit_slice, tile, ring, sums);
+      float check = 0;
+#pragma unroll
+      for (const float sum : sums) check += sum * 0;
+      if (__any_sync(~0u, check != 0)) {  // NaN
+        store_exact_patch(p, tensors, unit_slice, tile);
+      } else {
+        store_patch(p, InputGatherWork(p, unit_slice, tile), tensors, sums);
+      }
+    }
+  }
+}
+
+}  // namespace ddu::cuda
