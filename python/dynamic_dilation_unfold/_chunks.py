@@ -214,6 +214,7 @@ def forward(
         _multiply(product.unflatten(1, call.weight.shape[:2]), call.weight, columns, beta=int(bias is not None))
         if product is not target:
             target.copy_(product)
+        del columns  # so that the next chunk's take their place, in memory and in the cache
 
 
 class Wanted(NamedTuple):
@@ -318,6 +319,9 @@ class _Chunk:
         call, columns, grad_pixels = self.call, None, None
         if sums.weight is not None or sums.mask is not None:
             columns = call.columns(self.pixels, self.rates, self.rows.start)
+        if sums.mask is None:
+            self._add_to_weight(columns, sums.weight)
+            columns = None  # so that what follows takes their place, in memory and in the cache
         if wants_input or sums.map is not None or sums.mask is not None:
             weight = self.of_weight(call.weight)
             grad = self.grad.new_empty(len(self.pixels), self.conv.groups_count, weight.shape[2], self.grad.shape[3])
@@ -329,10 +333,14 @@ class _Chunk:
                 total += products.sum_to_size(total.shape)
             if wants_input or sums.map is not None:
                 grad_pixels = self._backward_to_pixels(self.scaled_(grad), wants_input, is_part, sums.map)
-        if sums.weight is not None and columns is not None:
-            columns = self.scaled_(columns).unflatten(1, (self.conv.groups_count, -1))
-            _add_product(self.of_weight(sums.weight), self.grad, columns)
+        self._add_to_weight(columns, sums.weight)
         return grad_pixels
+
+    def _add_to_weight(self, columns: Tensor | None, total: Tensor | None) -> None:
+        """Uses up the columns, if there are any."""
+        if total is not None and columns is not None:
+            columns = self.scaled_(columns).unflatten(1, (self.conv.groups_count, -1))
+            _add_product(self.of_weight(total), self.grad, columns)
 
     def _backward_to_pixels(
         self, grad: Tensor, wants_input: bool, is_part: bool, sum_map: Tensor | None

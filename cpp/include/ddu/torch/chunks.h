@@ -221,6 +221,10 @@ class Chunk {
   at::Tensor backward(bool wants_input, bool is_part, const ChunkSums& sums) const {
     at::Tensor columns, grad_pixels;
     if (sums.weight.defined() || sums.mask.defined()) columns = unfold(pixels_, rates_, options_);
+    if (!sums.mask.defined()) {
+      add_to_weight(columns, sums.weight);
+      columns.reset();  // so that what follows takes their place, in memory and in the cache
+    }
     if (wants_input || sums.map.defined() || sums.mask.defined()) {
       const at::Tensor weight = of_weight(call_.weight);
       at::Tensor grad = at::empty({pixels_.size(0), conv_.groups.size, weight.size(2), grad_.size(3)}, grad_.options());
@@ -235,9 +239,7 @@ class Chunk {
         grad_pixels = backward_to_pixels(scaled(grad), {wants_input, sums.map.defined()}, is_part, sums.map);
       }
     }
-    if (sums.weight.defined()) {
-      add_product(of_weight(sums.weight), grad_, scaled(columns).unflatten(1, {conv_.groups.size, -1}));
-    }
+    add_to_weight(columns, sums.weight);
     return grad_pixels;
   }
 
@@ -246,6 +248,12 @@ class Chunk {
   at::Tensor of_weight(const at::Tensor& weight) const {
     const Slice columns{conv_.within.start * call_.taps, conv_.within.size * call_.taps};
     return columns.of(conv_.groups.of(weight, 0), 2);
+  }
+
+  /// Uses up the columns, if there are any.
+  void add_to_weight(const at::Tensor& columns, const at::Tensor& total) const {
+    if (!total.defined() || !columns.defined()) return;
+    add_product(of_weight(total), grad_, scaled(columns).unflatten(1, {conv_.groups.size, -1}));
   }
 
   /// The columns times the mask, in their own memory.
