@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
   if (!of_left) start_next<kInput>(tensors, work);
   Position<float> position(p, work, tensors.map);
   if (of_left && !wait_for_left(p, tensors, work, position)) return;
+  if constexpr (kForm == BackwardForm::ordered) note_exponents<kThreads>(p, tensors, work);
   if (kInput && !of_left && tensors.block_clears) clear_planes<kThreads>(p, work, tensors.grad_input);  // before the barriers
   const Window window = Window::of_tile<kThreads, 0>(p, work, position, slots);
   const T* columns = tensors.grad_output + work.plane(p) * p.taps() * p.positions();
@@ -257,7 +258,7 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
     FixedPointScales<kVec> scales{};  // 2 scale
     if (kInput) {
       scales = choose_scales<kThreads>(reader, grad, columns, left, max_taps, largest_slots);
-      if (!has_units<kForm>(p, tensors, work, left, scales)) {
+      if (!has_units<kForm>(p, work, left, scales)) {
         scatter_otherwise<kForm, kThreads>(p, tensors, work, position, columns, target, work.channels - left, min(left, kVec));
         scales = FixedPointScales<kVec>{};  // the fixed-point sums stay zero
       }

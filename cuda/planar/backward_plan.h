@@ -97,15 +97,16 @@ struct BackwardPlan {
   }
   /// At most so many runs of channels, that fill the device evenly: a few blocks more than run at once would take twice the
   /// time.
-  static void cut_channels(const Geometry& g, const TileConfig& config, std::int64_t most, Params<Acc>& p) {
+  void cut_channels(const Geometry& g, const TileConfig& config, std::int64_t most, Params<Acc>& p) const {
     const std::int64_t tiles = p.by_tiles.divisor * g.groups * g.batch, channels = g.group_channels();
     const std::int64_t places = std::int64_t{current_device().multiprocessors} * config.min_blocks;
     const auto steps_of = [&](std::int64_t runs) {  // and two for what a block does before its first
       return ceil_div(tiles * runs, places) * (ceil_div(channels, runs) + 2);
     };
-    std::int64_t runs = 1;
+    const std::int64_t least = deterministic ? ceil_div(channels, kMostOrderedChannels) : 1;
+    std::int64_t runs = least;
     for (int rounds = 1; rounds <= 8; ++rounds) {
-      const std::int64_t more = std::clamp<std::int64_t>(rounds * places / tiles, 1, most);
+      const std::int64_t more = std::clamp<std::int64_t>(rounds * places / tiles, least, most);
       if (steps_of(more) < steps_of(runs)) runs = more;
     }
     p.block_channels = static_cast<int>(ceil_div(channels, runs));

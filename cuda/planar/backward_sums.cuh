@@ -56,24 +56,35 @@ __device__ __forceinline__ void scatter_otherwise(const Params<float>& p, const 
   }
 }
 
-/// From the integers of a tile to ordered sums, both in units that are powers of two: how many bits to the left.
-template <class T>
-__device__ __forceinline__ int shift_to_ordered(const Params<float>& p, const BackwardPointers<T>& tensors, float unit,
-                                                std::int64_t plane) {
+/// Channels of a block that adds to ordered sums, at most.
+constexpr int kMostOrderedChannels = 256;
+
+/// The exponents of such a block's channels (OrderedSums::exponent), in shared memory: asked for step by step, each would be
+/// waited for.
+__device__ __forceinline__ int* ordered_exponents() {
+  static __shared__ int exponents[kMostOrderedChannels];
+  return exponents;
+}
+/// Fills them in, ahead of a barrier.
+template <int kThreads, class T>
+__device__ __forceinline__ void note_exponents(const Params<float>& p, const BackwardPointers<T>& tensors,
+                                               const WorkTile& work) {
   const auto ordered = OrderedPlanes{tensors.high, tensors.largest, nullptr}.template sums<T>(p.taps() * p.positions());
-  return (__float_as_int(unit) >> 23) - 127 + ordered.exponent(plane);
+  for (int i = threadIdx.x; i < work.channels; i += kThreads) ordered_exponents()[i] = ordered.exponent(work.plane(p) + i);
+}
+/// From the integers of a tile to ordered sums of a channel of the block, both in units that are powers of two: how many bits
+/// to the left.
+__device__ __forceinline__ int shift_to_ordered(float unit, int channel) {
+  return (__float_as_int(unit) >> 23) - 127 + ordered_exponents()[channel];
 }
 /// Whether the sums of a step have units: also that ordered sums cannot overflow, though each tile adds integers of 32 bits.
 /// `left` channels of the block are left, with those of this step.
-template <BackwardForm kForm, class T, int kVec>
-__device__ __forceinline__ bool has_units(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
-                                          int left, const FixedPointScales<kVec>& scales) {
+template <BackwardForm kForm, int kVec>
+__device__ __forceinline__ bool has_units(const Params<float>& p, const WorkTile& work, int left,
+                                          const FixedPointScales<kVec>& scales) {
   if constexpr (kForm == BackwardForm::ordered) {
     const float unit = scales.to_float[0];
-    if (unit != 0 &&
-        shift_to_ordered(p, tensors, unit, work.plane(p) + work.channels - left) >= __clz(int(p.by_tiles.divisor))) {
-      return false;
-    }
+    if (unit != 0 && shift_to_ordered(unit, work.channels - left) >= __clz(int(p.by_tiles.divisor))) return false;
   }
   return scales.usable;
 }
@@ -99,9 +110,10 @@ __device__ __forceinline__ void add_vec4(const Params<float>& p, const WindowVec
 /// Adds a wide tile's sums of a channel to ordered sums, pixel by pixel, so that neighbours add to neighbours.
 template <int kThreads, class T>
 __device__ __forceinline__ void flush_to_ordered(const Params<float>& p, const BackwardPointers<T>& tensors,
-                                                 const Window& window, int* sums, float unit, std::int64_t plane) {
-  const int shift = shift_to_ordered(p, tensors, unit, plane), left = max(shift, 0), right = min(max(-shift, 0), 40);
-  unsigned long long* target = tensors.high + plane * p.pixels();
+                                                 const WorkTile& work, const Window& window, int* sums, float unit,
+                                                 int channel) {
+  const int shift = shift_to_ordered(unit, channel), left = max(shift, 0), right = min(max(-shift, 0), 40);
+  unsigned long long* target = tensors.high + (work.plane(p) + channel) * p.pixels();
 #pragma unroll 1
   for (int i = threadIdx.x; i < window.elements(); i += kThreads) {
     const int sum = sums[i];
@@ -122,8 +134,7 @@ __device__ __forceinline__ void flush_sums(const Params<float>& p, const Backwar
                                            const FixedPointScales<kVec>& scales, float* target, std::int64_t target_stride,
                                            int valid) {
   if constexpr (kForm == BackwardForm::ordered) {
-    const std::int64_t plane = work.plane(p) + work.channels - valid;
-    return flush_to_ordered<kThreads>(p, tensors, window, sums, scales.to_float[0], plane);
+    return flush_to_ordered<kThreads>(p, tensors, work, window, sums, scales.to_float[0], work.channels - valid);
   }
   const auto flush = [&](const WindowVec4& vec4) {
     if (!vec4.used) return;
