@@ -64,7 +64,7 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   const bool leaves = leaves_tiles(g, p, kSingleChannel);
   const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
   const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
-                                   marks.marks};
+                                   marks.marks, most_reach(p)};
   const bool ahead = current_device().overlaps && blocks >= std::int64_t{kConfig.min_blocks} * current_device().multiprocessors;
   if (ahead) {
     launch(prefetch_kernel, {2, 256}, stream, given.dilation_map,

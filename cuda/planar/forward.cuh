@@ -34,8 +34,9 @@ __host__ __device__ constexpr TileConfig forward_config() {
   if (kSingleChannel) return {256, half ? 32 : 64, 4, 4, 1, 1, 1 * one, 4096};
   if (K == 3 && !half) return {256, 64, 3, 4, 4, 4, 4 * one, 1536};
   if (K == 3) return {256, 64, 2, 1, 8, 32, 8 * two, 1536};
-  if (K != 0) return {256, 32, 3, 4, 4, 16, 4 * two, 2048};
-  return {512, 32, 2, 4, 4, 16, 4 * two, 2048};
+  // Of other sizes all blocks of float32 are of one step: windows may be twice as large, and many taps pay for a block's start.
+  if (K != 0) return {256, 32, 3, 4, 4, half ? 16 : 4, 4 * (half ? two : one), 4096};
+  return {512, 32, 2, 4, 4, half ? 16 : 4, 4 * (half ? two : one), 4096};
 }
 
 /// The columns of one thread's position, N channels at a time.
@@ -159,7 +160,12 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   const WorkTile work = WorkTile::of_block(p);
   if (tensors.marks && work.channel_block != 0) let_next_start();  // the others mark their tile first
   const Position<float> position(p, work, tensors.map);
-  const Window window = Window::of_tile<kThreads, kWindowPadding>(p, work, position, slots);
+  const float reach = Window::reach_of_tile<kThreads>(position, slots);
+  if (tensors.marks && reach > tensors.most_reach) {
+    if (work.channel_block == 0 && threadIdx.x == 0) mark_tile(p, work, kLeftToRows, tensors.marks);
+    return;
+  }
+  const Window window = Window::of_reach<kWindowPadding>(p, work, reach);
   const bool fits = window.fits(p.capacity);
   if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) {
     mark_tile(p, work, fits ? kDone : kLeftToRows, tensors.marks);

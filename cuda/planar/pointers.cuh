@@ -16,6 +16,7 @@ struct ForwardPointers {
   const void* map;
   T* output;
   unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks; null if all do
+  float most_reach;      // of a tile that has a window, where there are marks
 };
 
 /// Index of a tile in arrays of [image, group, tile].

@@ -17,6 +17,7 @@
 // Cells lie in [-2, size] whatever the rate is (Cell), so that no window is larger than the image with two rows and columns of
 // zeros around it: where that one fits, nothing is ever left, and the host launches nothing for it.
 
+#include <algorithm>
 #include <cfloat>
 #include <climits>
 
@@ -42,9 +43,17 @@ struct Window {
   /// The window of a tile, from the rates of its positions. kPadding elements follow each row.
   template <int kThreads, int kPadding, class Acc>
   __device__ static Window of_tile(const Params<Acc>& p, const WorkTile& work, const Position<Acc>& position, int* slots) {
+    return of_reach<kPadding>(p, work, reach_of_tile<kThreads>(position, slots));
+  }
+  /// The largest |rate| of a tile.
+  template <int kThreads, class Acc>
+  __device__ static Acc reach_of_tile(const Position<Acc>& position, int* slots) {
     // Floats that are not negative have the order of their bits.
     const int bits = position.sampled() ? __float_as_int(not_less_than(position.rate < 0 ? -position.rate : position.rate)) : 0;
-    const Acc reach = __int_as_float(block_max<kThreads>(bits, slots));
+    return __int_as_float(block_max<kThreads>(bits, slots));
+  }
+  template <int kPadding, class Acc>
+  __device__ static Window of_reach(const Params<Acc>& p, const WorkTile& work, Acc reach) {
     const int oy = work.tile_y * p.tile_height, ox = work.tile_x * p.tile_width;
     Window window;
     span(p.y, p.kernel_h, oy, min(oy + p.tile_height, p.out_height) - 1, reach, window.first_y, window.rows);
@@ -71,8 +80,11 @@ struct Window {
   }
 
   /// Pixels along an axis that `positions` reach with such rates, but for what is rounded to whole pixels.
-  __device__ float inner_extent(const Sampler<float>& axis, int positions, int kernel) const {
+  DDU_HD static float inner_extent(const Sampler<float>& axis, int positions, int kernel, float reach) {
     return float((positions - 1) * axis.stride + 2) + 2 * reach * axis.offset(kernel - 1);
+  }
+  __device__ float inner_extent(const Sampler<float>& axis, int positions, int kernel) const {
+    return inner_extent(axis, positions, kernel, reach);
   }
 
  private:
@@ -91,6 +103,22 @@ struct Window {
     extent = axis.cell(axis.base(to), axis.offset(kernel - 1), reach).index - first + 2;
   }
 };
+
+/// The largest |rate| of a tile that may have a window in the middle of the image, before any is rounded to whole pixels. A
+/// tile at its edge may have one beyond that; but a few tiles with windows, among many without, keep the device waiting.
+inline float most_reach(const Params<float>& p) {
+  const auto extent = [](const Sampler<float>& axis, int positions, int kernel, float reach) {
+    return std::min(Window::inner_extent(axis, positions, kernel, reach) - 1, float(axis.size + 4));
+  };
+  float fits = 0, too_much = 1 << 20;
+  for (int halvings = 0; halvings < 40; ++halvings) {
+    const float reach = (fits + too_much) / 2;
+    const bool fit =
+        extent(p.y, p.tile_height, p.kernel_h, reach) * extent(p.x, p.tile_width, p.kernel_w, reach) <= float(p.capacity);
+    (fit ? fits : too_much) = reach;
+  }
+  return too_much;
+}
 
 /// Where the taps of one thread's position lie in the window. For a kernel size K known at compile time they are worked
 /// out once and kept in registers; K = 0 works them out tap by tap.
