@@ -19,7 +19,7 @@ using namespace channels_last;
 template <class T, int kN>
 void run(const HeadGeometry& h, Types types, const Aggregate& given, const ImageToRead& input, Stream stream) {
   const auto p = head_params<T>(h, types, input.image, kN, false, is_aligned(given.output, value_bytes<T, kN>(input.image)),
-                                is_aligned(given.weights, kVectorBytes<T>));
+                                is_aligned(given.weights, kVectorBytes<T>), kForwardColumns);
   const AggregatePointers<T> tensors{static_cast<const T*>(input.read(types.input, given.input, stream)),
                                      static_cast<const T*>(given.weights),
                                      given.dilation_map,

@@ -45,7 +45,7 @@ void run(const HeadGeometry& h, Types types, const Attention& given, const Image
   constexpr int kN = kVec<T>;
   const std::size_t at_once = value_bytes<T, kN>(key.image);
   const auto p = head_params<T>(h, types, key.image, kN, false,
-                                is_aligned(given.query, at_once) && is_aligned(given.output, at_once), false);
+                                is_aligned(given.query, at_once) && is_aligned(given.output, at_once), false, kForwardColumns);
   const AttentionPointers<T> tensors{static_cast<const T*>(given.query),
                                      static_cast<const T*>(key.read(types.input, given.key, stream)),
                                      static_cast<const T*>(value.read(types.input, given.value, stream)),

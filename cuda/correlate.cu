@@ -17,13 +17,24 @@ namespace {
 using namespace channels_last;
 
 template <class T, int kN>
+HeadParams<accumulator_t<T>> params_of(const HeadGeometry& h, Types types, const Correlate& given, const ImageRows& image) {
+  return head_params<T>(h, types, image, kN, true, is_aligned(given.query, value_bytes<T, kN>(image)), false, kForwardColumns);
+}
+
+template <class T, int kN>
 void run(const HeadGeometry& h, Types types, const Correlate& given, const ImageToRead& key, Stream stream) {
-  const auto p = head_params<T>(h, types, key.image, kN, true, is_aligned(given.query, value_bytes<T, kN>(key.image)), false);
   const CorrelatePointers<T> tensors{static_cast<const T*>(given.query),
                                      static_cast<const T*>(key.read(types.input, given.key, stream)),
                                      given.dilation_map,
                                      static_cast<T*>(given.scores),
                                      {key.strange, key.strange_count}};
+  if constexpr (std::is_same_v<T, float> && kN > 1) {
+    if (ImageRows::unit_channels(h) % (2 * kN) == 0) {
+      const auto p = params_of<T, 2 * kN>(h, types, given, key.image);
+      if (p.rounds == 1) return launch_forward<T>(correlate_kernel<T, 2 * kN, true>, p, tensors, stream);
+    }
+  }
+  const auto p = params_of<T, kN>(h, types, given, key.image);
   if constexpr (kN > 1 && sizeof(T) < 8) {
     if (p.rounds == 1) return launch_forward<T>(correlate_kernel<T, kN, true>, p, tensors, stream);
   }

@@ -22,13 +22,14 @@ struct CorrelatePointers {
   StrangePixels strange;
 };
 
-/// kN: channels of a lane, 16 bytes of them or one. kOneRound: a warp has all channels of its heads at once.
+/// kN: channels of a lane, 32 or 16 bytes of them or one. kOneRound: a warp has all channels of its heads at once. Lanes of 32
+/// bytes have fewer positions to sum over lanes, and one more block at a time.
 template <class T, int kN, bool kOneRound>
-__global__ void __launch_bounds__(kRowThreads, 2)
+__global__ void __launch_bounds__(kRowThreads, 1 + kPieces<T, kN>)
     correlate_kernel(const HeadParams<accumulator_t<T>> p, const CorrelatePointers<T> tensors) {
   using Acc = accumulator_t<T>;
   using Table = TapTable<Acc, false>;
-  constexpr int kSome = kPositionsAtOnce<kN>;
+  constexpr int kPositions = kLanePositions<T, kN>, kSome = kN > 1 ? kPositions : 1, kPiece = kN / kPieces<T, kN>;
   extern __shared__ char shared[];
   HeadWork<T, kN> work(p);
   wait_for_previous();
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kRowThreads, 2)
 #pragma unroll 1
   for (int tap = 0; tap < p.taps; ++tap, scores += p.positions) {
     const int t = tap & (at_once - 1);
-    Acc sum[kHeadPositions] = {};
+    Acc sum[kPositions] = {};
 #pragma unroll 1
     for (int round = 0; round < rounds; ++round) {
       bool fill = round == 0 && t == 0;
@@ -65,19 +66,23 @@ __global__ void __launch_bounds__(kRowThreads, 2)
       const T* key = tensors.key + work.pixels(p);
       const unsigned mine = work.channels > 0 ? 15 : 0;
 #pragma unroll 1
-      for (int i0 = 0; i0 < kHeadPositions; i0 += kSome) {
+      for (int i0 = 0; i0 < kPositions; i0 += kSome) {
 #pragma unroll
         for (int i = 0; i < kSome; ++i) {
           const int entry = t * work.run + work.first + i0 + i;
           const typename Table::Where where = table.where[entry];
-          const auto corners = Corners<T, kN>::template load<(kN > 1)>(key + (where >> 8), p.rows.pixel, p.row,
-                                                                       (unsigned(where) >> shift) & mine, work.channels);
-          Acc value[kN];
-          blend(corners, table.weights[entry], value);
 #pragma unroll
-          for (int c = 0; c < kN; ++c) sum[i] += query.at[i][c] * value[c];
+          for (int c0 = 0; c0 < kN; c0 += kPiece) {
+            const T* from = key + lane_channel<T, kN>(c0) + (where >> 8);
+            const auto corners = Corners<T, kPiece>::template load<(kN > 1)>(from, p.rows.pixel, p.row,
+                                                                             (unsigned(where) >> shift) & mine, work.channels);
+            Acc value[kPiece];
+            blend(corners, table.weights[entry], value);
+#pragma unroll
+            for (int c = 0; c < kPiece; ++c) sum[i] += query.at[i][c0 + c] * value[c];
+          }
         }
-        if constexpr (kSome < kHeadPositions) {
+        if constexpr (kSome < kPositions) {
           query.template rotate_positions<kSome>();
           rotate<kSome>(sum);
         }

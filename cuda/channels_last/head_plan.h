@@ -40,23 +40,25 @@ inline MemoryFormat format_of(const HeadGeometry& h, MemoryFormat given) {
   return h.geometry.channels == 1 ? MemoryFormat::channels_last : given;
 }
 
-/// Divides the channels: lanes that take `channels` of them each. A warp that `gathers` goes through all channels of its heads.
+/// Divides the channels: lanes that take `channels` of them each, in two pieces or one. A warp that `gathers` goes through all
+/// channels of its heads.
 template <class Acc>
-void divide_channels(const HeadGeometry& h, int channels, bool gathers, HeadParams<Acc>& p) {
-  constexpr int kMostLogLanes = 4, kLineLogLanes = 3;  // lanes of a position; of a line of 128 bytes
+void divide_channels(const HeadGeometry& h, int channels, bool gathers, HeadParams<Acc>& p, int pieces = 1) {
+  const int most_log_lanes = pieces > 1 ? 3 : 4, line_log_lanes = most_log_lanes - 1;  // of a position; of a line of 128 bytes
   const std::int64_t unit = ImageRows::unit_channels(h), vectors = ceil_div(unit, channels);
   p.unit_channels = static_cast<int>(unit);
   p.units = static_cast<int>(h.geometry.group_channels() / unit);
   p.head_units = static_cast<int>(h.head_channels() / unit);
-  p.log_unit_lanes = log2_at_least(vectors, kMostLogLanes);
-  if (ceil_div(vectors, 16) * 16 - vectors >= 8 && p.log_unit_lanes > kLineLogLanes) p.log_unit_lanes = kLineLogLanes;
+  p.log_unit_lanes = log2_at_least(vectors, most_log_lanes);
+  const std::int64_t most = std::int64_t{1} << most_log_lanes, idle = ceil_div(vectors, most) * most - vectors;
+  if (2 * idle >= most) p.log_unit_lanes = std::min(p.log_unit_lanes, line_log_lanes);
   p.unit_slices = static_cast<int>(ceil_div(vectors, std::int64_t{1} << p.log_unit_lanes));
   int log_units = 0;
   if (p.unit_slices == 1 && !(gathers && p.head_units > 1)) {
     // As many units as have room, unless some lanes would be idle and fewer fill a line too.
-    for (log_units = kMostLogLanes - p.log_unit_lanes; log_units > 0; --log_units) {
+    for (log_units = most_log_lanes - p.log_unit_lanes; log_units > 0; --log_units) {
       if (1 << (log_units - 1) >= p.units) continue;
-      if (p.units % (1 << log_units) == 0 || p.log_unit_lanes + log_units <= kLineLogLanes) break;
+      if (p.units % (1 << log_units) == 0 || p.log_unit_lanes + log_units <= line_log_lanes) break;
     }
   }
   p.log_lanes = p.log_unit_lanes + log_units;
@@ -71,16 +73,20 @@ void divide_channels(const HeadGeometry& h, int channels, bool gathers, HeadPara
   p.by_groups = Divider(static_cast<unsigned>(by_heads ? h.heads : h.geometry.groups));
 }
 
-/// Positions of a warp, whose lanes take kHeadPositions each.
+/// Positions of a warp, whose lanes take so many each.
 template <class Acc>
-int run_of(const HeadParams<Acc>& p) {
-  return (32 >> p.log_lanes) * kHeadPositions;
+int run_of(const HeadParams<Acc>& p, int lane_positions = kHeadPositions) {
+  return (32 >> p.log_lanes) * lane_positions;
 }
 
-/// All of a launch. `values` and `factors` are what lanes move four positions of.
+/// Of a forward call: two runs side by side and four deep read fewer pixels than four runs and two.
+constexpr int kForwardColumns = 2;
+
+/// All of a launch. `values` and `factors` are what lanes move all their positions of; a block has at most `most_columns` runs
+/// side by side.
 template <class T>
 HeadParams<accumulator_t<T>> head_params(const HeadGeometry& h, Types types, const ImageRows& rows, int channels, bool gathers,
-                                         bool values_aligned, bool factors_aligned) {
+                                         bool values_aligned, bool factors_aligned, int most_columns = kRowWarps) {
   using Acc = accumulator_t<T>;
   const Geometry& g = h.geometry;
   HeadParams<Acc> p{};
@@ -89,8 +95,9 @@ HeadParams<accumulator_t<T>> head_params(const HeadGeometry& h, Types types, con
   p.shared_factors = h.factors_batch == 1;
   p.unit_stride = static_cast<int>(rows.stride);
   p.row = g.w.size * rows.rows.pixel;
-  divide_channels(h, channels, gathers, p);
-  cut_positions(g, run_of(p), p);
+  const int pieces = channels > kVec<T> ? 2 : 1;
+  divide_channels(h, channels, gathers, p, pieces);
+  cut_positions(g, run_of(p, kHeadPositions / pieces), p, most_columns);
   p.tap_chunk = p.taps;
   p.tap_chunks = 1;
   const bool whole = g.positions() % kHeadPositions == 0;
@@ -126,7 +133,7 @@ constexpr std::size_t kVectorBytes = kHeadPositions * sizeof(T) < 16 ? kHeadPosi
 /// Bytes of what a lane of kN channels moves at once of a tensor of values, which lies as the caller's image does.
 template <class T, int kN>
 std::size_t value_bytes(const ImageRows& image) {
-  return image.own ? kN * sizeof(T) : kVectorBytes<T>;
+  return image.own ? kN / kPieces<T, kN> * sizeof(T) : kVectorBytes<T>;
 }
 
 }  // namespace ddu::cuda::channels_last

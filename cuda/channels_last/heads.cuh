@@ -15,8 +15,22 @@
 
 namespace ddu::cuda {
 
-/// Consecutive positions of a lane.
+/// Consecutive positions of a lane that takes up to 16 bytes of channels.
 constexpr int kHeadPositions = 4;
+
+/// A lane's channels come in pieces of at most 16 bytes, one load each; lanes with two pieces have half as many positions.
+template <class T, int kChannels>
+constexpr int kPieces = kChannels > kVec<T> ? 2 : 1;
+template <class T, int kChannels>
+constexpr int kLanePositions = kHeadPositions / kPieces<T, kChannels>;
+
+/// Where a lane's channel `c` lies behind its first one. Of eight lanes, which read together, four take their second piece
+/// first: else all of them would ask half of L1's banks twice.
+template <class T, int kChannels>
+__device__ __forceinline__ int lane_channel(int c) {
+  if constexpr (kPieces<T, kChannels> == 1) return c;
+  return c ^ (threadIdx.x & 4 ? kVec<T> : 0);
+}
 
 /// How many of them a lane takes at once. One channel a lane is for layouts that have no vectors: there, code counts for more
 /// than speed.
@@ -43,7 +57,7 @@ struct HeadParams : RowParams<Acc> {
   ValueLayout values;
 };
 
-/// What one warp does. A lane takes kHeadPositions positions and kChannels channels.
+/// What one warp does. A lane takes kLanePositions positions and kChannels channels.
 template <class T, int kChannels>
 struct HeadWork : WarpWork<T, kChannels> {
   using Base = WarpWork<T, kChannels>;
@@ -56,8 +70,9 @@ struct HeadWork : WarpWork<T, kChannels> {
 
   template <class Acc>
   __device__ explicit HeadWork(const HeadParams<Acc>& p) : Base(p) {
-    first = this->quad * kHeadPositions;
-    there = int(min(p.positions - this->first_position - first, std::int64_t{kHeadPositions}));
+    constexpr int kPositions = kLanePositions<T, kChannels>;
+    first = this->quad * kPositions;
+    there = int(min(p.positions - this->first_position - first, std::int64_t{kPositions}));
     auto slice = unsigned(p.rounds > 0 ? 0 : this->slice);
     const int unit_block = p.rounds > 0 ? this->slice : int(p.by_unit_slices.take(slice));
     const int slot = this->vector >> p.log_unit_lanes, slots = p.log_lanes - p.log_unit_lanes;
@@ -155,15 +170,16 @@ __device__ __forceinline__ void load_factors(const T* from, bool vectors, int th
   }
 }
 
-/// A lane's square of values, kHeadPositions positions by kN channels, zero where there are none.
+/// A lane's square of values, kLanePositions positions by kN channels, zero where there are none.
 template <class T, int kN>
 struct ValueSquare {
   using Acc = accumulator_t<T>;
-  Acc at[kHeadPositions][kN];  // position, channel
+  static constexpr int kPositions = kLanePositions<T, kN>, kPiece = kN / kPieces<T, kN>;
+  Acc at[kPositions][kN];  // position, channel
 
   __device__ __forceinline__ void clear() {
 #pragma unroll
-    for (int i = 0; i < kHeadPositions; ++i) {
+    for (int i = 0; i < kPositions; ++i) {
 #pragma unroll
       for (int c = 0; c < kN; ++c) at[i][c] = 0;
     }
@@ -173,53 +189,58 @@ struct ValueSquare {
   __device__ __forceinline__ void rotate_positions() {
 #pragma unroll
     for (int c = 0; c < kN; ++c) {
-      Acc column[kHeadPositions];
+      Acc column[kPositions];
 #pragma unroll
-      for (int i = 0; i < kHeadPositions; ++i) column[i] = at[i][c];
+      for (int i = 0; i < kPositions; ++i) column[i] = at[i][c];
       rotate<kBy>(column);
 #pragma unroll
-      for (int i = 0; i < kHeadPositions; ++i) at[i][c] = column[i];
+      for (int i = 0; i < kPositions; ++i) at[i][c] = column[i];
     }
   }
   __device__ __forceinline__ void load(const T* from, const ValueLayout& layout, int positions, int channels) {
     clear();
     if (kN > 1 && layout.channel_vectors) {
 #pragma unroll
-      for (int i = 0; i < kHeadPositions; ++i) {
-        if (i < positions && channels > 0) load_vector(from + i * layout.position, at[i]);
+      for (int i = 0; i < kPositions; ++i) {
+        if (i >= positions || channels <= 0) continue;
+#pragma unroll
+        for (int c = 0; c < kN; c += kPiece) {
+          load_vector(from + i * layout.position + lane_channel<T, kN>(c), reinterpret_cast<Acc(&)[kPiece]>(at[i][c]));
+        }
       }
     } else {
       each_channel(channels, [&](int c) {
-        Acc column[kHeadPositions] = {};
+        Acc column[kPositions] = {};
         if (layout.position_vectors) {
-          if (positions > 0) load_vector(from + c * layout.channel, column);
+          if (positions > 0) load_vector(from + lane_channel<T, kN>(c) * layout.channel, column);
         } else {
 #pragma unroll
-          for (int i = 0; i < kHeadPositions; ++i) {
-            if (i < positions) column[i] = widen(__ldg(from + c * layout.channel + i * layout.position));
+          for (int i = 0; i < kPositions; ++i) {
+            if (i < positions) column[i] = widen(__ldg(from + lane_channel<T, kN>(c) * layout.channel + i * layout.position));
           }
         }
 #pragma unroll
-        for (int i = 0; i < kHeadPositions; ++i) at[i][0] = column[i];
+        for (int i = 0; i < kPositions; ++i) at[i][0] = column[i];
       });
     }
   }
   __device__ __forceinline__ void store(T* to, const ValueLayout& layout, int positions, int channels) {
+    static_assert(kPiece == kN, "nobody stores two pieces");
     if (kN > 1 && layout.channel_vectors) {
 #pragma unroll
-      for (int i = 0; i < kHeadPositions; ++i) {
+      for (int i = 0; i < kPositions; ++i) {
         if (i < positions && channels > 0) store_vector(to + i * layout.position, at[i]);
       }
     } else {
       each_channel(channels, [&](int c) {
-        Acc column[kHeadPositions];
+        Acc column[kPositions];
 #pragma unroll
-        for (int i = 0; i < kHeadPositions; ++i) column[i] = at[i][0];
+        for (int i = 0; i < kPositions; ++i) column[i] = at[i][0];
         if (layout.position_vectors) {
           if (positions > 0) store_vector(to + c * layout.channel, column);
         } else {
 #pragma unroll
-          for (int i = 0; i < kHeadPositions; ++i) {
+          for (int i = 0; i < kPositions; ++i) {
             if (i < positions) to[c * layout.channel + i * layout.position] = narrow<T>(column[i]);
           }
         }
@@ -235,7 +256,7 @@ struct ValueSquare {
     for (int c = 0; c < kN; ++c) {
       if (c < channels) body(c);
 #pragma unroll
-      for (int i = 0; i < kHeadPositions; ++i) {
+      for (int i = 0; i < kPositions; ++i) {
         if constexpr (kN > 1) rotate<1>(at[i]);
       }
     }
@@ -274,6 +295,20 @@ __device__ __forceinline__ void add_over_lanes(Acc (&sum)[kHeadPositions], int l
     store(first + i, sum[0]);
     rotate<1>(sum);
   }
+}
+
+/// The same of a lane that has two positions.
+template <class Acc, class Store>
+__device__ __forceinline__ void add_over_lanes(Acc (&sum)[2], int log_lanes, Store store) {
+  const int lane = int(threadIdx.x) & ((1 << log_lanes) - 1);
+  if (log_lanes == 0) {
+    store(0, sum[0]);
+    store(1, sum[1]);
+    return;
+  }
+  keep_half<1>(sum, lane & 1, 1);
+  for (int step = 2; step < 1 << log_lanes; step *= 2) sum[0] += __shfl_xor_sync(~0u, sum[0], step);
+  if (lane < 2) store(lane, sum[0]);
 }
 
 /// The same of two sums of each position. Calls visit(position, a, b, number, lanes) in as many `lanes` as share a position's

@@ -57,14 +57,14 @@ RowParams<Acc> sizes_of(const Geometry& g, Types types, const RowLayout& rows) {
   return p;
 }
 
-/// Cuts the positions into runs, one for each warp, and runs into blocks.
+/// Cuts the positions into runs, one for each warp, and runs into blocks of at most so many columns of them.
 template <class Acc>
-void cut_positions(const Geometry& g, int run, RowParams<Acc>& p) {
+void cut_positions(const Geometry& g, int run, RowParams<Acc>& p, int most_columns = kRowWarps) {
   p.run = run;
   const std::int64_t runs = ceil_div(g.positions(), run);
   p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
   p.block_columns = 1;  // neighbours in a row complete each other's lines of the output
-  while (p.block_columns * 2 <= std::min(p.run_columns, 32 / run)) p.block_columns *= 2;
+  while (p.block_columns * 2 <= std::min({p.run_columns, 32 / run, most_columns})) p.block_columns *= 2;
   p.column_blocks = static_cast<int>(ceil_div(p.run_columns, p.block_columns));
   p.row_blocks = static_cast<int>(ceil_div(ceil_div(runs, p.run_columns), kRowWarps / p.block_columns));
   p.by_column_blocks = Divider(static_cast<unsigned>(p.column_blocks));

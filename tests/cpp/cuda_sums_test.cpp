@@ -23,7 +23,7 @@ using oracle::Sum;
 
 // Heads finer and coarser than groups, and neither; one channel, vectors of them, several a head and several heads a vector;
 // more channels than lanes take at once; strides, even kernels, many taps, few positions; factors and maps for all images;
-// border; warps of which all lanes read all corners of a tap.
+// border; warps of which all lanes read all corners of a tap; heads of one lane that takes two pieces.
 const HeadCase kCases[] = {
     {{2, 12, 9, 14, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 2},
     {{1, 20, 10, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1, ddu::PaddingMode::border}}, 5},
@@ -39,6 +39,7 @@ const HeadCase kCases[] = {
     {{1, 96, 5, 8, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 3},
     {{2, 8, 9, 11, {{3, 3}, {1, 2}, {1, 1}, {1, 1}, 2, ddu::PaddingMode::zeros, true, {3, 1}}, false, {4, 5}}, 2},
     {{1, 64, 6, 10, {{3, 3}, {1, 1}, {0, 0}, {1, 1}, 1}}, 4},
+    {{1, 40, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 5},
 };
 
 template <class T, class M>
