@@ -51,7 +51,7 @@ struct GatherCall {
 };
 
 template <bool kWarpgroup>
-constexpr int kGatherBytes = StepRing<kGatherSliceBytes, kGatherStages, kWarpgroup>::kBytes + InputLists::kBytes;
+constexpr int kGatherBytes = StepRing<kGatherSliceBytes, kGatherTaps, kWarpgroup, true>::kBytes + InputLists::kBytes;
 
 template <bool kWarpgroup>
 void launch_gather(const GatherCall& call, Stream stream) {

@@ -26,7 +26,6 @@
 namespace ddu::cuda {
 
 constexpr int kGatherSliceBytes = kGatherOutputs * kGatherChannels * 4;  // two halves of 128 bytes of each column
-constexpr int kGatherStages = 9;
 
 /// Which output of its slice word `word` of half `half` of a column multiplies.
 template <class T>
@@ -35,15 +34,13 @@ __host__ __device__ constexpr int output_of_word(int half, int word) {
   return sizeof(T) == 4 ? half * 32 + g * 4 + word / 8 : g * 8 + product;
 }
 
-/// Packs vector `index` of the weights, [unit][slice of channels][tap][slice of outputs][half][column][16-byte piece ^ column %
+/// Packs vector `index` of the weights, [unit][slice of channels][tap][half][column][16-byte piece ^ column %
 /// 8].
 template <class T>
 __device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, const T* weight, uint4* to, std::int64_t index) {
   const int column = int(index / 8 % kGatherChannels), piece = int(index % 8) ^ column % 8;
   const int half = int(index / (8 * kGatherChannels) % 2);
   std::int64_t rest = index / (16 * kGatherChannels);
-  const int depth = int(rest % p.depths);
-  rest /= p.depths;
   const int tap = int(rest % p.taps);
   rest /= p.taps;
   const int slice = int(rest % p.by_channel_slices.divisor);
@@ -53,7 +50,7 @@ __device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, cons
   Bits16<float> bits;
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
-    const int output = depth * kGatherOutputs + output_of_word<T>(half, piece * 4 + word);
+    const int output = output_of_word<T>(half, piece * 4 + word);
     if (channel >= p.unit_channels || output >= p.group_outputs) continue;
     const std::int64_t row = std::int64_t{unit.weight_group} * p.group_outputs + output;
     bits.word[word] = to_tf32(widen(
@@ -162,46 +159,27 @@ __device__ __forceinline__ void add_listed(const InputGatherParams& p, const Inp
   using Products = PatchProducts<T, kMasked>;
   constexpr int kPass = Products::kPass;
   const auto passes_of = [](int count) { return max((count + kPass - 1) / kPass, 1); };
-  const int lane = int(threadIdx.x) % 32, g = lane / 4, patch = int(threadIdx.x) / 32;
-  // Lists end with entries that reach nothing, in whole passes.
-  if (lane < p.taps) {
-    const int list = patch * kGatherTaps + lane, count = lists.counts[list], first = list * kListed;
-    const int position = count > 0 ? lists.positions[first] : 0;
-    for (int i = count; i < passes_of(count) * kPass; ++i) {
-      lists.places[first + i] = {kFarAway, kFarAway};
-      lists.positions[first + i] = position;
-    }
-  }
-  __syncwarp();
-  const T* const outputs = tensors.grad_output + work.unit.outputs(p, work.image);
+  const int g = int(threadIdx.x) % 32 / 4, patch = int(threadIdx.x) / 32;
+  lists.end(patch, p.taps, kPass);
   // Of outputs that there are not, whose weights are zero, a lane reads others.
-  const auto outputs_from = [&](int depth) {
-    const int output = depth * kGatherOutputs + g * kVec<T>;
-    return reinterpret_cast<const char*>(outputs + (output < p.group_outputs ? output : 0));
-  };
-  const auto mask_of = [&](int tap) -> const T* {
-    return kMasked ? tensors.mask + work.unit.mask(p, work.image) + tap * p.positions : nullptr;
-  };
+  const T* const first_output = tensors.grad_output + work.unit.outputs(p, work.image);
+  const auto outputs = reinterpret_cast<const char*>(first_output + (g * kVec<T> < p.group_outputs ? g * kVec<T> : 0));
+  const int high = (g + 8) * kVec<T> < p.group_outputs ? 128 : 0;
+  const T* next_mask = kMasked ? tensors.mask + work.unit.mask(p, work.image) : nullptr;
   Products products{p, lists, float(g / 4), float(g % 4), {}};
-  int tap = 0, depth = 0;
-  const char* next_outputs = outputs_from(0);
-  const T* next_mask = mask_of(0);
   ListedRows<T> even, odd;
-  even.template load<kMasked>(p, lists, patch * kGatherTaps * kListed, next_outputs, next_mask);
+  bool in_odd = false;  // which of them is the next tap's first
+  int list = patch * kGatherTaps;
+  even.template load<kMasked>(p, lists, list * kListed, outputs, next_mask);
 #pragma unroll 1
-  for (int step = p.taps * p.depths; step > 0; --step) {
-    const int list = patch * kGatherTaps + tap;
+  for (int taps = p.taps; taps > 0; --taps) {
     int left = passes_of(lists.counts[list]), at = list * kListed;
-    const char* const outputs_now = next_outputs;
-    const T* const mask_now = next_mask;
-    const int high = depth * kGatherOutputs + (g + 8) * kVec<T> < p.group_outputs ? 128 : 0;
-    if (++depth == p.depths) {
-      depth = 0;
-      if (tap + 1 < p.taps) ++tap;
-      next_mask = mask_of(tap);
+    const T* const mask = next_mask;
+    if (taps > 1) {  // or the last one's entries are loaded once more
+      ++list;
+      if (kMasked) next_mask += p.positions;
     }
-    next_outputs = outputs_from(depth);
-    const int at_next = (patch * kGatherTaps + tap) * kListed;
+    const int at_next = list * kListed;
 #pragma unroll
     for (auto& tile : products.z) {
 #pragma unroll
@@ -210,17 +188,18 @@ __device__ __forceinline__ void add_listed(const InputGatherParams& p, const Inp
     const auto pass = [&](ListedRows<T>& now, ListedRows<T>& ahead) {
       at += kPass;
       const bool last = --left == 0;
-      products.add(now, high, ahead, last ? at_next : at, last ? next_outputs : outputs_now, last ? next_mask : mask_now);
+      products.add(now, high, ahead, last ? at_next : at, outputs, last ? next_mask : mask);
       return last;
     };
+    // Rows that are ahead stay where they are loaded: a copy would wait for them.
+    const auto passes = [&](ListedRows<T>& first, ListedRows<T>& second) {
 #pragma unroll 1
-    while (true) {
-      if (pass(even, odd)) {
-        even = odd;
-        break;
+      while (true) {
+        if (pass(first, second)) return true;
+        if (pass(second, first)) return false;
       }
-      if (pass(odd, even)) break;
-    }
+    };
+    in_odd = in_odd ? !passes(odd, even) : passes(even, odd);
     const char* const slice = ring.wait();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -260,7 +239,6 @@ __device__ __forceinline__ void add_taps(const InputGatherParams& p, const Input
         at_once = (last - first + 1) / 2;
         continue;
       }
-      if (last < found || end < p.boxes) ring.again();
       add_listed<T, kWarpgroup, kMasked>(p, work, tensors, lists, ring, sums);
       __syncthreads();
       first = last;
@@ -274,13 +252,12 @@ __global__ void __launch_bounds__(kGatherThreads, 1)
     conv_input_gather_kernel(const __grid_constant__ InputGatherParams p,
                              const __grid_constant__ InputGatherPointers<T> tensors) {
   if constexpr (kHasSquareKernel<kWarpgroup>) {
-    using Ring = StepRing<kGatherSliceBytes, kGatherStages, kWarpgroup>;
+    using Ring = StepRing<kGatherSliceBytes, kGatherTaps, kWarpgroup, true>;
     extern __shared__ char shared[];
     const InputLists lists(shared + Ring::kBytes);
     const unsigned unit_slice = blockIdx.x / unsigned(p.tiles_at_once);
     unsigned tile = blockIdx.x % unsigned(p.tiles_at_once);
-    const int steps = p.taps * p.depths;
-    Ring ring(shared, tensors.slices + std::int64_t{unit_slice} * steps * kGatherSliceBytes, steps,
+    Ring ring(shared, tensors.slices + std::int64_t{unit_slice} * p.taps * kGatherSliceBytes, p.taps,
               (p.tiles - int(tile) - 1) / p.tiles_at_once + 1);
     ring.start();
     wait_for_previous();

@@ -37,7 +37,6 @@ struct InputGatherParams : ConvBackwardParams {
   int out_height, kernel_h;
   int box_columns, boxes;    // of a map's plane
   int output_bytes;          // of a position
-  int depths;                // blocks of kGatherOutputs outputs
   int tiles, tiles_at_once;  // of a slice of channels: all, and those that blocks are there for
   Divider by_tile_columns, by_tile_rows, by_channel_slices, by_box_columns;
 };
@@ -178,6 +177,19 @@ struct InputLists {
     full |= list(waiting, 0);
     return __syncthreads_or(full) == 0;
   }
+  /// Ends a patch's lists with entries that reach nothing, so that they have whole passes of entries, and one at least.
+  __device__ __forceinline__ void end(int patch, int taps, int pass) const {
+    const int lane = int(threadIdx.x) % 32;
+    if (lane < taps) {
+      const int list = patch * kGatherTaps + lane, count = counts[list], first = list * kListed;
+      const int position = count > 0 ? positions[first] : 0;
+      for (int i = count; i < max((count + pass - 1) / pass, 1) * pass; ++i) {
+        places[first + i] = {kFarAway, kFarAway};
+        positions[first + i] = position;
+      }
+    }
+    __syncwarp();
+  }
 
  private:
   /// Puts a box's hits into the queue, of which `waiting` are there, and 32 at a time from it to the lists. True if one is
@@ -191,10 +203,10 @@ struct InputLists {
     const float rate = there ? load_rate<float>(map, p.map_type, plane * p.positions + position) : 0;
     const bool any = there && is_finite(rate);
     const auto place = [&](const Sampler<float>& axis, int o, int k, int pixel, float& at) {
-      const Pixels<float> of = axis.pixels(axis.base(o), axis.offset(k), any ? rate : 0);
+      const Cell<float> of = axis.cell(axis.base(o), axis.offset(k), any ? rate : 0);  // no edge extends the image
       const int from_tile = of.index - pixel;
       at = float(from_tile) + of.fraction;
-      return any && (of.first || of.second) && from_tile >= -1 && from_tile < kGatherTile;
+      return any && from_tile >= -1 && from_tile < kGatherTile && of.index < axis.size;
     };
     bool full = false;
     constexpr int kColumns = 3;  // at once

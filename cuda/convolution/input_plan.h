@@ -10,17 +10,18 @@
 
 namespace ddu::cuda::convolution {
 
-/// Whether it is gathered: where warpgroups multiply, of few taps and few outputs, whose weights are in shared memory from start
-/// to end, with grad_output in whole vectors; an entry of a list has 28 bits for a position. Not where an edge extends the image,
-/// and may get more taps than all other pixels together. Emulated, products of warps take part, so that tests see the rest of it.
+/// Whether it is gathered: where warpgroups multiply, of few taps and few outputs, whose weights are in shared memory from
+/// start to end, with grad_output in whole vectors; an entry of a list has 28 bits for a position. Not where an edge extends
+/// the image, and may get more taps than all other pixels together. Emulated, products of warps take part, so that tests see
+/// the rest of it.
 inline bool can_gather(const ConvBackwardParams& p, int element_bytes) {
 #if defined(DDU_CUDA_EMULATION)
   const bool has_kernels = true;
 #else
   const bool has_kernels = has_warpgroup_kernels();
 #endif
-  return has_kernels && p.output_vectors && !p.y.border && p.taps <= kGatherTaps && p.group_outputs <= kGatherOutputs && p.positions < 1 << 28 &&
-         p.outputs.pixel <= INT_MAX / element_bytes;
+  return has_kernels && p.output_vectors && !p.y.border && p.taps <= kGatherTaps && p.group_outputs <= kGatherOutputs &&
+         p.positions < 1 << 28 && p.outputs.pixel <= INT_MAX / element_bytes;
 }
 inline void run_gather(const GatherCall& call, Stream stream) {
 #if defined(DDU_CUDA_EMULATION)
@@ -38,7 +39,6 @@ inline InputGatherParams gather_params(const Conv2dGeometry& c, const ConvBackwa
   static_cast<ConvBackwardParams&>(p) = of_call;
   p.out_height = static_cast<int>(g.h.out_size);
   p.kernel_h = static_cast<int>(g.h.kernel_size);
-  p.depths = static_cast<int>(ceil_div(p.group_outputs, kGatherOutputs));
   p.output_bytes = static_cast<int>(p.outputs.pixel * element_bytes);
   const auto tiles_of = [](std::int64_t size) { return static_cast<unsigned>(ceil_div(size, std::int64_t{kGatherTile})); };
   p.by_tile_columns = Divider(tiles_of(g.w.size));
@@ -53,7 +53,7 @@ inline InputGatherParams gather_params(const Conv2dGeometry& c, const ConvBackwa
   return p;
 }
 inline std::int64_t packed_vectors(const InputGatherParams& p) {
-  return all_units(p) * p.by_channel_slices.divisor * p.taps * p.depths * (kGatherSliceBytes / 16);
+  return all_units(p) * p.by_channel_slices.divisor * p.taps * (kGatherSliceBytes / 16);
 }
 inline std::int64_t all_boxes(const Conv2dGeometry& c, const InputGatherParams& p) {
   return std::int64_t{p.boxes} * c.geometry.map_batch * c.geometry.groups;

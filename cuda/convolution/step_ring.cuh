@@ -6,8 +6,9 @@
 
 namespace ddu::cuda {
 
-/// Steps come in their order, tile after tile. Where all slices of a tile have their stages, each is copied once.
-template <int kSliceBytes, int kStages, bool kWarpgroup>
+/// Steps come in their order, tile after tile. Where all slices of a tile have their stages, each is copied once;
+/// `kAll`: they do in any case.
+template <int kSliceBytes, int kStages, bool kWarpgroup, bool kAll = false>
 struct StepRing {
   static constexpr int kBytes = kStages * (kSliceBytes + (kWarpgroup ? 2 * int(sizeof(CopyBarrier)) : 0));
 
@@ -26,7 +27,11 @@ struct StepRing {
   __device__ __forceinline__ CopyBarrier& empty(int stage) const { return full(kStages + stage); }
 
   __device__ __forceinline__ StepRing(char* shared, const char* weights, int steps_of_tile, int tiles)
-      : slices(shared), from(weights), steps(steps_of_tile), left(steps_of_tile * tiles), resident(steps_of_tile <= kStages) {
+      : slices(shared),
+        from(weights),
+        steps(steps_of_tile),
+        left(steps_of_tile * tiles),
+        resident(kAll || steps_of_tile <= kStages) {
     if constexpr (kWarpgroup) {
       if (threadIdx.x == 0) {
         for (int i = 0; i < kStages; ++i) {
@@ -47,10 +52,6 @@ struct StepRing {
     }
     ahead = count % steps;
     left -= count;
-  }
-  /// A tile's steps come once more than the constructor was told; to be said before they would end.
-  __device__ __forceinline__ void again() {
-    if (!resident) left += steps;
   }
   /// The slice of this step, once it is there.
   __device__ __forceinline__ const char* wait() {
