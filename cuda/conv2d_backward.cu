@@ -97,6 +97,7 @@ class ConvBackward {
     mask_.lay_out(workspace, given.grad_mask, types.input, c.mask_numel(),
                   params_.head_units * slices * (c.mask_batch == 1 ? g.batch : 1), false);
     if (mask_.arrays != 1) mask_.always_sums(workspace);
+    if (factors && !map_.sums && !mask_.sums) corners_.lay_out_flags(c, workspace);
     if (given.grad_weight) {
       // They are read before the input's gradient is begun, so its sums may lie where they were, unless a copy cleared those.
       const std::int64_t count = weight_.splits * weight_.part;
@@ -296,8 +297,7 @@ class ConvBackward {
       call.zeros_count = image_.numel() / 4;
     }
     call.mask_part = mask_.part();
-    const bool warpgroups = convolution::has_warpgroup_kernels();
-    (warpgroups ? convolution::launch_corners_warpgroup_kernel : convolution::launch_corners_kernel)(call, c_.geometry, stream);
+    convolution::launch_corners_kernels(call, c_.geometry, stream);
   }
   void run_weight(const void* image, Stream stream) const {
     const convolution::WeightCall call{weight_,

@@ -87,6 +87,17 @@ __device__ __forceinline__ uint4 load_shared_work(const void* from) {
 #endif
 }
 
+/// Loads 16 bytes, or leaves them as they are; in one instruction, for a load in a branch is waited for where paths meet.
+__device__ __forceinline__ void load_if(bool wanted, uint4& bits, const void* from) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %5, 0; @p ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+               : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)
+               : "l"(from), "r"(int(wanted)));
+#else
+  if (wanted) bits = *static_cast<const uint4*>(from);
+#endif
+}
+
 /// Loads `count` elements of at most kN; in one piece, and all of them, where they lie aligned.
 template <bool kAligned, int kN, class T>
 __device__ __forceinline__ Bits16<T> load_channels(const T* from, int count) {

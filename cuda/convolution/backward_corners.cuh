@@ -30,6 +30,7 @@ struct CornersPointers {
   std::int64_t map_part, mask_part;
   uint4* zeros;  // what else is to be cleared: vectors
   std::int64_t zeros_count;
+  unsigned* flags;  // of each block: whether it met what is not finite, where images are taken to be so; or null
 
   __device__ __forceinline__ bool of_map() const { return map_sums || grad_map; }
   __device__ __forceinline__ bool of_mask() const { return mask_sums || grad_mask; }
@@ -84,6 +85,11 @@ __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int out
   slices[n - piece + (piece ^ (column % kMmaColumns))] = packed.whole;
 }
 
+/// Whether images are taken to be finite: then corners that have no weight because a tap stays in its row or column are not
+/// read, nothing is summed again, and a block sets its flag if it meets what is not finite, of which each pixel is looked at as
+/// some position's middle. A second launch then does all of it exactly. `ask`: one kernel for both, as the parameters say.
+enum class CornersMode { ask, finite, exact };
+
 /// A lane's two positions of a tile.
 template <class T, int kOutputs>
 struct CornersLane {
@@ -92,6 +98,7 @@ struct CornersLane {
   CornerPieces pieces;
   CornerPiece<T> corners[2];  // of each half of a step's channels, those that come next
   float slope[2] = {};        // the map's gradient, of the unit's channels up to now
+  unsigned strange = 0;       // whether it met what is not finite
 
   /// Turns to a tile.
   __device__ __forceinline__ void load_outputs(const CornersParams& p, const CornersPointers<T>& tensors,
@@ -134,13 +141,32 @@ struct CornersLane {
   __device__ __forceinline__ static CornerCell cell(const CornerTable& table, int r, int ky, int kx) {
     return {table, int(threadIdx.x) % 32 / 4 + 8 * r, ky, kx};
   }
-  __device__ __forceinline__ void load(const CornerCell& cell, int taken) { corners[taken].load(pieces.taken[taken], cell); }
+  __device__ __forceinline__ void load(const CornerCell& cell, int taken, CornerChoice choice) {
+    corners[taken].load(pieces.taken[taken], cell, choice);
+  }
+  /// Looks at the pixels on which the positions' middles lie.
+  __device__ __forceinline__ void look_at_middles(const CornersParams& p, const WarpPlace& place) {
+    const auto clamped = [](int index, int size) { return unsigned(min(max(index, 0), size - 1)); };
+    const unsigned x = clamped(p.x.base(place.column(p, int(threadIdx.x) % 32 / 4)), p.x.size) * p.pixel_vectors;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned y = clamped(p.y.base(place.row(p, i / 2)), p.y.size) * p.row_vectors;
+      Bits16<T> pixel;
+      pixel.whole = __ldg(reinterpret_cast<const uint4*>(pieces.taken[i % 2]) + (y + x));
+      strange |= pixel.strange();
+    }
+  }
   /// Of a tap whose dots are complete. Where those are not finite all is summed again, in a way that minds what there is: then
   /// each lane has its channels' part.
+  template <CornersMode kMode>
   __device__ __forceinline__ CornerSums sum(const CornerDots<T>& dots, const CornerCell& cell, const TapGradients<T>& gradients,
-                                            int r) const {
-    CornerSums sums = dots.sums(cell, r);
+                                            int r, CornerChoice choice, bool taken_to_be_finite) {
+    CornerSums sums = dots.sums(cell, r, choice);
     const bool finite = is_finite(sums.value + sums.slope);
+    if (kMode == CornersMode::finite || (kMode == CornersMode::ask && taken_to_be_finite)) {
+      strange |= !finite && (!kDotsByProducts<T> || dots.is_owner());
+      return sums;
+    }
     if (kDotsByProducts<T> ? !__any_sync(~0u, dots.is_owner() && !finite) : finite) return sums;
     sums = {};
 #pragma unroll 1
@@ -239,14 +265,36 @@ __device__ __forceinline__ void clear_share(const CornersParams& p, const Corner
   for (std::int64_t i = share * count + threadIdx.x; i < end; i += blockDim.x) tensors.zeros[i] = {};
 }
 
-template <class T, int kOutputs, bool kWarpgroup>
+/// Where that was faster: with column gradients of half types it was not, nor where few warps wait for their loads.
+template <class T, int kOutputs>
+constexpr bool kHasFlags = sizeof(T) == 4 && kOutputs == 64;
+
+/// Whether a kernel has anything to do: always, but the second one of a call only if a block of the first set its flag. For a
+/// whole block; both have as many of them.
+__device__ __forceinline__ bool is_needed(const unsigned* flags, bool finite) {
+  if (!flags) return true;
+  let_next_start();
+  if (finite) return true;
+  wait_for_previous();
+  unsigned found = 0;
+  for (unsigned i = threadIdx.x; i < gridDim.x; i += blockDim.x) found |= flags[i];
+  return __syncthreads_or(int(found));
+}
+__device__ __forceinline__ void set_flag(unsigned* flags, unsigned strange) {
+  const bool any = __syncthreads_or(int(strange));
+  if (threadIdx.x == 0) flags[blockIdx.x] = any;
+}
+
+template <class T, int kOutputs, bool kWarpgroup, CornersMode kMode>
 __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
     conv_corners_backward_kernel(const CornersParams p, const CornersPointers<T> tensors) {
   if constexpr (kHasSquareKernel<kWarpgroup>) {
     using Ring = CornersRing<kOutputs, kWarpgroup>;
     constexpr int kChannels = kStepChannels<T>, kDepths = kDepthBlocks<T, kOutputs>;
     constexpr bool kAhead = kOutputs > 64 && kDotsByProducts<T>;  // a tap is multiplied while the one before is summed
+    const bool finite = kMode == CornersMode::ask ? p.finite : kMode == CornersMode::finite;
     extern __shared__ char shared[];
+    if (kHasFlags<T, kOutputs> && !is_needed(tensors.flags, finite)) return;
     const TileWork work(p);
     const int blocks = p.weight_units * p.unit_blocks, steps = blocks * p.taps;
     const std::int64_t part = std::int64_t{work.weight_group} * p.by_output_blocks.divisor + work.output_block;
@@ -268,9 +316,12 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
         const CornersUnit<T> unit(p, tensors, place, work, n);
         if (unit.first) table.fill(p, place, tensors.map, unit.unit.group);
         lane.pieces = unit.pieces(p, tensors.image, place.image, n);
-        const auto load_first = [&](int ky, int kx, int taken) { lane.load(lane.cell(table, 0, ky, kx), taken); };
-        load_first(0, 0, 0);
-        load_first(0, 0, 1);
+        const auto load = [&](int r, int ky, int kx, int taken) {
+          lane.load(lane.cell(table, r, ky, kx), taken, CornerChoice(p, finite, ky, kx));
+        };
+        load(0, 0, 0, 0);
+        load(0, 0, 0, 1);
+        if (finite) lane.look_at_middles(p, place);
         float d[kChannels / 2];
         const auto start_product_of_tap = [&] {
           const char* slice = ring.wait();
@@ -285,6 +336,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
         for (int tap = 0; tap < p.taps; ++tap) {
           if (!kAhead) start_product_of_tap();
           const int last = kx + 1 == p.kernel_w, next_x = last ? 0 : kx + 1, next_y = ky + last;
+          const CornerChoice choice(p, finite, ky, kx);
           float factor[2];
 #pragma unroll
           for (int r = 0; r < 2; ++r)
@@ -298,14 +350,10 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
             CornerDots<T> dots;
 #pragma unroll
             for (int taken = 0; taken < 2; ++taken) {
-              dots.add(gradients, lane.corners[taken], taken, r);
-              if (r == 0) {
-                lane.load(lane.cell(table, 1, ky, kx), taken);
-              } else if (tap + 1 < p.taps) {
-                load_first(next_y, next_x, taken);
-              }
+              dots.add(gradients, lane.corners[taken], taken, r, choice.count);
+              if (r == 0 || tap + 1 < p.taps) load(1 - r, r == 0 ? ky : next_y, r == 0 ? kx : next_x, taken);
             }
-            const CornerSums sums = lane.sum(dots, lane.cell(table, r, ky, kx), gradients, r);
+            const CornerSums sums = lane.template sum<kMode>(dots, lane.cell(table, r, ky, kx), gradients, r, choice, finite);
             lane.slope[r] += factor[r] * sums.slope;
             if (tensors.of_mask()) unit.store_value(p, tensors, sums.value, r, tap, mask_sums);
           }
@@ -315,6 +363,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
         if (tensors.of_map() && unit.last) unit.store_slopes(p, tensors, table, lane.slope);
       }
     }
+    if (finite) set_flag(tensors.flags, lane.strange);
   }
 }
 

@@ -22,6 +22,7 @@ struct CornersParams : ConvBackwardParams {
   unsigned row_vectors, pixel_vectors;  // 16-byte vectors from one pixel to the one below, and to its neighbour
   int block_columns;                    // warpgroups of a block side by side
   unsigned tiles;                       // of all images
+  bool finite;                          // whether images are taken to be so (CornersMode)
   Divider by_tile_columns, by_tiles, by_output_blocks, by_weight_groups;
 
   __host__ __device__ int table_bytes() const { return (kernel_h + kernel_w) * kWarpRun * 32; }
@@ -69,6 +70,20 @@ struct CornerTable {
              pixels.second ? pixels.offset : 0};
     }
     __syncwarp();
+  }
+};
+
+/// Which corners of a tap are read where images are finite: of one that stays in the middle row or column only the two between
+/// which it moves, of the middle one that it lies on. Of others all four.
+struct CornerChoice {
+  bool finite;
+  int count;
+  bool below;  // of two corners the second is c, and not b
+
+  __device__ __forceinline__ CornerChoice(const CornersParams& p, bool finite, int ky, int kx) : finite(finite) {
+    const bool middle_row = finite && 2 * ky + 1 == p.kernel_h, middle_column = finite && 2 * kx + 1 == p.kernel_w;
+    count = (middle_row ? 1 : 2) * (middle_column ? 1 : 2);
+    below = middle_column;
   }
 };
 
@@ -175,6 +190,14 @@ struct CornerPiece {
 #pragma unroll
     for (int k = 0; k < 4; ++k) corner[k].whole = __ldg(cell.corner(taken, k));
   }
+  /// Those that are chosen.
+  __device__ __forceinline__ void load(const char* taken, const CornerCell& cell, CornerChoice choice) {
+    if (!choice.finite) return load(taken, cell);
+    corner[0].whole = __ldg(cell.corner(taken, 0));
+    load_if(choice.count > 1, corner[1].whole, choice.below ? cell.corner(taken, 2) : cell.corner(taken, 1));
+    load_if(choice.count > 2, corner[2].whole, cell.corner(taken, 2));
+    load_if(choice.count > 2, corner[3].whole, cell.corner(taken, 3));
+  }
   /// Adds what a channel after the other gives: pixels outside count as nothing, and no infinity meets a weight of zero but
   /// where the sampled value, or its slope, is zero.
   __device__ __forceinline__ void add_one_by_one(const CornerCell& cell, const TapGradients<T>& gradients, bool second, int r,
@@ -200,25 +223,33 @@ template <class T>
 struct CornerDots {
   float d[4][kDotsByProducts<T> ? 4 : 1] = {};
 
-  __device__ __forceinline__ void add(const TapGradients<T>& gradients, const CornerPiece<T>& piece, int taken, int r) {
+  /// Corners that were not read have dots of zero.
+  __device__ __forceinline__ void add(const TapGradients<T>& gradients, const CornerPiece<T>& piece, int taken, int r,
+                                      int count) {
+    add_corner<0>(gradients, piece, taken, r);
+    if (count > 1) add_corner<1>(gradients, piece, taken, r);
+    if (count > 2) {
+      add_corner<2>(gradients, piece, taken, r);
+      add_corner<3>(gradients, piece, taken, r);
+    }
+  }
+  template <int k>
+  __device__ __forceinline__ void add_corner(const TapGradients<T>& gradients, const CornerPiece<T>& piece, int taken, int r) {
+    if constexpr (kDotsByProducts<T>) {
+      const auto& word = gradients.word[taken];
+      const auto& corner = piece.corner[k].word;
 #pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if constexpr (kDotsByProducts<T>) {
-        const auto& word = gradients.word[taken];
-        const auto& corner = piece.corner[k].word;
-#pragma unroll
-        for (int w = 0; w < 4; w += 2) {
-          mma<T>(d[k], {word[w][0], word[w][1], word[w + 1][0], word[w + 1][1]}, {corner[w], corner[w + 1]});
-        }
-      } else {
-#pragma unroll
-        for (int c = 0; c < kVec<T>; ++c) d[k][0] += gradients.word[taken][c][r] * piece.corner[k].get(c);
+      for (int w = 0; w < 4; w += 2) {
+        mma<T>(d[k], {word[w][0], word[w][1], word[w + 1][0], word[w + 1][1]}, {corner[w], corner[w + 1]});
       }
+    } else {
+#pragma unroll
+      for (int c = 0; c < kVec<T>; ++c) d[k][0] += gradients.word[taken][c][r] * piece.corner[k].get(c);
     }
   }
   __device__ __forceinline__ static bool is_owner() { return threadIdx.x % 4 == threadIdx.x % 32 / 8; }
   /// In the owner, or each lane's part.
-  __device__ __forceinline__ CornerSums sums(const CornerCell& cell, int r) const {
+  __device__ __forceinline__ CornerSums sums(const CornerCell& cell, int r, CornerChoice choice) const {
     float dot[4];
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
@@ -227,6 +258,10 @@ struct CornerDots {
       } else {
         dot[k] = d[k][0];
       }
+    }
+    if (choice.below) {
+      dot[2] = dot[1];
+      dot[1] = 0;
     }
     return {cell, dot};
   }

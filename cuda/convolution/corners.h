@@ -21,6 +21,18 @@ struct CornersCall {
   float *map_sums = nullptr, *mask_sums = nullptr;
   void *grad_map = nullptr, *grad_mask = nullptr, *zeros = nullptr;
   std::int64_t map_part = 0, mask_part = 0, zeros_count = 0;
+  unsigned* flags = nullptr;  // of each block; null if images are not taken to be finite
+
+  /// Takes images to be finite at first, where each pixel is the middle of a position, which tells, and where that was faster.
+  /// What is added up could not be written again.
+  void lay_out_flags(const Conv2dGeometry& c, Workspace& workspace) {
+    const auto covers = [](const Sampler<float>& sampler, const Axis& axis) {
+      return axis.kernel_size % 2 == 1 && axis.stride == 1 && sampler.shift <= 0 && sampler.shift + axis.out_size >= axis.size;
+    };
+    if (type != DType::float32 || outputs > 64 || !covers(params.y, c.geometry.h) || !covers(params.x, c.geometry.w)) return;
+    flags = workspace.take<unsigned>(
+        std::max<std::int64_t>(current_device().multiprocessors, params.by_output_blocks.divisor * c.weight_groups));
+  }
 };
 
 /// What a block of so many outputs and warpgroups takes.
@@ -62,4 +74,15 @@ inline bool corners_fit(const CornersCall& call, bool of_mask) {
 /// With products of warps, or of warpgroups where has_warpgroup_kernels().
 void launch_corners_kernel(const CornersCall& call, const Geometry& geometry, Stream stream);
 void launch_corners_warpgroup_kernel(const CornersCall& call, const Geometry& geometry, Stream stream);
+
+/// All that a call takes.
+inline void launch_corners_kernels(CornersCall call, const Geometry& geometry, Stream stream) {
+  const auto launch_kernel = has_warpgroup_kernels() ? launch_corners_warpgroup_kernel : launch_corners_kernel;
+  call.params.finite = call.flags != nullptr;
+  launch_kernel(call, geometry, stream);
+  if (!call.params.finite) return;
+  call.params.finite = false;
+  call.zeros_count = 0;
+  launch_kernel(call, geometry, stream);
+}
 }  // namespace ddu::cuda::convolution

@@ -8,7 +8,7 @@
 
 namespace ddu::cuda::convolution {
 
-template <class T, int kOutputs, bool kWarpgroup>
+template <class T, int kOutputs, bool kWarpgroup, CornersMode kMode>
 void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
   CornersParams p = call.params;
   const int blocks_of_tile = static_cast<int>(p.by_output_blocks.divisor * p.by_weight_groups.divisor);
@@ -37,8 +37,9 @@ void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
                                    call.map_part,
                                    call.mask_part,
                                    static_cast<uint4*>(call.zeros),
-                                   call.zeros_count};
-  const auto kernel = conv_corners_backward_kernel<T, kOutputs, kWarpgroup>;
+                                   call.zeros_count,
+                                   call.flags};
+  const auto kernel = conv_corners_backward_kernel<T, kOutputs, kWarpgroup, kMode>;
   // What shared memory does not take is L1's, which the corners come from.
   const int percent = static_cast<int>(
       std::min<std::size_t>(100, (shared + 1024) * 100 / std::size_t(current_device().shared_per_multiprocessor) + 1));
@@ -53,8 +54,12 @@ void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
   visit(call.type, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (sizeof(T) < 8) {
-      if (call.outputs == 64) return launch_corners<T, 64, kWarpgroup>(call, g, stream);
-      launch_corners<T, 256, kWarpgroup>(call, g, stream);
+      if (call.outputs > 64) return launch_corners<T, 256, kWarpgroup, CornersMode::exact>(call, g, stream);
+      if constexpr (kHasFlags<T, 64> && kWarpgroup) {
+        if (call.params.finite) return launch_corners<T, 64, true, CornersMode::finite>(call, g, stream);
+      }
+      constexpr bool kAsks = kHasFlags<T, 64> && !kWarpgroup;
+      launch_corners<T, 64, kWarpgroup, kAsks ? CornersMode::ask : CornersMode::exact>(call, g, stream);
     }
   });
 }

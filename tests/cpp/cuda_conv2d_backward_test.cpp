@@ -147,6 +147,21 @@ TEST_F(CudaConv2dBackwardHalf, ValuesThatAreNotFinite) {
   }
 }
 
+/// Where each pixel is some position's middle, kernels may take images to be finite at first. Rates of 2: of three taps side by
+/// side only the middle one's cell has a pixel and its neighbour, which weighs nothing there.
+TYPED_TEST(CudaConv2dBackward, APixelThatIsNotANumber) {
+  for (const int which : {0, 4}) {
+    typename TestFixture::P problem(kCases[which], near_rates);
+    for (std::int64_t i = 0; i < std::int64_t(problem.map.size()); ++i) problem.map.set(i, 2);
+    problem.input.set(20, NAN);
+    for (const bool of_mask : {false, true}) {
+      How how{which == 0};
+      how.mask = of_mask;
+      this->expect(problem, oracle::gradients_of(problem), how);
+    }
+  }
+}
+
 TEST_F(CudaConv2dBackwardHalf, TheWeightsGradientRepeats) {
   const P few(kCases[0], near_rates), many(kCases[5], any_rates);
   for (const P* problem : {&few, &many}) {
