@@ -16,9 +16,19 @@
 
 namespace ddu::cuda {
 
+/// Taps of a launch, all but `last`.
+struct TapRange {
+  int first, last;
+};
+
 /// Operators whose channels have no weights.
 struct NoChannelWeights {
   static constexpr bool kAny = false;
+
+  template <class Acc>
+  __device__ __forceinline__ TapRange range(const HeadParams<Acc>& p) const {
+    return {0, p.taps};
+  }
 
   template <int kN>
   struct OfBlock {
@@ -27,7 +37,7 @@ struct NoChannelWeights {
   };
 };
 
-template <class T, int kN>
+template <class T, int kN, class Given>
 class BlockWeights;
 
 /// One output of each channel of a depthwise convolution: pointers are those of the first channel's.
@@ -35,7 +45,7 @@ template <class T>
 struct ChannelWeights {
   static constexpr bool kAny = true;
   template <int kN>
-  using OfBlock = BlockWeights<T, kN>;
+  using OfBlock = BlockWeights<T, kN, ChannelWeights>;
 
   const T* weight;         // [channels, outputs, taps]
   const T* bias;           // [channels, outputs]; null for zeros
@@ -43,26 +53,53 @@ struct ChannelWeights {
   int outputs;             // of a channel
   int chunk;               // taps that are in shared memory at once
 
-  /// Settles that, for lanes of kN channels; returns the bytes of shared memory.
-  template <int kN, class Acc>
-  std::size_t plan(const HeadParams<Acc>& p) {
-    constexpr int kBytes = 24 * 1024;  // what two blocks on a multiprocessor leave to its cache
-    const int arrays = sums ? 1 + kRowWarps : 1, of_tap = int(sizeof(Acc)) * arrays * (kN << p.log_lanes);
-    const int chunks = (p.taps - 1) / (kBytes / of_tap) + 1;
-    chunk = (p.taps - 1) / chunks + 1;
-    return static_cast<std::size_t>(chunk * of_tap);
+  template <class Acc>
+  __device__ __forceinline__ TapRange range(const HeadParams<Acc>& p) const {
+    return {0, p.taps};
   }
 };
 
+/// The same for some of the taps.
+template <class T>
+struct SomeChannelWeights {
+  static constexpr bool kAny = true;
+  template <int kN>
+  using OfBlock = BlockWeights<T, kN, SomeChannelWeights>;
+
+  const T *weight, *bias;
+  accumulator_t<T>* sums;
+  int outputs;
+  TapRange taps;
+  int chunk;
+
+  template <class Acc>
+  __device__ __forceinline__ TapRange range(const HeadParams<Acc>&) const {
+    return taps;
+  }
+};
+
+/// Settles the chunk of so many taps, for lanes of kN channels; returns the bytes of shared memory.
+template <int kN, class Acc, class Given>
+std::size_t plan_chunk(const HeadParams<Acc>& p, std::int64_t taps, Given& weights) {
+  constexpr int kBytes = 24 * 1024;  // what two blocks on a multiprocessor leave to its cache
+  const int arrays = weights.sums ? 1 + kRowWarps : 1, of_tap = int(sizeof(Acc)) * arrays * (kN << p.log_lanes);
+  const int count = static_cast<int>(taps), chunks = (count - 1) / (kBytes / of_tap) + 1;
+  weights.chunk = (count - 1) / chunks + 1;
+  return static_cast<std::size_t>(weights.chunk * of_tap);
+}
+
 /// Of the weights and their gradient what a block has in shared memory. All of its warps take part, also those that have no
 /// positions.
-template <class T, int kN>
+template <class T, int kN, class Given>
 class BlockWeights {
  public:
   using Acc = accumulator_t<T>;
 
-  __device__ __forceinline__ BlockWeights(const HeadParams<Acc>& p, const ChannelWeights<T>& of, char* shared)
-      : of_(of), weights_(reinterpret_cast<Acc*>(shared)), sums_(weights_ + ((of.chunk * kN) << p.log_lanes)) {}
+  __device__ __forceinline__ BlockWeights(const HeadParams<Acc>& p, const Given& of, char* shared)
+      : of_(of),
+        weights_(reinterpret_cast<Acc*>(shared)),
+        sums_(weights_ + ((of.chunk * kN) << p.log_lanes)),
+        next_chunk_(of.range(p).first) {}
 
   /// Reads this lane's weights of a tap. Taps come in their order, and the first of a chunk brings all of it to shared memory.
   template <class Work>
@@ -93,7 +130,7 @@ class BlockWeights {
     }
     const int warp = int(threadIdx.x) / 32, first = next_chunk_ - of_.chunk;  // of the chunk
     if (work.quad == 0) store_vector(sums_ + (((tap - first) * kRowWarps + warp) * work.lanes + work.vector) * kN, grad);
-    if (tap + 1 == next_chunk_ || tap + 1 == p.taps) store_sums(p, work, first, tap + 1 - first);
+    if (tap + 1 == next_chunk_ || tap + 1 == of_.range(p).last) store_sums(p, work, first, tap + 1 - first);
   }
 
  private:
@@ -120,9 +157,9 @@ class BlockWeights {
   }
   template <class Work>
   __device__ __forceinline__ void fill(const HeadParams<Acc>& p, const Work& work, int tap) {
-    if (tap > 0) __syncthreads();  // the chunk before has been read
+    if (tap > of_.range(p).first) __syncthreads();  // the chunk before has been read
     const T* from = of_.weight + channel(p, work, 0) * of_.outputs * p.taps + tap;
-    each_tap(p, min(of_.chunk, p.taps - tap), [&](int t) {
+    each_tap(p, min(of_.chunk, of_.range(p).last - tap), [&](int t) {
       Acc weight[kN];
 #pragma unroll
       for (int c = 0; c < kN; ++c) {
@@ -140,7 +177,8 @@ class BlockWeights {
     const auto blocks = unsigned(p.column_blocks * p.row_blocks);
     const std::int64_t block = std::int64_t{work.image} * blocks + blockIdx.x % blocks,
                        channels = std::int64_t{p.groups} * p.group_channels;
-    Acc* to = of_.sums + (block * p.taps + first_tap) * channels + channel(p, work, 0);
+    const TapRange all = of_.range(p);
+    Acc* to = of_.sums + (block * (all.last - all.first) + first_tap - all.first) * channels + channel(p, work, 0);
     each_tap(p, taps, [&](int t) {
       Acc sum[kN] = {};
 #pragma unroll
@@ -157,10 +195,10 @@ class BlockWeights {
     });
   }
 
-  const ChannelWeights<T>& of_;
+  const Given& of_;
   Acc *weights_, *sums_;
   const Acc* of_tap_ = nullptr;  // this lane's weights, of the tap to read next
-  int next_chunk_ = 0;           // the tap that it starts with
+  int next_chunk_;               // the tap that it starts with
 };
 
 /// Elements of a block of sum_blocks_kernel: a sector of 32 bytes of each array.

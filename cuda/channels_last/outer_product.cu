@@ -7,8 +7,8 @@
 //     (sum_blocks_kernel      depthwise: sums of the blocks to the gradient of the channels' weights)
 //     (add_arrays_kernel      sums to the gradients of map and factors, where they are kept apart or their type is a half one)
 //
-// Where a depthwise convolution has several outputs for a channel, outer_product_kernel runs for each of them, into the same
-// sums.
+// Where a depthwise convolution has several outputs for a channel, or a hundred taps and more, outer_product_kernel runs for
+// each output and some taps, into the same sums.
 
 #include "outer_product.h"
 
@@ -26,7 +26,7 @@ class Backward {
   using Word = typename Sums::Word;
 
   Backward(const HeadGeometry& h, Types types, const OuterProduct& given, const ImageRows& image, bool deterministic)
-      : h_(h), types_(types), given_(given), image_(image) {
+      : h_(h), types_(types), given_(given), image_(image), range_(h.geometry.taps()) {
     const void* values_gradient = given.grad_values;  // moved as the values are
     const std::size_t at_once = value_bytes<T, kN>(image);
     params_ =
@@ -44,14 +44,16 @@ class Backward {
       if constexpr (Sums::kOrdered) lay_out_units(workspace);
     }
     const Geometry& g = h.geometry;
+    if (given.grad_weight) share_out_taps();
     map_of_launch_ = params_.slices * (g.map_batch == 1 ? g.batch : 1);
-    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), map_of_launch_ * given.outputs, deterministic);
+    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), map_of_launch_ * given.outputs * tap_ranges(),
+                 deterministic);
     map_.always_sums(workspace);
     factors_of_launch_ = std::int64_t{params_.head_units} * params_.unit_slices * (h.factors_batch == 1 ? g.batch : 1);
     factors_.lay_out(workspace, given.grad_factors, types.input, h.factors_numel(), factors_of_launch_ * given.outputs,
                      deterministic);
     if (factors_.gradient && factors_.arrays != 1) factors_.always_sums(workspace);
-    if (given.grad_weight) weight_sums_ = workspace.template take<Acc>(weight_blocks() * g.channels * g.taps());
+    if (given.grad_weight) weight_sums_ = workspace.template take<Acc>(weight_blocks() * g.channels * range_);
     bytes_ = workspace.bytes();
   }
   std::size_t bytes() const { return bytes_; }
@@ -73,7 +75,7 @@ class Backward {
     const auto shared = static_cast<std::size_t>(kRowWarps * TapTable<Acc, true>::bytes(params_.run));
     const Grid grid{blocks_of(params_), kRowThreads, shared, true};
     if constexpr (kForWeights) {
-      for (std::int64_t output = 0; output < given_.outputs; ++output) run_output(output, grid, tensors, stream);
+      for (std::int64_t launch = 0; launch < given_.outputs * tap_ranges(); ++launch) run_part(launch, grid, tensors, stream);
     } else if (given_.of_factors) {
       launch(outer_product_kernel<T, Sums, kN, true, NoChannelWeights>, grid, stream, params_, tensors, NoChannelWeights{});
     } else {
@@ -85,24 +87,35 @@ class Backward {
   }
 
  private:
-  /// Of a depthwise convolution one output of each channel; `tensors` are those of the first.
-  void run_output(std::int64_t output, Grid grid, OuterProductPointers<T, Sums> tensors, Stream stream) const {
+  /// Of a depthwise convolution one output of each channel and some taps; `tensors` are those of the first output.
+  void run_part(std::int64_t part, Grid grid, OuterProductPointers<T, Sums> tensors, Stream stream) const {
     const Geometry& g = h_.geometry;
-    ChannelWeights<T> weights{};
+    const std::int64_t output = part / tap_ranges(), first_tap = part % tap_ranges() * range_;
+    const std::int64_t taps = std::min(range_, g.taps() - first_tap);
+    SomeChannelWeights<T> weights{};
     weights.weight = static_cast<const T*>(given_.weight) + output * g.taps();
     weights.sums = weight_sums_;
     weights.outputs = static_cast<int>(given_.outputs);
-    grid.shared += weights.template plan<kN>(params_);
+    weights.taps = {static_cast<int>(first_tap), static_cast<int>(first_tap + taps)};
+    grid.shared += plan_chunk<kN>(params_, taps, weights);
     tensors.values += output * OutputLayout(g, given_.outputs, given_.format).next;
-    if (tensors.grad_map) tensors.grad_map += output * map_of_launch_ * tensors.map_part;
+    if (tensors.grad_map) tensors.grad_map += part * map_of_launch_ * tensors.map_part;
     if (tensors.factor_sums) tensors.factor_sums += output * factors_of_launch_ * tensors.factors_part;
-    launch(outer_product_kernel<T, Sums, kN, true, ChannelWeights<T>>, grid, stream, params_, tensors, weights);
+    launch(outer_product_kernel<T, Sums, kN, true, SomeChannelWeights<T>>, grid, stream, params_, tensors, weights);
     if (!weight_sums_) return;
-    const std::int64_t count = g.channels * g.taps();
+    const std::int64_t count = g.channels * taps;
     launch(sum_blocks_kernel<T>, {grid_size(ceil_div(count, kSumElements)), kRowThreads, 0, true}, stream,
            static_cast<const Acc*>(weight_sums_), count, weight_blocks(), static_cast<int>(g.channels),
-           given_.outputs * g.taps(), static_cast<T*>(given_.grad_weight) + output * g.taps());
+           given_.outputs * g.taps(), static_cast<T*>(given_.grad_weight) + output * g.taps() + first_tap);
   }
+  /// So many taps a launch that the blocks' sums are no more than two images, and a multiple of those that a warp works out.
+  void share_out_taps() {
+    constexpr std::int64_t kLeast = std::int64_t{1} << 14;  // sums of small calls
+    const std::int64_t of_tap = weight_blocks() * h_.geometry.channels;
+    const std::int64_t most = std::max(2 * h_.geometry.input_numel(), kLeast) / of_tap / 32 * 32;
+    range_ = std::min(std::max(most, std::int64_t{32}), h_.geometry.taps());
+  }
+  std::int64_t tap_ranges() const { return ceil_div(h_.geometry.taps(), range_); }
   /// Blocks whose sums for the weights of one channel lie apart.
   std::int64_t weight_blocks() const { return std::int64_t{params_.column_blocks} * params_.row_blocks * params_.images; }
   /// Whether the gradient holds its sums itself.
@@ -155,6 +168,7 @@ class Backward {
   std::size_t zeroed_ = 0;  // bytes of sums_.strange and terms_.words
   SharedGradient<Acc> map_, factors_;
   std::int64_t map_of_launch_ = 0, factors_of_launch_ = 0;  // warps that have a part of one of their elements
+  std::int64_t range_;                                      // taps of a launch
   Acc* weight_sums_ = nullptr;                              // of the channels' weights, of each block
   std::size_t bytes_;
 };

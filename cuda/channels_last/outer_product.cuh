@@ -132,9 +132,10 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   const int at_once = Table::entries(work.run) / work.run;
   // With shared factors, other images are other warps' work on the same element, as other channels are.
   const std::int64_t factors_part = (p.shared_factors ? work.image : 0) * (p.head_units * p.unit_slices) + work.head_part;
-  std::int64_t at_factors = work.factors(p, p.shared_factors);
+  const TapRange range = channels.range(p);
+  std::int64_t at_factors = work.factors(p, p.shared_factors) + range.first * p.positions;
 #pragma unroll 1
-  for (int tap = 0; tap < p.taps; ++tap, at_factors += p.positions) {
+  for (int tap = range.first; tap < range.last; ++tap, at_factors += p.positions) {
     const int t = tap & (at_once - 1);
     if (t == 0) table.fill(p, work, tap);
     lane.start(tensors.factors, at_factors, p.factor_vectors, positions);

@@ -110,6 +110,16 @@ TYPED_TEST(CudaDepthwise, TensorsMayStartAnywhere) {
 
 using CudaDepthwiseFloat = CudaDepthwise<Types<float, float>>;
 
+/// The weight's gradient of so many taps is summed in parts, as the memory of blocks' sums would be many images.
+TEST_F(CudaDepthwiseFloat, ManyTaps) {
+  const P problem({{1, 64, 4, 4, {{13, 11}, {1, 1}, {12, 11}, {1, 1}, 1}}, 64, 64, 1}, near_rates);
+  const ConvGradients expected = oracle::gradients_of(problem);
+  How how{true};
+  expect(problem, expected, how);
+  how.deterministic = true;
+  expect(problem, expected, how);
+}
+
 TEST_F(CudaDepthwiseFloat, OnlyWhatIsWanted) {
   const P problem(kCases[1], near_rates);
   const ConvGradients expected = oracle::gradients_of(problem);
