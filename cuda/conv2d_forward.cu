@@ -102,7 +102,9 @@ ConvolutionParams params_of(const Conv2dGeometry& c, Types types, const Scratch&
   p.unit_vectors = scratch.image.unit_vectors(types.input);
   p.unit_blocks = scratch.weight.unit_blocks;
   p.group_outputs = scratch.weight.group_outputs;
-  p.head_channels = static_cast<int>(c.head_channels());
+  p.by_unit_blocks = Divider(static_cast<unsigned>(p.unit_blocks));
+  p.by_group_channels = Divider(static_cast<unsigned>(g.group_channels()));
+  p.by_head_channels = Divider(static_cast<unsigned>(c.head_channels()));
   const auto columns = static_cast<unsigned>(ceil_div(g.w.out_size, std::int64_t{kTileWidth}));
   p.by_tile_columns = Divider(columns);
   p.by_tiles = Divider(grid_size(columns * ceil_div(g.h.out_size, std::int64_t{kTileHeight})));

@@ -8,6 +8,7 @@
 // Taps of the middle row or column stay on a pixel: they read one or two corners, 25 instead of 36 for nine taps. Pixels
 // outside weigh nothing, and the nearest one inside is read in their place, so nothing is asked on the way.
 
+#include "../core/memory.cuh"
 #include "samples.cuh"
 
 namespace ddu::cuda {
@@ -63,14 +64,31 @@ struct AxisTable {
   __device__ __forceinline__ float* factors() const { return reinterpret_cast<float*>(of + kEntries); }
   template <class T>
   __device__ __forceinline__ void fill_factors(const SquareParams& p, const WarpPlace& place, const T* mask, int head) const {
+    const T* const first = factors_of_position(p, place, mask, head, int(threadIdx.x) % kWarpRun);
+    const int tap = int(threadIdx.x) % 32 / kWarpRun;
+    constexpr int kTaps = kSquare * kSquare;
+    float factor[kTaps / 2 + 1];  // of all of the lane's taps at once: a warp waits for them only once
+#pragma unroll
+    for (int i = 0; i <= kTaps / 2; ++i) factor[i] = widen(__ldg(first + min(2 * i + tap, kTaps - 1) * p.positions));
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i <= kTaps / 2; ++i)
+      factors()[min(2 * i + tap, kTaps - 1) * kWarpRun + int(threadIdx.x) % kWarpRun] = factor[i];
+    __syncwarp();
+  }
+  /// Asks L2 for them.
+  template <class T>
+  __device__ __forceinline__ static void ask_factors(const SquareParams& p, const WarpPlace& place, const T* mask, int head) {
+    const int lane = int(threadIdx.x) % 32, tap = lane / 2;
+    if (tap < kSquare * kSquare) prefetch_line(factors_of_position(p, place, mask, head, lane % 2 * 8) + tap * p.positions);
+  }
+  /// The factor of the first tap of one of a warp's positions; those of the others follow `positions` apart.
+  template <class T>
+  __device__ __forceinline__ static const T* factors_of_position(const SquareParams& p, const WarpPlace& place, const T* mask,
+                                                                 int head, int position) {
     const std::int64_t plane = (std::int64_t{p.shared_mask ? 0 : place.image} * p.heads + head) * p.taps;
-    __syncwarp();
-#pragma unroll 1
-    for (int i = int(threadIdx.x) % 32; i < kSquare * kSquare * kWarpRun; i += 32) {
-      const int oy = place.row(p, i % kWarpRun / 8), ox = place.column(p, i % 8);
-      factors()[i] = widen(__ldg(mask + (plane + i / kWarpRun) * p.positions + std::int64_t{oy} * p.out_width + ox));
-    }
-    __syncwarp();
+    const int oy = place.row(p, position / 8), ox = place.column(p, position % 8);
+    return mask + plane * p.positions + std::int64_t{oy} * p.out_width + ox;
   }
   /// The rate of the position of which a lane works out an axis.
   __device__ __forceinline__ static float load_rate(const SquareParams& p, const WarpPlace& place, const void* map, int group) {
@@ -193,6 +211,7 @@ struct StepRow {
 
 /// What a block does in all of its tiles, of which SquareParams or CornersParams tell.
 struct TileWork {
+  static constexpr bool kDivides = false;  // ChannelBlock
   int weight_group, output_block;
   unsigned tile, stride;  // the first of its tiles, and from one to the next
 

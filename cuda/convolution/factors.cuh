@@ -17,13 +17,13 @@ __device__ __forceinline__ Bits16<T> as_factor(Bits16<T> bits) {
   return bits;
 }
 
-/// 16 bytes of factors from values.
+/// 16 bytes of factors from values that were computed.
 template <class T>
 __device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
   Bits16<T> bits;
   if constexpr (sizeof(T) == 4) {
 #pragma unroll
-    for (int k = 0; k < 4; ++k) bits.word[k] = to_tf32(value[k]);
+    for (int k = 0; k < 4; ++k) bits.word[k] = result_to_tf32(value[k]);
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {

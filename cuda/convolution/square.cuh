@@ -47,7 +47,9 @@ struct SquareSampler {
   __device__ __forceinline__ void ask_rate(const SquareParams& p, const SquarePointers<T>& tensors, const TileWork& work,
                                            unsigned tile) {
     if (!kRatesAhead) return;
-    rate = AxisTable::load_rate(p, WarpPlace(p, tile), tensors.map, ChannelBlock(p, work, 0, kVec<T>).group);
+    const ChannelBlock block(p, work, 0, kVec<T>);
+    if (masked) AxisTable::ask_factors(p, WarpPlace(p, tile), tensors.mask, block.head);
+    rate = AxisTable::load_rate(p, WarpPlace(p, tile), tensors.map, block.group);
   }
 
   /// Turns to a block of channels of a tile. The middle tap of the first position is asked for before the rates are there.

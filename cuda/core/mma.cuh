@@ -44,6 +44,17 @@ __device__ __forceinline__ unsigned to_tf32(float value) {
 #endif
 }
 
+/// The same of what arithmetic gave, whose NaN is a positive one. Products of warpgroups do not look at the bits behind the ten
+/// of the mantissa, so the rounding is one addition; only a NaN would overflow.
+__device__ __forceinline__ unsigned result_to_tf32(float value) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  const int bits = __float_as_int(value);
+  return unsigned(__viaddmax_s32(bits, 0x1000, bits));
+#else
+  return to_tf32(value);
+#endif
+}
+
 /// d += a x b. All lanes of a warp call it together. T: __half, __nv_bfloat16 or float (as TF32, see to_tf32).
 template <class T>
 __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
