@@ -228,6 +228,7 @@ __device__ __forceinline__ void add_taps(const InputGatherParams& p, const Input
     const int found = lists.find(p, InputGatherWork(p, unit_slice, tile), tensors.ranges, box, end);
     if (found > kGatherBoxes) {
       boxes_at_once = (end - box + 1) / 2;
+      __syncthreads();  // all know how many there are, before they are counted again
       continue;
     }
     int first = 0, at_once = found;

@@ -118,6 +118,16 @@ TYPED_TEST(CudaConv2dBackward, TensorsMayStartAnywhere) {
 
 using CudaConv2dBackwardHalf = CudaConv2dBackward<Types<ddu::float16, float>>;
 
+// More boxes of positions than a block of the kernel notes at once, all of which may land on its only tile.
+TEST_F(CudaConv2dBackwardHalf, TapsFromEverywhere) {
+  const ConvCase c{{1, 8, 9, 10, {{3, 3}, {1, 1}, {45, 45}, {1, 1}, 1}}, 8};
+  P problem(c, near_rates);
+  for (std::int64_t i = 0; i < std::int64_t(problem.map.size()); ++i) problem.map.set(i, double(i % 7) * 15 - 45.5);
+  How how{true};
+  how.weight = how.map = how.mask = false;
+  expect(problem, oracle::gradients_of(problem), how);
+}
+
 TEST_F(CudaConv2dBackwardHalf, OnlyWhatIsWanted) {
   const P problem(kCases[1], near_rates);
   const ConvGradients expected = oracle::gradients_of(problem);
