@@ -137,7 +137,6 @@ class ConvBackward {
   }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, float>; }
-  const T* image() const { return copy_ ? copy_ : static_cast<const T*>(given_.input); }
   const T* outputs() const { return outputs_copy_ ? outputs_copy_ : static_cast<const T*>(given_.grad_output); }
 
   void make_params() {

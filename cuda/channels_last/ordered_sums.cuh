@@ -21,10 +21,10 @@ struct LargestSearch {
   bool sample;   // one of kSample runs of 512 bytes is enough
 
   static constexpr int kSample = 8;
-
   static constexpr int kThreads = 256;
 
-  /// What block `index` of them does; `wanted(plane)` says whether the plane counts, the same in all threads.
+  /// What block `index` of them does; `wanted(plane, block of the plane)` says whether the plane counts, the same in all
+  /// threads.
   template <class Wanted>
   __device__ __forceinline__ void run(unsigned index, Wanted wanted) const {
     using Acc = accumulator_t<T>;

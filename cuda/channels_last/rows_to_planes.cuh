@@ -240,6 +240,7 @@ struct SumsToPlanes {
       rows_to_planes<float, Sums, float, true>(params, tiles, sums, planes, whole, block, of_wide, held);
   }
 };
+/// That alone. It lets nobody start early: fallback_kernel asks for marks before it waits.
 template <class Sums>
 __global__ void __launch_bounds__(kRowThreads)
     add_to_planes_kernel(const SumsToPlanes planes, const TileMarks tiles, const Sums sums, const OrderedPlanes of_wide) {

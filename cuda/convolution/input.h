@@ -1,6 +1,7 @@
 #pragma once
 
-// The host side of the gradient of the input (backward_input.cuh). Its kernel is compiled twice, as that of square.h.
+// How the host calls the two kernels of the gradient of the input (backward_input.cuh, input_gather.cuh). Each is compiled
+// twice, as that of square.h.
 
 #include "../core/launch.h"
 #include "backward_input.cuh"

@@ -34,8 +34,7 @@ __host__ __device__ constexpr int output_of_word(int half, int word) {
   return sizeof(T) == 4 ? half * 32 + g * 4 + word / 8 : g * 8 + product;
 }
 
-/// Packs vector `index` of the weights, [unit][slice of channels][tap][half][column][16-byte piece ^ column %
-/// 8].
+/// Packs vector `index` of the weights, [unit][slice of channels][tap][half][column][16-byte piece ^ column % 8].
 template <class T>
 __device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, const T* weight, uint4* to, std::int64_t index) {
   const int column = int(index / 8 % kGatherChannels), piece = int(index % 8) ^ column % 8;

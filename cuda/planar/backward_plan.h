@@ -12,7 +12,8 @@
 //
 // A window of a wide tile holds the reach of four times the positions: its pixels are fewer for each of them, and so are the
 // additions to the gradient in L2, which bound the channels-last kernels. One channel at a time leaves room for that. Of a
-// deterministic call the small ones store their windows, and wide ones add integers to ordered sums (core/ordered_sums.cuh).
+// deterministic call, whose tiles have twice the rows, the small ones store their windows, and wide ones add integers to
+// ordered sums (core/ordered_sums.cuh).
 // Where a group has one channel, a step of two would do half of its work for nothing; and sizes other than 3x3, which hold no
 // gradients in registers, are faster with more threads for a window, if both gradients are wanted: there wide tiles take all.
 

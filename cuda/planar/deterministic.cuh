@@ -6,9 +6,8 @@
 //        tile   |   tile   |   tile        A pixel P lies in the window of its own tile, and of those around whose window
 //      ---------+----------+---------      reaches it. Windows that reach beyond the tiles around are not stored: such tiles
 //        tile   |  own  P  | near_x        are marked, for the kernels that follow.
-//      ---------+----------+---------      At moderate rates only the nearer tile of each axis reaches P: four windows, not
-//      nine.
-//        tile   |  near_y  |   both
+//      ---------+----------+---------      At moderate rates only the nearer tile of each axis reaches P: four windows,
+//        tile   |  near_y  |   both        not nine.
 
 #include <climits>
 

@@ -131,8 +131,9 @@ template <class T>
 __global__ void __launch_bounds__(FallbackBlock<T>::kThreads)
     fallback_kernel(const Params<float> p, const BackwardPointers<T> tensors, const unsigned long long* of_sample,
                     unsigned blocks, unsigned pieces) {
-  // Marks are final: the kernels that set them have ended when the one before this has. Most often there is none; then one
-  // block waits, so that what waits for this kernel waits for those before it too.
+  // Marks are final: the kernel before this one lets nobody start early, so its blocks have ended, and one of them has waited
+  // for the kernels that set marks. Most often there is none; then one block waits, so that what waits for this kernel waits
+  // for those before it too.
   FallbackHead& head = *FallbackHead::of(tensors.fallback_marks);
   let_next_start();
   const bool any = head.any != 0;

@@ -13,7 +13,8 @@
 //          | 0 |         o   o   o |
 //          +-----------------------+
 //
-// A tile whose window has more than Params::capacity elements has none: it is marked, and left to the channels-last kernels.
+// A tile whose window has more than Params::capacity elements has none: it is marked, and left to wide tiles, where a backward
+// has them, or to the channels-last kernels.
 // Cells lie in [-2, size] whatever the rate is (Cell), so that no window is larger than the image with two rows and columns of
 // zeros around it: where that one fits, nothing is ever left, and the host launches nothing for it.
 
