@@ -128,9 +128,7 @@ class Backward {
     terms_.words = workspace.template take<unsigned long long>(largest_words(h_));
     zeroed_ = workspace.bytes() - before;
     sums_.largest = workspace.template take<unsigned long long>(g.batch * g.channels);
-    int bits_of_count = 0;
-    std::frexp(static_cast<double>(g.taps() * g.positions() * given_.outputs), &bits_of_count);
-    sums_.bits = 62 - bits_of_count;
+    sums_.bits = ordered_bits(g.taps() * g.positions() * given_.outputs);
   }
   void prepare(Stream stream) const {
     map_.clear(stream);

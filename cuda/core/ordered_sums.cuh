@@ -2,8 +2,8 @@
 
 // Sums whose value does not depend on the order of their terms, for a deterministic backward: integers in units that are chosen
 // for each channel of each image, from its largest gradient and from how many terms a sum can have. No sum overflows, and what
-// a term has below the unit is lost: 2^-44 of the largest for 1024x1024 positions of 3x3 taps. float64 has a second integer for
-// what the first leaves.
+// a term has below the unit is lost: 2^-38 of the largest for 1024x1024 positions of 3x3 taps, or 2^-30 where units come from a
+// part of the gradients (kHeadroomBits). float64 has a second integer for what the first leaves.
 
 #include <cmath>
 #include <cstdint>
