@@ -11,9 +11,9 @@
 namespace ddu::cuda::convolution {
 
 /// Whether it is gathered: where warpgroups multiply, of few taps and few outputs, whose weights are in shared memory from
-/// start to end, with grad_output in whole vectors; an entry of a list has 28 bits for a position. Not where an edge extends
-/// the image, and may get more taps than all other pixels together. Emulated, products of warps take part, so that tests see
-/// the rest of it.
+/// start to end, with grad_output in whole vectors. Each tile looks at all boxes of its image, which would be most of the work
+/// of an image with over a million positions. Not where an edge extends the image, and may get more taps than all other pixels
+/// together. Emulated, products of warps take part, so that tests see the rest of it.
 inline bool can_gather(const ConvBackwardParams& p, int element_bytes) {
 #if defined(DDU_CUDA_EMULATION)
   const bool has_kernels = true;
@@ -21,7 +21,7 @@ inline bool can_gather(const ConvBackwardParams& p, int element_bytes) {
   const bool has_kernels = has_warpgroup_kernels();
 #endif
   return has_kernels && p.output_vectors && !p.y.border && p.taps <= kGatherTaps && p.group_outputs <= kGatherOutputs &&
-         p.positions < 1 << 28 && p.outputs.pixel <= INT_MAX / element_bytes;
+         p.positions <= kGatherPositions && p.outputs.pixel <= INT_MAX / element_bytes;
 }
 inline void run_gather(const GatherCall& call, Stream stream) {
 #if defined(DDU_CUDA_EMULATION)
