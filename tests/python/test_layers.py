@@ -90,9 +90,9 @@ def test_given_rates():
     x, rates = image(2, 2, 5, 6), torch.rand(2, 2, 5, 6) * 2
     expected = dynamic_dilation_conv2d(x, layer.weight, rates, layer.bias, padding=1)
     assert torch.equal(layer(x, rates), expected)
-    with pytest.raises(TypeError, match="takes a dilation_map"):
+    with pytest.raises(TypeError, match="takes a dilation_map: give it after the input"):
         layer(x)
-    with pytest.raises(TypeError, match="takes no dilation_map"):
+    with pytest.raises(TypeError, match='takes no dilation_map: to give one, make the layer with rates="given"'):
         DynamicDilationConv2d(2, 3, 3)(x, rates)
 
 
@@ -103,6 +103,18 @@ def test_inputs_that_a_layer_was_not_made_for():
             message = f"input must have shape [B, 2, H, W] or [2, H, W], as this layer was made, got {list(shape)}"
             with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
                 layer(torch.ones(shape))
+
+
+@pytest.mark.parametrize("options", [{}, {"rates": "learned"}, {"rates": "learned", "modulated": True}])
+def test_an_image_smaller_than_the_window(options):
+    layer = DynamicDilationConv2d(2, 3, 3, padding=1, dilation=(1, 6), **options)
+    message = (
+        "input [1, 2, 9, 10] with padding (1, 1) is smaller than the window of kernel_size (3, 3) and dilation (1, 6): "
+        "no output position fits"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        layer(torch.ones(1, 2, 9, 10))
+    assert layer(torch.ones(1, 2, 9, 11)).shape == (1, 3, 9, 1)
 
 
 def test_half_rates_stay_float32():
@@ -173,6 +185,34 @@ def test_convert_by_choice():
     with pytest.raises(TypeError, match="from_conv"):
         convert(nn.Conv2d(1, 1, 3))
     assert str(convert(Pyramid(), [])) == "no convolution was chosen"
+
+
+def test_convert_leaves_hooks_alone():
+    """What a hook changes, or a weight norm, the layer would not do: the network would compute something else."""
+    doubled, normed = (nn.Conv2d(2, 2, 3, dilation=2) for _ in range(2))
+    doubled.register_forward_hook(lambda module, inputs, output: 2 * output)
+    model = nn.Sequential(doubled, torch.nn.utils.spectral_norm(normed))
+    report = convert(model)
+    assert not report.swapped
+    assert list(model) == [doubled, normed]
+    assert report.skipped == dict.fromkeys("01", "it has hooks, which the layer would not have: remove them before")
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"rates": "learnt"}, ValueError, 'rates must be "predicted", "given" or "learned", got \'learnt\''),
+        ({"max_rate": 1.0}, ValueError, "must be below and above 1"),
+        ({"map_groups": 2.0}, TypeError, "map_groups must be an int, got 2.0"),
+        ({"modulate": True}, TypeError, "unexpected keyword argument 'modulate'"),
+    ],
+)
+def test_options_that_no_convolution_has_are_no_reason_to_skip(options, error, message):
+    model = Pyramid()
+    before = list(model.modules())
+    with pytest.raises(error, match=message):
+        convert(model, **options)
+    assert list(model.modules()) == before
 
 
 def test_a_damaged_state_dict_is_refused():

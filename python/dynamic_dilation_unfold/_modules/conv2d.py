@@ -9,7 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import _torch_private as private
+from .._eager import is_compiling
 from .._functions.conv2d import dynamic_dilation_conv2d
+from .._options import integer
 from .rates import DilationPredictor, bounded_rates, check_channels
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
@@ -62,6 +65,7 @@ class DynamicDilationConv2d(nn.Conv2d):
                 f'padding_mode must be "zeros" or "replicate", got {padding_mode!r}: '
                 "pad the input with torch.nn.functional.pad before the layer"
             )
+        map_groups = integer("map_groups", map_groups)
         if map_groups < 1 or in_channels % map_groups != 0:
             raise ValueError(f"map_groups must divide the {in_channels} input channels, got {map_groups}")
         mode: Any = "replicate" if padding_mode == "border" else padding_mode
@@ -135,8 +139,9 @@ class DynamicDilationConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         if (dilation_map is None) == (self.rates == "given"):
-            how = "a dilation_map" if dilation_map is None else "no dilation_map"
-            raise TypeError(f"a layer with rates={self.rates!r} takes {how}")
+            needs = 'a dilation_map: give it after the input, or make the layer with rates="predicted"'
+            has = 'no dilation_map: to give one, make the layer with rates="given"'
+            raise TypeError(f"a layer with rates={self.rates!r} takes {needs if dilation_map is None else has}")
         check_channels(input, self.in_channels)
         rates = self.dilation_map(input) if dilation_map is None else dilation_map
         padding: Any = self.padding
@@ -158,8 +163,14 @@ class DynamicDilationConv2d(nn.Conv2d):
             return input
         padding = (0, 0) if isinstance(self.padding, str) else self.padding
         margins: list[int] = []
-        for p, d, k in zip(padding, self.dilation, self.kernel_size, strict=True):
+        known = not (is_compiling() or private.is_tracing())  # else the question would become a part of the program
+        for size, p, d, k in zip(input.shape[-2:], padding, self.dilation, self.kernel_size, strict=True):
             span = d * (k - 1)
+            if known and size + 2 * p <= span:
+                raise ValueError(
+                    f"input {list(input.shape)} with padding {tuple(padding)} is smaller than the window of "
+                    f"kernel_size {self.kernel_size} and dilation {self.dilation}: no output position fits"
+                )
             margins = [p - span // 2, p - (span + 1) // 2, *margins]
         return F.pad(input, margins) if any(margins) else input
 

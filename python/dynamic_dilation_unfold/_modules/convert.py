@@ -9,6 +9,8 @@ from torch import nn
 
 from .conv2d import DynamicDilationConv2d
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 class Conversion(NamedTuple):
     """What :func:`convert` did, by the names of modules. As text, a line for each."""
@@ -39,16 +41,20 @@ def convert(
         options: ``map_groups``, ``max_rate``, ``modulated``, and ``rates`` as "predicted" or "learned", of the layers.
 
     Returns:
-        What was swapped, and what could not be.
+        What was swapped, and what could not be: subclasses of nn.Conv2d, convolutions with hooks, which a layer would
+        not have (a weight norm's among them), and those that the options do not fit.
 
     Raises:
-        ValueError: A name that no convolution has, or rates="given", which the network could not give.
-        TypeError: The model itself is a convolution.
+        ValueError: A name that no convolution has, options that no convolution could have, or rates="given", which the
+            network could not give.
+        TypeError: The model itself is a convolution, or a layer has no such option.
     """
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must contain its convolutions: of one by itself, take DynamicDilationConv2d.from_conv")
     if options.get("rates") == "given":
         raise ValueError('rates="given" needs a map that the network does not pass: use "predicted" or "learned"')
+    groups = options.get("map_groups", 1)
+    DynamicDilationConv2d(groups, groups, 1, device="meta", **options)  # raises what would hold for every convolution
     modules = dict(model.named_modules(remove_duplicate=False))
     ours = tuple(f"{name}." for name, module in modules.items() if isinstance(module, DynamicDilationConv2d))
     convolutions = {
@@ -63,6 +69,9 @@ def convert(
         conv = convolutions[name]
         if type(conv) is not nn.Conv2d:
             result.skipped[name] = f"a {type(conv).__name__} may compute something else than torch.nn.Conv2d"
+            continue
+        if any(vars(conv).get(hooks) for hooks in _HOOKS):
+            result.skipped[name] = "it has hooks, which the layer would not have: remove them before"
             continue
         try:
             layer = layers[conv] if conv in layers else DynamicDilationConv2d.from_conv(conv, **options)
