@@ -41,7 +41,9 @@ struct Forward {
     const std::size_t turned = kTurnsInMemory<T> ? conversion.shared : 0,
                       table = kRowWarps * TapTable<accumulator_t<T>, false>::bytes(p.run);
     const std::size_t shared = std::max(turned + table, tiles.marks ? conversion.shared : 0);
+    constexpr ForwardKind kWhole = sizeof(T) == 2 ? ForwardKind::copy : ForwardKind::whole;
     const auto kernel = !copy && !whole_vectors(g, given.input, kVec<T>) ? columns_forward_kernel<T, ForwardKind::any>
+                        : copy && tensors.whole_columns                  ? columns_forward_kernel<T, kWhole>
                         : tensors.whole_columns                          ? columns_forward_kernel<T, ForwardKind::whole>
                                                                          : columns_forward_kernel<T, ForwardKind::rows>;
     const unsigned blocks = blocks_of(p, g),

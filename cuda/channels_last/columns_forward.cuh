@@ -54,21 +54,150 @@ __device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std
   }
 }
 
-/// What a kernel is made for: whole vectors of channels, and columns whose vectors are whole or not; or any tensors at all.
-enum class ForwardKind { whole, rows, any };
+/// What a kernel is made for: whole vectors of channels, and columns whose vectors are whole or not; or any tensors at all. Or,
+/// of half types, whole ones of a copy, whose conversion found out whether its pixels are finite.
+enum class ForwardKind { whole, rows, any, copy };
+
+/// Keeps values where they are until everything that was asked for ahead of this is on its way: a compiler takes the first
+/// position's values, and waits for them, before it asks for the others'.
+template <class T>
+__device__ __forceinline__ void hold([[maybe_unused]] Bits16<T>& bits) {
+#if defined(__CUDA_ARCH__)
+#pragma unroll
+  for (unsigned& word : bits.word) asm volatile("" : "+r"(word));
+#endif
+}
+
+/// How a warp reads the corners of a tap.
+template <class T, ForwardKind kKind>
+struct TapReader {
+  using Acc = accumulator_t<T>;
+  using Table = TapTable<Acc, false>;
+  static constexpr int kN = kVec<T>;
+  static constexpr bool kRows = kKind != ForwardKind::any, kCopy = kKind == ForwardKind::copy;
+  /// Whether the corners of several positions are asked for ahead of the first product; float64 and single elements take longer
+  /// so (sample_in_turn).
+  static constexpr bool kAhead = kRows && sizeof(T) < 8;
+
+  const T* input;           // the lane's first channel of the image
+  std::int64_t pixel, row;  // distances
+  std::int64_t second;      // of the corners of a pair
+  unsigned mine;            // corners that this lane may read
+  int shift;                // to the mask of corners, as in StrangePixels
+  int channels;
+
+  __device__ __forceinline__ void set_place(const RowParams<Acc>& p, const ColumnsPointers<T>& tensors,
+                                            const WarpWork<T>& work) {
+    input = tensors.input + work.pixels(p);
+    pixel = p.rows.pixel;
+    row = p.width * p.rows.pixel;
+  }
+
+  /// Loads a position's corners. Of a copy, those without weight are -0, whose product with the weight 0 leaves a zero its
+  /// sign.
+  template <bool kPair>
+  __device__ __forceinline__ Corners<T> load(typename Table::Where where) const {
+    const T* at = input + (where >> 8);
+    const unsigned needed = (unsigned(where) >> shift) & mine;
+    Corners<T> of;
+    if constexpr (kCopy) {
+#pragma unroll
+      for (int w = 0; w < 4; ++w) of.b.word[w] = of.c.word[w] = of.d.word[w] = 0x80008000;
+    }
+    if (needed & 1) of.a = load_channels<kRows, kN>(at, channels);
+    if (needed & (kPair ? 6 : 2)) of.b = load_channels<kRows, kN>(at + (kPair ? second : pixel), channels);
+    if (!kPair && (needed & 4)) of.c = load_channels<kRows, kN>(at + row, channels);
+    if (!kPair && (needed & 8)) of.d = load_channels<kRows, kN>(at + row + pixel, channels);
+    return of;
+  }
+
+  template <bool kPair>
+  __device__ __forceinline__ void interpolate(const Corners<T>& of, const typename Table::CornerWeights& w,
+                                              Acc (&value)[kN]) const {
+    const Acc of_second = kPair ? w.corner[1] + w.corner[2] : w.corner[1];  // one of them is 0
+#pragma unroll
+    for (int c = 0; c < kN; ++c) {
+      value[c] = w.corner[0] * of.a.get(c) + of_second * of.b.get(c);
+      if constexpr (!kPair) value[c] = value[c] + w.corner[2] * of.c.get(c) + w.corner[3] * of.d.get(c);
+    }
+    if constexpr (!kCopy || !kPair) {
+      if (kCopy && shift == StrangePixels::kNeeded) return;
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        if (w.corner[0] == 1 && value[c] == 0) value[c] = of.a.get(c);  // a zero on a pixel keeps its sign
+      }
+    }
+  }
+
+  /// The values of kN positions from an entry of the table on, kAtOnce at a time. kPair: the tap is centered in one axis and
+  /// all pixels are finite, so that two corners at most weigh anything.
+  template <bool kPair, int kAtOnce>
+  __device__ __forceinline__ void sample(const Table& table, int entry, Square<T>& square) const {
+#pragma unroll 1
+    for (int i0 = 0; i0 < kN; i0 += kAtOnce) {
+      square.template skip<kAtOnce>();
+      Corners<T> corners[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) corners[j] = load<kPair>(table.where[entry + i0 + j]);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        hold(corners[j].a);
+        hold(corners[j].b);
+        if constexpr (!kPair) hold(corners[j].c);
+        if constexpr (!kPair) hold(corners[j].d);
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        Acc value[kN];
+        interpolate<kPair>(corners[j], table.weights[entry + i0 + j], value);
+        square.set(kN - kAtOnce + j, value);
+      }
+    }
+  }
+};
+
+/// What TapReader::sample does, but in a compiler's order: float64 has too few registers to keep more corners, and elements
+/// that do not come in whole vectors are asked for one by one.
+template <bool kRows, int kAtOnce, class T>
+__device__ __forceinline__ void sample_in_turn(const TapTable<accumulator_t<T>, false>& table, int entry, const T* input,
+                                               std::int64_t pixel, std::int64_t row, unsigned mine, int shift, int channels,
+                                               Square<T>& square) {
+  using Table = TapTable<accumulator_t<T>, false>;
+  constexpr int kN = kVec<T>;
+#pragma unroll 1
+  for (int i0 = 0; i0 < kN; i0 += kAtOnce) {
+    square.template skip<kAtOnce>();
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+      const typename Table::Where where = table.where[entry + i0 + j];
+      const typename Table::CornerWeights w = table.weights[entry + i0 + j];
+      const auto corners =
+          Corners<T>::template load<kRows>(input + (where >> 8), pixel, row, (unsigned(where) >> shift) & mine, channels);
+      accumulator_t<T> value[kN];
+#pragma unroll
+      for (int c = 0; c < kN; ++c) {
+        value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
+                   w.corner[3] * corners.d.get(c);
+        if (w.corner[0] == 1 && value[c] == 0) value[c] = corners.a.get(c);  // a zero on a pixel keeps its sign
+      }
+      square.set(kN - kAtOnce + j, value);
+    }
+  }
+}
 
 /// What one warp does.
 template <class T, ForwardKind kKind>
 __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>& p, const ColumnsPointers<T>& tensors,
                                               const WarpWork<T>& work, const TurnTile<T>& tile,
                                               const TapTable<accumulator_t<T>, false>& table) {
-  using Acc = accumulator_t<T>;
-  using Table = TapTable<Acc, false>;
+  using Table = TapTable<accumulator_t<T>, false>;
   constexpr int kN = kVec<T>;
   __syncwarp();  // what was there before has been read
   table.load_rates(p, work, tensors.map);
-  const T* input = tensors.input + work.pixels(p);
-  const std::int64_t row = p.width * p.rows.pixel, from_channel = p.taps * p.positions;
+  constexpr bool kAhead = TapReader<T, kKind>::kAhead;
+  TapReader<T, kKind> reader{};
+  if constexpr (!kAhead) reader.set_place(p, tensors, work);  // early or late: a compiler's choice of registers follows
+  const std::int64_t from_channel = p.taps * p.positions;
   const int first_channel = work.slice * (work.lanes * kN);
   const int channels = min(p.group_channels - first_channel, work.lanes * kN);
   const int positions = int(min(p.positions - work.first_position, std::int64_t{work.run}));
@@ -76,39 +205,36 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   T* out = tensors.output + (plane * p.taps + work.first_tap) * p.positions + work.first_position;
   if (!kTurnsInMemory<T>) out += work.vector * kN * from_channel + work.quad * kN;
   const int there = positions - work.quad * kN;
-  const unsigned mine = work.channels > 0 ? 15 : 0;
-  const int shift = tensors.strange.corner_shift(work.image);
+  if constexpr (kAhead) reader.set_place(p, tensors, work);
+  reader.mine = work.channels > 0 ? 15 : 0;
+  reader.shift = tensors.strange.corner_shift(work.image);
+  reader.channels = work.channels;
   const int at_once = Table::entries(work.run) / work.run;
-  constexpr bool kAny = kKind == ForwardKind::any, kRows = !kAny;
-  const bool columns = kAny ? tensors.whole_columns : kKind == ForwardKind::whole;
+  constexpr bool kAny = kKind == ForwardKind::any, kCopy = kKind == ForwardKind::copy;
+  const bool columns = kAny ? tensors.whole_columns : kKind != ForwardKind::rows;
 #pragma unroll 1
   for (int tap = work.first_tap; tap < work.last_tap; tap += at_once) {
     table.fill(p, work, tap);
 #pragma unroll 1
     for (int t = 0; t < at_once && tap + t < work.last_tap; ++t, out += p.positions) {
       if (kTurnsInMemory<T> && t > 0) __syncwarp();  // the tile has been read
-      const auto sample = [&](int unit) {
+      bool pair = false;
+      if constexpr (kCopy) {
+        unsigned kx = unsigned(tap + t);
+        const bool centered_y = p.y.centered(int(p.by_kernel_w.take(kx)));
+        pair = (centered_y || p.x.centered(int(kx))) && reader.shift == StrangePixels::kNeeded;
+        reader.second = centered_y ? reader.pixel : reader.row;
+      }
+      const auto store_unit = [&](int unit) {
         const int entry = t * work.run + unit * kN;
         Square<T> square;
-        constexpr int kAtOnce = kAny ? 2 : kN;  // positions; few keep the code small
-#pragma unroll 1
-        for (int i0 = 0; i0 < kN; i0 += kAtOnce) {
-          square.template skip<kAtOnce>();
-#pragma unroll
-          for (int j = 0; j < kAtOnce; ++j) {
-            const typename Table::Where where = table.where[entry + i0 + j];
-            const typename Table::CornerWeights w = table.weights[entry + i0 + j];
-            const auto corners = Corners<T>::template load<kRows>(input + (where >> 8), p.rows.pixel, row,
-                                                                  (unsigned(where) >> shift) & mine, work.channels);
-            Acc value[kN];
-#pragma unroll
-            for (int c = 0; c < kN; ++c) {
-              value[c] = w.corner[0] * corners.a.get(c) + w.corner[1] * corners.b.get(c) + w.corner[2] * corners.c.get(c) +
-                         w.corner[3] * corners.d.get(c);
-              if (w.corner[0] == 1 && value[c] == 0) value[c] = corners.a.get(c);  // a zero on a pixel keeps its sign
-            }
-            square.set(kN - kAtOnce + j, value);
-          }
+        if constexpr (!kAhead) {
+          sample_in_turn<!kAny, kAny ? 2 : kN>(table, entry, reader.input, p.rows.pixel, reader.row, reader.mine, reader.shift,
+                                               work.channels, square);
+        } else if (kCopy && pair) {
+          reader.template sample<true, kN>(table, entry, square);
+        } else {
+          reader.template sample<false, kCopy ? 2 : 4>(table, entry, square);
         }
 #pragma unroll
         for (int c = 0; c < kN; ++c) {
@@ -123,12 +249,12 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
       };
       if constexpr (kTurnsInMemory<T>) {
 #pragma unroll 1
-        for (int unit = work.quad; unit * kN < work.run; unit += 32 >> p.log_lanes) sample(unit);
+        for (int unit = work.quad; unit * kN < work.run; unit += 32 >> p.log_lanes) store_unit(unit);
         __syncwarp();
         columns ? store_lines<true>(tile, out, from_channel, channels, positions)
                 : store_lines<false>(tile, out, from_channel, channels, positions);
       } else {
-        sample(work.quad);
+        store_unit(work.quad);
       }
     }
   }
