@@ -36,10 +36,15 @@ void check_mask(const Conv2dGeometry& made, Shape input, Shape weight, Shape mas
   if (!fits) {
     char batch[32] = "";
     if (batched) std::snprintf(batch, sizeof batch, "%" PRId64 " or 1, ", g.batch);
-    const bool lacks_heads = mask.dims == input.dims && s[1] == g.taps() && s[2] == g.h.out_size && s[3] == g.w.out_size;
+    char hint[96] = "";  // for a mask as deformable convolutions have it: heads and taps in one dimension
+    const bool joined = mask.dims == input.dims && s[1] > 0 && s[1] % g.taps() == 0 && s[2] == g.h.out_size &&
+                        s[3] == g.w.out_size && g.channels % (s[1] / g.taps()) == 0;
+    if (joined) {
+      std::snprintf(hint, sizeof hint, "; it fits as mask.unflatten(-3, (%" PRId64 ", %" PRId64 "))", s[1] / g.taps(),
+                    g.taps());
+    }
     fail("mask must have shape [%sheads, %" PRId64 ", %" PRId64 ", %" PRId64 "] for input %s and weight %s, got %s%s", batch,
-         g.taps(), g.h.out_size, g.w.out_size, ShapeText(input).text, ShapeText(weight).text, ShapeText(mask).text,
-         lacks_heads ? "; it fits as mask.unsqueeze(-4)" : "");
+         g.taps(), g.h.out_size, g.w.out_size, ShapeText(input).text, ShapeText(weight).text, ShapeText(mask).text, hint);
   }
   if (g.channels % made.heads != 0) {
     fail("mask must have a number of heads that divides the input's %" PRId64 " channels, got %" PRId64, g.channels,

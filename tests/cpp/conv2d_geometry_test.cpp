@@ -83,7 +83,7 @@ TEST(Conv2dGeometry, Messages) {
       "mask must have shape [2 or 1, heads, 9, 6, 7] for input [2, 4, 6, 7] and weight [8, 4, 3, 3], got [2, 1, 8, 6, 7]");
   EXPECT_EQ(message({4, 6, 7}, {8, 4, 3, 3}, {1, 6, 7}, {9, 6, 7}),
             "mask must have shape [heads, 9, 6, 7] for input [4, 6, 7] and weight [8, 4, 3, 3], got [9, 6, 7]; it fits as "
-            "mask.unsqueeze(-4)");
+            "mask.unflatten(-3, (1, 9))");
   EXPECT_EQ(message({2, 4, 6, 7}, {8, 4, 3, 3}, {2, 1, 6, 7}, {2, 3, 9, 6, 7}),
             "mask must have a number of heads that divides the input's 4 channels, got 3");
   EXPECT_EQ(message({2, 4, 6, 7}, {std::int64_t{1} << 58, 4, 3, 3}, {2, 1, 6, 7}),

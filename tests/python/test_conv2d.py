@@ -139,7 +139,8 @@ def test_memory_of_a_step_is_not_the_columns():
         ({"dilation_map": torch.ones(1, 3, 1, 1)}, "divides the input's 4 channels, got 3"),
         ({"bias": torch.ones(4)}, "bias must have shape [6] beside weight [6, 4, 3, 3], got [4]"),
         ({"mask": torch.ones(2, 1, 9, 5, 4)}, "mask must have shape [2 or 1, heads, 9, 5, 5] for input"),
-        ({"mask": torch.ones(2, 9, 5, 5)}, "got [2, 9, 5, 5]; it fits as mask.unsqueeze(-4)"),
+        ({"mask": torch.ones(2, 9, 5, 5)}, "got [2, 9, 5, 5]; it fits as mask.unflatten(-3, (1, 9))"),
+        ({"mask": torch.ones(2, 18, 5, 5)}, "got [2, 18, 5, 5]; it fits as mask.unflatten(-3, (2, 9))"),
         (
             {"mask": torch.ones(2, 3, 9, 5, 5)},
             "mask must have a number of heads that divides the input's 4 channels, got 3",
