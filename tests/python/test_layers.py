@@ -233,6 +233,21 @@ def test_in_a_compiled_model():
     assert F.relu(layer(x)).requires_grad
 
 
+class LeafTracer(torch.fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, DynamicDilationConv2d) or super().is_leaf_module(m, module_qualified_name)
+
+
+@pytest.mark.parametrize("rates", ["predicted", "learned"])
+def test_symbolically_traced_as_a_leaf(rates):
+    network = nn.Sequential(nn.Conv2d(2, 2, 1), DynamicDilationConv2d(2, 2, 3, padding=1, rates=rates))
+    with pytest.raises(torch.fx.proxy.TraceError, match="cannot be used as inputs to control flow"):
+        torch.fx.symbolic_trace(network)
+    traced = torch.fx.GraphModule(network, LeafTracer().trace(network))
+    x = image(1, 2, 5, 6)
+    assert torch.equal(traced(x), network(x))
+
+
 @pytest.mark.skipif(not hasattr(torch.export, "default_decompositions"), reason="torch is older than 2.6")
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_exported_for_any_size_and_spelled_out():
