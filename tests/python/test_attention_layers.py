@@ -99,3 +99,14 @@ def test_softmax_pool(device):
     assert "mode='softmax', temperature=1000.0, heads=3" in repr(pool)
     with pytest.raises(ValueError, match="mode must be"):
         DynamicDilationPool2d(3, mode="max")
+
+
+@pytest.mark.parametrize("mode", ["mean", "softmax"])
+def test_a_pool_says_what_its_tensors_must_be(mode):
+    pool, x, rates = DynamicDilationPool2d(3, 1, 1, mode=mode), torch.ones(1, 2, 5, 6), torch.ones(1, 1, 5, 6)
+    with pytest.raises(TypeError, match=r"^dilation_map must be a torch\.Tensor, got float$"):
+        pool(x, 1.5)
+    with pytest.raises(TypeError, match=r"^input must be float16, bfloat16, float32 or float64, got torch\.int64$"):
+        pool(x.long(), rates)
+    with pytest.raises(ValueError, match=r"^input must have 4 dimensions, or 3 without a batch, got shape \[5, 6\]$"):
+        pool(x[0, 0], rates)

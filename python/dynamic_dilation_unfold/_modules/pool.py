@@ -52,6 +52,8 @@ class DynamicDilationPool2d(nn.Module):
         self.mode, self.temperature, self.heads = mode, float(temperature), integer("heads", heads)
 
     def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        for name, tensor in (("input", input), ("dilation_map", dilation_map)):
+            _check(name, tensor)
         window = (self.kernel_size, self.stride, self.padding, self.dilation)
         if self.mode == "softmax":
             positions = [max(size, 0) for size in output_size(input.shape[-2:], self)]
@@ -70,3 +72,13 @@ class DynamicDilationPool2d(nn.Module):
             f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, "
             f"dilation={self.dilation}, mode={self.mode!r}{softmax}"
         )
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    """What coverage would say of other tensors than the caller gave, or torch in words of its own."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.dim() not in (3, 4):
+        raise ValueError(f"{name} must have 4 dimensions, or 3 without a batch, got shape {list(tensor.shape)}")
