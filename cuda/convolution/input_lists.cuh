@@ -25,7 +25,7 @@ constexpr int kGatherTaps = 9;                // that have lists at once, at mos
 constexpr int kListed = 40;                   // entries of a list; no fewer than a box has positions
 constexpr int kBoxWidth = 8, kBoxHeight = 4;  // positions, one a lane
 constexpr int kGatherBoxes = 256;             // of a tile, at once
-constexpr int kGatherPositions = 1 << 20;     // of an image, at most; an entry of a list has 28 bits for one
+constexpr int kGatherPositions = 1 << 18;     // of an image, at most; an entry of a list has 28 bits for one
 constexpr int kLists = kGatherWarps * kGatherTaps;
 constexpr float kFarAway = 1e9f;  // a coordinate that reaches no pixel
 

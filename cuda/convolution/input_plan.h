@@ -12,7 +12,7 @@ namespace ddu::cuda::convolution {
 
 /// Whether it is gathered: where warpgroups multiply, of few taps and few outputs, whose weights are in shared memory from
 /// start to end, with grad_output in whole vectors. Each tile looks at all boxes of its image, which would be most of the work
-/// of an image with over a million positions. Not where an edge extends the image, and may get more taps than all other pixels
+/// of an image with a million positions. Not where an edge extends the image, and may get more taps than all other pixels
 /// together. Emulated, products of warps take part, so that tests see the rest of it.
 inline bool can_gather(const ConvBackwardParams& p, int element_bytes) {
 #if defined(DDU_CUDA_EMULATION)
