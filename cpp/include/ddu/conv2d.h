@@ -13,8 +13,8 @@
 //
 // where S is what the unfold with a dilation map has for channel c and tap t (ddu/unfold.h), rounded to the type of the
 // product: the input's half type, or TF32 for float32. Sums are in float32 and rounded once. The gradient of the input is two
-// products in turn: of grad_output and what it weighs in pixels, tap by tap, and of that and the weight; or gradients of columns
-// come first. What pixels weigh, and what stands between the products, is rounded to 11 bits, as TF32 has. Those of map
+// products in turn: of grad_output and what it weighs in pixels, tap by tap, and of that and the weight; or gradients of
+// columns come first. What pixels weigh, and what stands between the products, is rounded to 11 bits, as TF32 has. Those of map
 // and mask are sums of products of gradients of columns, which half types round, and pixels. A depthwise convolution rounds
 // nothing but its results, and sums in float64 for float64. What is said there of tensors, memory, threads and errors holds
 // here; a Conv2dGeometry comes from make_conv2d_geometry. weight, mask, bias and output have the input's type, and nothing of
