@@ -7,16 +7,15 @@
 namespace ddu::cuda {
 namespace {
 
-/// Whether a depthwise call is for the kernels of its own. One of a single channel is an ordinary convolution too, whose
-/// outputs products of matrices have all at once.
-bool by_depthwise(const Conv2dGeometry& c, Types types, bool has_products) {
-  return depthwise::serves(c, types) && (c.geometry.channels > 1 || c.out_channels == 1 || !has_products);
-}
+/// One of a single channel is an ordinary convolution too, whose outputs products of matrices have all at once.
+bool prefers_products(const Conv2dGeometry& c) { return c.geometry.channels == 1 && c.out_channels > 1; }
+
+/// Whether a depthwise call is for the kernels of its own.
 bool forward_by_depthwise(const Conv2dGeometry& c, Types types) {
-  return by_depthwise(c, types, convolution::forward_supported(c, types));
+  return depthwise::serves(c, types) && !(prefers_products(c) && convolution::forward_supported(c, types));
 }
 bool backward_by_depthwise(const Conv2dGeometry& c, Types types, bool deterministic) {
-  return by_depthwise(c, types, convolution::backward_supported(c, types, deterministic));
+  return depthwise::serves(c, types) && !(prefers_products(c) && convolution::backward_supported(c, types, deterministic));
 }
 
 }  // namespace

@@ -39,7 +39,7 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& given, const ImageT
   weights.weight = static_cast<const T*>(given.weight);
   weights.bias = static_cast<const T*>(given.bias);
   weights.outputs = static_cast<int>(outputs);
-  const std::size_t shared = plan_chunk<kN>(p, taps, weights);
+  const std::size_t shared = plan_chunk<kN>(p, taps, false, weights);
   for (std::int64_t output = 0; output < outputs; ++output) {
     launch_forward<T>(aggregate_kernel<T, kN, ChannelWeights<T>>, p, tensors, stream, shared, weights);
     tensors.output += layout.next;

@@ -40,18 +40,17 @@ struct NoChannelWeights {
 template <class T, int kN, class Given>
 class BlockWeights;
 
-/// One output of each channel of a depthwise convolution: pointers are those of the first channel's.
+/// Of the forward, one output of each channel of a depthwise convolution: pointers are those of the first channel's.
 template <class T>
 struct ChannelWeights {
   static constexpr bool kAny = true;
   template <int kN>
   using OfBlock = BlockWeights<T, kN, ChannelWeights>;
 
-  const T* weight;         // [channels, outputs, taps]
-  const T* bias;           // [channels, outputs]; null for zeros
-  accumulator_t<T>* sums;  // of the weight's gradient, of each block; null if not wanted
-  int outputs;             // of a channel
-  int chunk;               // taps that are in shared memory at once
+  const T* weight;  // [channels, outputs, taps]
+  const T* bias;    // [channels, outputs]; null for zeros
+  int outputs;      // of a channel
+  int chunk;        // taps that are in shared memory at once
 
   template <class Acc>
   __device__ __forceinline__ TapRange range(const HeadParams<Acc>& p) const {
@@ -59,15 +58,15 @@ struct ChannelWeights {
   }
 };
 
-/// The same for some of the taps.
+/// Of the backward, the same for some of the taps.
 template <class T>
 struct SomeChannelWeights {
   static constexpr bool kAny = true;
   template <int kN>
   using OfBlock = BlockWeights<T, kN, SomeChannelWeights>;
 
-  const T *weight, *bias;
-  accumulator_t<T>* sums;
+  const T* weight;
+  accumulator_t<T>* sums;  // of the weight's gradient, of each block; null if not wanted
   int outputs;
   TapRange taps;
   int chunk;
@@ -78,11 +77,12 @@ struct SomeChannelWeights {
   }
 };
 
-/// Settles the chunk of so many taps, for lanes of kN channels; returns the bytes of shared memory.
+/// Settles the chunk of so many taps, for lanes of kN channels, with sums of their weights' gradient or without; returns the
+/// bytes of shared memory.
 template <int kN, class Acc, class Given>
-std::size_t plan_chunk(const HeadParams<Acc>& p, std::int64_t taps, Given& weights) {
+std::size_t plan_chunk(const HeadParams<Acc>& p, std::int64_t taps, bool has_sums, Given& weights) {
   constexpr int kBytes = 24 * 1024;  // what two blocks on a multiprocessor leave to its cache
-  const int arrays = weights.sums ? 1 + kRowWarps : 1, of_tap = int(sizeof(Acc)) * arrays * (kN << p.log_lanes);
+  const int arrays = has_sums ? 1 + kRowWarps : 1, of_tap = int(sizeof(Acc)) * arrays * (kN << p.log_lanes);
   const int count = static_cast<int>(taps), chunks = (count - 1) / (kBytes / of_tap) + 1;
   weights.chunk = (count - 1) / chunks + 1;
   return static_cast<std::size_t>(weights.chunk * of_tap);

@@ -97,7 +97,7 @@ class Backward {
     weights.sums = weight_sums_;
     weights.outputs = static_cast<int>(given_.outputs);
     weights.taps = {static_cast<int>(first_tap), static_cast<int>(first_tap + taps)};
-    grid.shared += plan_chunk<kN>(params_, taps, weights);
+    grid.shared += plan_chunk<kN>(params_, taps, weights.sums != nullptr, weights);
     tensors.values += output * OutputLayout(g, given_.outputs, given_.format).next;
     if (tensors.grad_map) tensors.grad_map += part * map_of_launch_ * tensors.map_part;
     if (tensors.factor_sums) tensors.factor_sums += output * factors_of_launch_ * tensors.factors_part;

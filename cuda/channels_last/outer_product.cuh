@@ -103,7 +103,7 @@ struct OuterProductLane {
   }
 };
 
-/// kN: channels of a lane, 16 bytes of sums or one. Channels: NoChannelWeights, or ChannelWeights of a depthwise convolution.
+/// kN: channels of a lane, 16 bytes of sums or one. Channels: NoChannelWeights, or SomeChannelWeights of a depthwise one.
 template <class T, class Sums, int kN, bool kFactors, class Channels>
 __global__ void __launch_bounds__(kRowThreads, 2)
     outer_product_kernel(const HeadParams<accumulator_t<T>> p, const OuterProductPointers<T, Sums> tensors,

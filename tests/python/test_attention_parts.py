@@ -72,7 +72,6 @@ def test_double_backward(device, monkeypatch):
     assert_close(actual, twice(), 1e-10)
 
 
-@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # of torch, about profiles of several cycles
 @pytest.mark.skipif(TORCH < (2, 5), reason=f"torch {torch.__version__}'s counter does not find registered formulas")
 def test_flops(device):
     """Those of what it is composed of, each once in forward; a profiler sees the same operators by name."""
@@ -89,7 +88,6 @@ def test_flops(device):
     assert {f"dynamic_dilation_unfold::{name}" for name in ("correlate", "unfold", "aggregate")} <= names
 
 
-@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")  # torch 2.11, of profiles that nobody keeps
 def test_memory_of_a_training_step(device):
     """At most 8 inputs beside the tensors given, where columns alone are 9; see docs/torch.md for what counts.
 

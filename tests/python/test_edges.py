@@ -1,5 +1,7 @@
 """The edges of the domain: rates and pixels that are zero, mirrored, far away or not finite, and empty tensors."""
 
+import os
+
 import oracle
 import pytest
 import torch
@@ -106,9 +108,11 @@ def test_rates_that_are_not_finite(value, dtype, broadcast, function, device):
     assert torch.equal(result.output.isnan(), columns)
     assert_same_bits(result.output[~columns], plain.output[~columns])
     assert torch.equal(result.grad_map.isnan(), bad)
-    # Sums of several blocks may be added up in any order.
     tolerance = TOLERANCE.get(dtype, torch.finfo(dtype).eps)
-    assert relative_error(result.grad_map[~bad], plain.grad_map[~bad]) <= 4 * tolerance
+    if device == "cpu" or os.environ.get("DDU_CUDA_PATH", "planar") == "planar":
+        assert_same_bits(result.grad_map[~bad], plain.grad_map[~bad])
+    else:  # where sums of several blocks are added up in any order
+        assert relative_error(result.grad_map[~bad], plain.grad_map[~bad]) <= 4 * tolerance
     # The input gets what it would get without these positions.
     without = run(function, x, rates, grad.masked_fill(columns, 0), CASE.options)
     assert relative_error(result.grad_input, without.grad_input) <= tolerance

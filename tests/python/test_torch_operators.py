@@ -121,7 +121,6 @@ def test_fakes_are_validated(device):
         ours(x.to("meta"), rates.to("meta").double())
 
 
-@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # of torch, about profiles of several cycles
 def test_profiler_names_the_operator(device):
     x, rates = (t.requires_grad_() for t in example(device))
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
