@@ -23,21 +23,8 @@ namespace {
 
 using namespace channels_last;
 
-/// The call as ImageRows knows calls, whose heads lie in one head of the mask and one weight group.
-HeadGeometry with_heads(const Conv2dGeometry& c) {
-  const std::int64_t channels = std::gcd(c.head_channels(), c.weight_group_channels());
-  return {c.geometry, c.geometry.channels / channels, 1};
-}
-
-/// grad_output as an image, whose groups are the weight groups.
-Geometry as_image(const Conv2dGeometry& c) {
-  Geometry g = c.geometry;
-  g.channels = c.out_channels;
-  g.groups = c.weight_groups;
-  g.h.size = g.h.out_size;
-  g.w.size = g.w.out_size;
-  return g;
-}
+using convolution::as_image;
+using convolution::with_heads;
 
 /// The weights, in the orders of the kernels that multiply by them, and what rates boxes of positions have.
 template <class T>
@@ -72,24 +59,25 @@ class ConvBackward {
                is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)),
         outputs_(as_image(c)) {
     make_params();
+    gathers_ = given.grad_input && convolution::can_gather(params_, int(sizeof(T)));
     Workspace workspace(given.workspace);
+    BorrowedWorkspace borrowed(workspace, lent_memory(), sizeof(T) * static_cast<std::size_t>(c.geometry.input_numel()));
+    // For the kernel that computes the input's gradient itself, which may be what writes it.
+    BorrowedWorkspace of_input(workspace, nullptr, 0);
+    BorrowedWorkspace& for_input = has_sums() ? borrowed : of_input;
     const Geometry& g = c.geometry;
     const bool factors = given.grad_map || given.grad_mask, samples = factors || given.grad_weight;
-    if (samples) lay_out_rows(workspace);
+    if (samples) lay_out_rows(borrowed);
     if (factors) corners_ = convolution::corners_call(c_, types_.input, whole_rows());
-    gathers_ = given.grad_input && convolution::can_gather(params_, int(sizeof(T)));
     if (gathers_) gather_ = convolution::gather_params(c_, params_, int(sizeof(T)));
     if (given.grad_input && !gathers_) input_ = convolution::input_params(c_, params_, int(sizeof(T)));
     if (given.grad_weight) make_weight_params();
-    if (samples && !image_.own) copy_ = workspace.template take<T>(image_.numel());
-    if (!own_outputs_) outputs_copy_ = workspace.template take<T>(channels_last::numel(outputs_, params_.outputs));
-    if (given.grad_input && !gathers_) packed_weights_ = workspace.template take<uint4>(convolution::packed_vectors(input_));
-    if (gathers_) packed_weights_ = workspace.template take<uint4>(convolution::packed_vectors(gather_));
-    if (gathers_) ranges_ = workspace.template take<RateRange>(convolution::all_boxes(c_, gather_));
-    if (factors) corners_.slices = workspace.template take<uint4>(corners_.vectors);
-    if (given.grad_input && !(gathers_ && image_.own)) {
-      sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
-    }
+    if (samples && !image_.own) copy_ = borrowed.template take<T>(image_.numel());
+    if (!own_outputs_) outputs_copy_ = for_input.template take<T>(channels_last::numel(outputs_, params_.outputs));
+    packed_weights_ = for_input.template take<uint4>(packed_vectors());
+    if (gathers_) ranges_ = for_input.template take<RateRange>(convolution::all_boxes(c_, gather_));
+    if (factors) corners_.slices = borrowed.template take<uint4>(corners_.vectors);
+    if (has_sums()) sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
     const std::int64_t slices = corners_.params.by_output_blocks.divisor;  // each adds its outputs' part
     map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.units * slices * (g.map_batch == 1 ? g.batch : 1),
                  false);
@@ -102,7 +90,7 @@ class ConvBackward {
       // They are read before the input's gradient is begun, so its sums may lie where they were, unless a copy cleared those.
       const std::int64_t count = weight_.splits * weight_.part;
       const bool within = given.grad_input && !gathers_ && image_.own && count <= image_.numel() && is_aligned(sums_.words, 16);
-      weight_sums_ = within ? static_cast<float*>(sums_.words) : workspace.template take<float>(count);
+      weight_sums_ = within ? static_cast<float*>(sums_.words) : borrowed.template take<float>(count);
     }
     bytes_ = workspace.bytes();
   }
@@ -135,6 +123,18 @@ class ConvBackward {
     const bool wide = c_.weight_group_outputs() > WeightShape<8, false>::kOutputs;
     return wide && kWeightShared<T, 16, false> <= current_device().shared_per_block ? 16 : 8;
   }
+  /// Of the weight, for the input's gradient.
+  std::int64_t packed_vectors() const {
+    if (!given_.grad_input) return 0;
+    return gathers_ ? convolution::packed_vectors(gather_) : convolution::packed_vectors(input_);
+  }
+  /// Whether the gradient of the input is summed up in rows of float32 at first.
+  bool has_sums() const { return given_.grad_input && !(gathers_ && image_.own); }
+  /// The gradient's own memory, which nobody reads or writes until it is computed.
+  void* lent_memory() const {
+    const bool idle = given_.grad_input && !(has_sums() && in_place()) && is_aligned(given_.grad_input, 64);
+    return idle ? given_.grad_input : nullptr;
+  }
   /// Whether the gradient holds its sums itself.
   bool in_place() const { return image_.own && std::is_same_v<T, float>; }
   const T* outputs() const { return outputs_copy_ ? outputs_copy_ : static_cast<const T*>(given_.grad_output); }
@@ -164,7 +164,7 @@ class ConvBackward {
     p.tap_chunk = p.taps;
   }
   /// Rows of whole vectors, for gradients of weight, map and mask: a copy of a channels_last image that has none.
-  void lay_out_rows(Workspace& workspace) {
+  void lay_out_rows(BorrowedWorkspace& workspace) {
     if (!image_.own) return;
     const auto lay_out = [&](void* memory) { rows_.emplace(c_, types_.input, given_.input_format, given_.input, memory); };
     lay_out(nullptr);
@@ -247,9 +247,8 @@ class ConvBackward {
     }
   }
   void pack(Stream stream) const {
-    const std::int64_t of_corners = corners_.slices ? corners_.vectors : 0,
-                       of_input = given_.grad_input && !gathers_ ? convolution::packed_vectors(input_) : 0;
-    const std::int64_t of_gather = gathers_ ? convolution::packed_vectors(gather_) : 0;
+    const std::int64_t of_corners = corners_.slices ? corners_.vectors : 0, of_input = gathers_ ? 0 : packed_vectors(),
+                       of_gather = gathers_ ? packed_vectors() : 0;
     const std::int64_t boxes = gathers_ ? convolution::all_boxes(c_, gather_) : 0;
     const std::int64_t threads = of_corners + of_input + of_gather + 32 * boxes;
     launch(pack_for_backward_kernel<T>, {grid_size(ceil_div(threads, 256)), 256, 0, true}, stream, corners_.params,

@@ -31,4 +31,23 @@ class Workspace {
   std::size_t bytes_ = 0;
 };
 
+/// Scratch memory of which a part lies where a result will be written later: arrays that nobody reads any more by then. They go
+/// there as long as there is room, in the order in which they are taken.
+class BorrowedWorkspace {
+ public:
+  /// `lent`: so many bytes, aligned as scratch memory is; null for none.
+  BorrowedWorkspace(Workspace& own, void* lent, std::size_t bytes) : own_(own), lent_(lent), room_(lent ? bytes : 0) {}
+
+  template <class T>
+  T* take(std::int64_t count) {
+    const bool fits = lent_.bytes() + sizeof(T) * static_cast<std::size_t>(count) <= room_;
+    return fits ? lent_.take<T>(count) : own_.take<T>(count);
+  }
+
+ private:
+  Workspace& own_;
+  Workspace lent_;
+  std::size_t room_;
+};
+
 }  // namespace ddu

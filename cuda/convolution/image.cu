@@ -43,6 +43,20 @@ HeadGeometry units_of(const Conv2dGeometry& c) {
   return {c.geometry, c.geometry.channels / unit, c.geometry.batch};
 }
 
+HeadGeometry with_heads(const Conv2dGeometry& c) {
+  const std::int64_t channels = std::gcd(c.head_channels(), c.weight_group_channels());
+  return {c.geometry, c.geometry.channels / channels, 1};
+}
+
+Geometry as_image(const Conv2dGeometry& c) {
+  Geometry g = c.geometry;
+  g.channels = c.out_channels;
+  g.groups = c.weight_groups;
+  g.h.size = g.h.out_size;
+  g.w.size = g.w.out_size;
+  return g;
+}
+
 ImageOfUnits::ImageOfUnits(const Conv2dGeometry& c, DType type, MemoryFormat format, const void* input, void* memory)
     : units(units_of(c)), given(units, type, format, input, memory), rows(given.image), bytes(given.bytes) {
   if (!rows.own || rows.vectors) return;

@@ -11,6 +11,11 @@ namespace ddu::cuda::convolution {
 /// The units of a call, as heads.
 HeadGeometry units_of(const Conv2dGeometry& c);
 
+/// The call as ImageRows knows calls, whose heads lie in one head of the mask and one weight group.
+HeadGeometry with_heads(const Conv2dGeometry& c);
+/// grad_output as an image, whose groups are the weight groups.
+Geometry as_image(const Conv2dGeometry& c);
+
 /// Whether the kernels multiply such calls' matrices at all, in either direction.
 bool has_products(const Conv2dGeometry& c, Types types);
 

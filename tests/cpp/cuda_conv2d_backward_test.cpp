@@ -226,6 +226,20 @@ TEST_F(CudaConv2dBackwardHalf, NothingToDo) {
   }
 }
 
+// Until the input's gradient is written, a copy of the image lies in its memory, if that starts where scratch memory may.
+TEST_F(CudaConv2dBackwardHalf, ScratchLiesInTheGradient) {
+  const ConvCase sizes{{1, 64, 16, 16, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 64};
+  const ddu::Conv2dGeometry c = sizes.geometry();
+  const auto bytes = [&](std::uintptr_t of_gradient) {
+    ddu::Conv2dBackward tensors{};
+    tensors.grad_input = reinterpret_cast<void*>(of_gradient);
+    tensors.grad_weight = reinterpret_cast<void*>(std::uintptr_t{1} << 16);
+    return ddu::cuda::conv2d_backward_workspace_bytes(c, P::types(), tensors, false);
+  };
+  constexpr std::uintptr_t kAligned = std::uintptr_t{1} << 20;
+  EXPECT_EQ(bytes(kAligned) + 2 * static_cast<std::size_t>(c.geometry.input_numel()), bytes(kAligned + 32));
+}
+
 TEST(CudaConv2dBackwardCalls, WhatIsNotServed) {
   if (!has_device()) GTEST_SKIP() << "no CUDA device";
   ddu::Conv2dGeometry c = kCases[0].geometry();
