@@ -51,7 +51,10 @@ struct UnfoldCall {
 
   py::object forward() {
     std::int64_t sizes[3];
-    py::object output = empty(input.device, sizes, output_sizes(sizes), attached.dtypes[input.type]);
+    return fill(empty(input.device, sizes, output_sizes(sizes), attached.dtypes[input.type]));
+  }
+  /// `output` has the memory and the type of the columns, one after the other.
+  py::object fill(py::object output) {
     ddu::Unfold pointers{input.data, map.data, address_of(output.ptr()), nullptr, input.format};
     constexpr Forward<ddu::Geometry, ddu::Unfold> functions{ddu::cpu::unfold, ddu::cpu::unfold_workspace_bytes,
                                                             ddu::cuda::unfold, ddu::cuda::unfold_workspace_bytes};
@@ -83,13 +86,21 @@ struct UnfoldCall {
   }
 };
 
+/// `arguments`: tensors, options, the output.
+py::object unfold_part(PyObject* const* arguments) {
+  using Part = UnfoldCall<true>;
+  Part call;
+  return call.read(arguments) ? call.fill(py::reinterpret_borrow<py::object>(arguments[Part::tensors + Part::options]))
+                              : py::none();
+}
+
 }  // namespace
 
 void add_unfold(py::module_& module) {
   add_operator<UnfoldCall<false>>(module, "unfold");
   using Part = UnfoldCall<true>;
   constexpr Py_ssize_t count = Part::tensors + Part::options;
-  static PyMethodDef methods[] = {method("unfold_part", &with_arguments<forward<Part>, count>),
+  static PyMethodDef methods[] = {method("unfold_part", &with_arguments<unfold_part, count + 1>),
                                   method("unfold_part_backward", &with_arguments<backward_function<Part>, count + 2>),
                                   {nullptr, nullptr, 0, nullptr}};
   add_methods(module, methods);

@@ -106,9 +106,10 @@ def unfold_part(
     groups: int,
     padding_mode: str,
     origin: Pair,
+    output: Tensor,
     /,
 ) -> Tensor | None:
-    """The columns of as many rows and columns of the output's positions as the map has, from ``origin`` on."""
+    """Fills ``output`` with the columns of as many rows and columns of positions as the map has, from ``origin`` on."""
 
 def unfold_part_backward(
     grad: Tensor,

@@ -9,7 +9,7 @@
                    columns, made anew  ->  grad @ columns^T is the weight's gradient
 
 The kernels of unfold make the columns and take their gradient; where there are none, the reference does. Nothing as
-large as all columns is ever allocated.
+large as all columns is ever allocated, and what has a chunk's columns has those of the next as well.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import _C
+from ._chunk_memory import Memory
 from ._derivatives import pullback
 from ._operators.unfold import Options
 from ._sampling import columns as reference_columns
@@ -124,11 +125,14 @@ class _Call:
     def of_heads(self, columns: Tensor, heads: Part) -> Tensor:
         return columns.view(columns.shape[0], heads.groups_count, heads.width, self.taps, -1)
 
-    def columns(self, input: Tensor, rates: Tensor, row: int) -> Tensor:
+    def columns(self, input: Tensor, rates: Tensor, row: int, memory: Memory, piece: int = 0) -> Tensor:
         """``[n, C*kH*kW, positions]`` of images for the rows of positions from ``row`` on that the rates are of."""
         window = self.window._replace(groups=rates.shape[1])
         if self.kernels:
-            columns: Tensor = _present(_C.unfold_part(input, rates, *window, (row, 0)))
+            batch, channels = input.shape[:2]
+            positions = rates.shape[2] * rates.shape[3]
+            output = memory.tensor(input.dtype, batch, channels * self.taps, positions, piece=piece)
+            columns: Tensor = _present(_C.unfold_part(input, rates, *window, (row, 0), output))
             return columns
         return reference_columns(input, rates, _from_row(window, row))
 
@@ -200,9 +204,12 @@ def forward(
         output.zero_() if bias is None else output.copy_(bias.view(-1, 1, 1))
         return
     everything = slice(0, call.channels)
-    for images, rows in call.row_chunks():
+    chunks = list(call.row_chunks())
+    largest = max((i.stop - i.start) * (r.stop - r.start) for i, r in chunks)
+    memory = Memory(largest * call.channels * call.bytes, input.device)
+    for images, rows in chunks:
         rates = call.rates(images, slice(None), rows)
-        columns = call.columns(input[images].to(call.dtype), rates, rows.start)
+        columns = call.columns(input[images].to(call.dtype), rates, rows.start, memory)
         if mask is not None:
             heads = call.part(everything, mask.shape[1])
             call.of_heads(columns, heads).mul_(call.of_mask(mask, images, heads.groups, rows))
@@ -214,7 +221,7 @@ def forward(
         _multiply(product.unflatten(1, call.weight.shape[:2]), call.weight, columns, beta=int(bias is not None))
         if product is not target:
             target.copy_(product)
-        del columns  # so that the next chunk's take their place, in memory and in the cache
+    memory.leave()
 
 
 class Wanted(NamedTuple):
@@ -269,7 +276,11 @@ def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums
     step = call.channel_step()
     rows_step = _even(call.rows, GROWTH * call.budget // (step * call.bytes))
     in_parts = rows_step < call.rows and grad_input is not None
-    for images in slices(call.batch, call.whole_images() if step == call.channels else 1):
+    images_step = call.whole_images() if step == call.channels else 1
+    # The columns and their gradient take turns, unless the mask's gradient needs both.
+    pieces = 1 if sums.mask is None else 2
+    memory = Memory(images_step * rows_step * step * call.bytes, grad.device, pieces)
+    for images in slices(call.batch, images_step):
         matrices = grad[images].flatten(2).to(call.dtype)
         for channels in slices(call.channels, step):
             pixels = call.input[images, channels].to(call.dtype)
@@ -278,12 +289,13 @@ def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums
             for rows in slices(call.rows, rows_step):
                 positions = slice(rows.start * call.row, rows.stop * call.row)
                 chunk = _Chunk(call, images, channels, rows, pixels, matrices[:, :, positions])
-                grad_pixels = chunk.backward(grad_input is not None, in_parts, sums)
+                grad_pixels = chunk.backward(grad_input is not None, in_parts, sums, memory)
                 if total is not None and grad_pixels is not None:
                     total.add_(grad_pixels)
             complete = grad_pixels if total is None else total
             if grad_input is not None and complete is not None:
                 grad_input[images, channels] = complete
+    memory.leave()
 
 
 class _Chunk:
@@ -314,17 +326,20 @@ class _Chunk:
             self.call.of_heads(columns, self.heads).mul_(mask)
         return columns
 
-    def backward(self, wants_input: bool, is_part: bool, sums: Sums) -> Tensor | None:
+    def backward(self, wants_input: bool, is_part: bool, sums: Sums, memory: Memory) -> Tensor | None:
         """Adds to the sums and returns the input's gradient, which of a part of the rows is not rounded."""
         call, columns, grad_pixels = self.call, None, None
         if sums.weight is not None or sums.mask is not None:
-            columns = call.columns(self.pixels, self.rates, self.rows.start)
+            columns = call.columns(
+                self.pixels, self.rates, self.rows.start, memory, piece=0 if sums.mask is None else 1
+            )
         if sums.mask is None:
             self._add_to_weight(columns, sums.weight)
-            columns = None  # so that what follows takes their place, in memory and in the cache
+            columns = None  # what follows takes their place, in memory and in the cache
         if wants_input or sums.map is not None or sums.mask is not None:
             weight = self.of_weight(call.weight)
-            grad = self.grad.new_empty(len(self.pixels), self.conv.groups_count, weight.shape[2], self.grad.shape[3])
+            shape = len(self.pixels), self.conv.groups_count, weight.shape[2], self.grad.shape[3]
+            grad = memory.tensor(self.grad.dtype, *shape)
             _multiply(grad, weight.mT, self.grad)
             grad = grad.flatten(1, 2)
             if self.heads is not None and sums.mask is not None and columns is not None:

@@ -178,6 +178,7 @@ print(len(made) - hasattr(torch.library, "register_vmap"))
         "_attention",
         "_fused_attention",
         "_chunks",
+        "_chunk_memory",
         "_second",
         "_sharding",
         "_modules",

@@ -3,8 +3,11 @@
 // The convolution for LibTorch in chunks: columns of a few rows or channels, which stay in cache, and torch's products of
 // them. As python/dynamic_dilation_unfold/_chunks.py, which says how chunks are cut and why, to the bit on the CPU.
 
+#include <c10/core/InferenceMode.h>
+
 #include <algorithm>
 #include <cstdint>
+#include <mutex>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -125,6 +128,43 @@ struct ChunkedCall {
   }
 };
 
+/// Pieces of memory, each for the columns of one chunk after the other, or for gradients of columns. On a CPU a call leaves it
+/// to the next: malloc would give it back to the system, which then clears every page of what the next call gets.
+class ChunkMemory {
+ public:
+  ChunkMemory(const ChunkedCall& call, std::int64_t rows, int pieces = 1)
+      : type_(call.dtype), piece_((rows * call.row_bytes + 63) / 64 * 64), is_kept_(call.input.is_cpu()) {
+    if (is_kept_) exchange_kept();
+    if (memory_.defined() && memory_.numel() >= pieces * piece_) return;
+    const c10::InferenceMode outside(false);  // so that any call may write to it
+    memory_ = at::empty({pieces * piece_}, call.input.options().dtype(at::kByte));
+  }
+  ~ChunkMemory() {
+    if (is_kept_ && memory_.numel() <= 2 * ChunkedCall::cpu_bytes) exchange_kept();
+  }
+  ChunkMemory(const ChunkMemory&) = delete;
+  ChunkMemory& operator=(const ChunkMemory&) = delete;
+
+  /// From the piece's start on: what was there is gone.
+  at::Tensor tensor(at::IntArrayRef sizes, int piece = 0) const {
+    const std::int64_t bytes = c10::multiply_integers(sizes) * static_cast<std::int64_t>(c10::elementSize(type_));
+    return memory_.narrow(0, piece * piece_, bytes).view(type_).view(sizes);
+  }
+
+ private:
+  void exchange_kept() {
+    static std::mutex mutex;
+    static at::Tensor& kept = *new at::Tensor();  // which outlives all that may call at the end of the process
+    const std::lock_guard<std::mutex> lock(mutex);
+    std::swap(kept, memory_);
+  }
+
+  at::ScalarType type_;
+  std::int64_t piece_;  // bytes
+  bool is_kept_;
+  at::Tensor memory_;
+};
+
 /// out [n, g, m, p] = beta * out + a [g, m, k] @ b [n, g, k, p].
 inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, int beta = 0) {
   if (a.size(0) > 1) {
@@ -176,11 +216,13 @@ inline void chunked_forward(const ChunkedCall& call, const at::Tensor& bias, con
     return;
   }
   const Slice all{0, call.channels}, groups{0, call.map_groups()};
-  const std::int64_t rows_step = call.rows_step();
-  for_slices(call.batch, rows_step == call.rows ? call.images_step() : 1, [&](Slice images) {
+  const std::int64_t rows_step = call.rows_step(), images_step = rows_step == call.rows ? call.images_step() : 1;
+  const ChunkMemory memory(call, images_step * call.channels * rows_step);
+  for_slices(call.batch, images_step, [&](Slice images) {
     for_slices(call.rows, rows_step, [&](Slice rows) {
       const at::Tensor rates = call.rates(images, groups, rows);
-      at::Tensor columns = unfold(images.of(call.input, 0).to(call.dtype), rates, call.part_options(rates, rows));
+      const at::Tensor columns = unfold(images.of(call.input, 0).to(call.dtype), rates, call.part_options(rates, rows),
+                                        memory.tensor({images.size, call.channels * call.taps, rows.size * call.row}));
       if (call.mask.defined()) {
         const ChannelPart heads = call.part(all, call.heads());
         call.of_heads(columns, heads).mul_(ChunkedCall::of_mask(call.mask, images, heads.groups, rows));
@@ -218,16 +260,19 @@ class Chunk {
         grad_(conv_.groups.of(matrices.unflatten(1, {call.conv_groups, call.outputs / call.conv_groups}), 1)) {}
 
   /// Adds to the sums and returns the input's gradient, which of a part of the rows is not rounded.
-  at::Tensor backward(bool wants_input, bool is_part, const ChunkSums& sums) const {
+  at::Tensor backward(bool wants_input, bool is_part, const ChunkSums& sums, const ChunkMemory& memory) const {
     at::Tensor columns, grad_pixels;
-    if (sums.weight.defined() || sums.mask.defined()) columns = unfold(pixels_, rates_, options_);
+    if (sums.weight.defined() || sums.mask.defined()) {
+      const std::int64_t sizes[] = {pixels_.size(0), pixels_.size(1) * call_.taps, rows_.size * call_.row};
+      columns = unfold(pixels_, rates_, options_, memory.tensor(sizes, sums.mask.defined() ? 1 : 0));
+    }
     if (!sums.mask.defined()) {
       add_to_weight(columns, sums.weight);
-      columns.reset();  // so that what follows takes their place, in memory and in the cache
+      columns.reset();  // what follows takes their place, in memory and in the cache
     }
     if (wants_input || sums.map.defined() || sums.mask.defined()) {
       const at::Tensor weight = of_weight(call_.weight);
-      at::Tensor grad = at::empty({pixels_.size(0), conv_.groups.size, weight.size(2), grad_.size(3)}, grad_.options());
+      at::Tensor grad = memory.tensor({pixels_.size(0), conv_.groups.size, weight.size(2), grad_.size(3)});
       multiply(grad, weight.mT(), grad_);
       grad = grad.flatten(1, 2);
       if (sums.mask.defined()) {
@@ -292,7 +337,10 @@ inline void chunked_backward(const ChunkedCall& call, const at::Tensor& grad, co
   const std::int64_t step = call.channel_step();
   const std::int64_t rows_step = even_step(call.rows, ChunkedCall::growth * call.budget / (step * call.row_bytes));
   const bool wants_input = grad_input.defined(), in_parts = rows_step < call.rows && wants_input;
-  for_slices(call.batch, step == call.channels ? call.images_step() : 1, [&](Slice images) {
+  const std::int64_t images_step = step == call.channels ? call.images_step() : 1;
+  // The columns and their gradient take turns, unless the mask's gradient needs both.
+  const ChunkMemory memory(call, images_step * step * rows_step, sums.mask.defined() ? 2 : 1);
+  for_slices(call.batch, images_step, [&](Slice images) {
     const at::Tensor matrices = images.of(grad, 0).flatten(2).to(call.dtype);
     for_slices(call.channels, step, [&](Slice channels) {
       at::Tensor pixels = channels.of(images.of(call.input, 0), 1).to(call.dtype);
@@ -302,7 +350,7 @@ inline void chunked_backward(const ChunkedCall& call, const at::Tensor& grad, co
       for_slices(call.rows, rows_step, [&](Slice rows) {
         const Slice positions{rows.start * call.row, rows.size * call.row};
         const Chunk chunk(call, images, channels, rows, pixels, positions.of(matrices, 2));
-        const at::Tensor grad_pixels = chunk.backward(wants_input, in_parts, sums);
+        const at::Tensor grad_pixels = chunk.backward(wants_input, in_parts, sums, memory);
         if (in_parts) {
           complete.add_(grad_pixels);
         } else {

@@ -28,12 +28,14 @@ inline std::vector<std::int64_t> columns_sizes(const Geometry& g, bool batched) 
   return sizes;
 }
 
-inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options) {
+/// Into `output`, which is contiguous and has the sizes of the columns, or else into new memory.
+inline at::Tensor unfold(const at::Tensor& given_input, const at::Tensor& given_map, const Options& options,
+                         at::Tensor output = {}) {
   const Types types = check_tensors(given_input, given_map);
   const Geometry geometry = geometry_of(given_input, given_map, options);
   const MemoryFormat format = format_of(given_input);
   const at::Tensor input = in_memory("input", given_input, format), map = in_memory("dilation_map", given_map);
-  at::Tensor output = at::empty(columns_sizes(geometry, input.dim() == 4), input.options());
+  if (!output.defined()) output = at::empty(columns_sizes(geometry, input.dim() == 4), input.options());
   Unfold tensors{input.const_data_ptr(), map.const_data_ptr(), output.mutable_data_ptr(), nullptr, format};
   on_device_of(
       input,
