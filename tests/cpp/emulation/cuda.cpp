@@ -2,14 +2,12 @@
 
 #include "cuda.h"
 
-#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
-#include <vector>
 
 #undef threadIdx
 #undef blockIdx
@@ -25,19 +23,25 @@ Index thread_index, block_index, block_size, grid_size;
 
 namespace {
 
-enum class State { ready, at_block_barrier, at_warp_barrier, ended };
-
-/// Made once, for thread after thread. Switched by jumps, since contexts of the system cost a call of it each.
+/// Made once, for thread after thread. Switched by the compiler's jumps: those of the C library ask a thread for its clean-ups,
+/// and contexts of the system cost a call of it each.
 struct Fiber {
   std::unique_ptr<char[]> stack;
-  jmp_buf jump;
-  State state;
+  void* jump[5];
 };
 
+/// Which threads of a warp may run, and which wait, a bit for each.
+struct Warp {
+  std::uint32_t ready, at_warp_barrier, at_block_barrier;
+};
+
+constexpr unsigned kMostThreads = 1024;
 constexpr std::size_t kStackBytes = 128 * 1024;
-std::vector<Fiber> fibers;
-jmp_buf scheduler;
-unsigned current, live;
+Fiber fibers[kMostThreads];
+Warp warps[kMostThreads / 32];
+void* scheduler[5];  // where run_warp() goes on
+unsigned current;
+bool backwards;
 const std::function<void()>* body;
 
 bool any[2];                         // of this barrier and of the one before
@@ -45,77 +49,80 @@ unsigned generation;                 // of block barriers
 std::uint32_t exchanged[2][32][32];  // likewise for each warp's exchanges
 unsigned char warp_generation[32];
 
-void wait(State state) {
-  Fiber& fiber = fibers[current];
-  fiber.state = state;
-  if (_setjmp(fiber.jump) == 0) _longjmp(scheduler, 1);
-}
+/// A function of its own, since the compiler takes none that is left by a jump for one that may be entered by it.
+[[noreturn]] __attribute__((noinline)) void jump_to(void** place) { __builtin_longjmp(place, 1); }
 
-[[noreturn]] void fiber_main() {
-  for (;;) {
-    (*body)();
-    wait(State::ended);
-  }
-}
+[[noreturn]] void fiber_main();
 
-void resume() {
+/// Lets the current thread run, for the first time or on from where it waits.
+[[noreturn]] void resume() {
   Fiber& fiber = fibers[current];
-  if (_setjmp(scheduler) != 0) return;
-  if (fiber.stack) _longjmp(fiber.jump, 1);
+  if (fiber.stack) jump_to(fiber.jump);
   fiber.stack.reset(new char[kStackBytes]);
   ucontext_t context;
   getcontext(&context);
   context.uc_stack.ss_sp = fiber.stack.get();
-  context.uc_stack.ss_size = kStackBytes;
+  // They end in different places of a page, since what all fibers use would else meet in a few sets of the cache.
+  context.uc_stack.ss_size = kStackBytes - current % 64 * 192;
   context.uc_link = nullptr;
   makecontext(&context, fiber_main, 0);
   setcontext(&context);
+  std::abort();
 }
 
-/// Lets threads go on whose barrier all of them have reached; false if there are none.
-bool release(unsigned threads) {
-  bool progress = false;
-  unsigned waiting = 0;
-  for (unsigned t = 0; t < threads; ++t) waiting += fibers[t].state == State::at_block_barrier;
-  if (waiting > 0 && waiting == live) {
-    for (unsigned t = 0; t < threads; ++t) {
-      if (fibers[t].state == State::at_block_barrier) fibers[t].state = State::ready;
-    }
-    any[++generation % 2] = false;
-    return true;
-  }
-  for (unsigned warp = 0; warp * 32 < threads; ++warp) {
-    const unsigned first = warp * 32, last = std::min(first + 32, threads);
-    unsigned there = 0, alive = 0;
-    for (unsigned t = first; t < last; ++t) {
-      there += fibers[t].state == State::at_warp_barrier;
-      alive += fibers[t].state != State::ended;
-    }
-    if (there == 0 || there != alive) continue;
-    for (unsigned t = first; t < last; ++t) {
-      if (fibers[t].state == State::at_warp_barrier) fibers[t].state = State::ready;
-    }
-    std::memset(exchanged[++warp_generation[warp] % 2][warp], 0, sizeof exchanged[0][0]);
-    progress = true;
-  }
-  return progress;
+/// Lets the next thread of a warp run that may; where there is none, run_warp() goes on.
+[[noreturn]] void run_next(unsigned warp) {
+  const std::uint32_t ready = warps[warp].ready;
+  if (!ready) jump_to(scheduler);
+  current = warp * 32 + unsigned(backwards ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
+  thread_index = {current};
+  resume();
 }
 
-void run_block(unsigned threads, bool backwards) {
-  if (fibers.empty()) fibers.resize(1024);
-  for (unsigned t = 0; t < threads; ++t) fibers[t].state = State::ready;
+/// The current thread lets others run until those wait too that it waits for, or, having ended, until the next block.
+__attribute__((noinline)) void wait(std::uint32_t Warp::* barrier) {
+  const unsigned index = current / 32;
+  const std::uint32_t thread = 1u << current % 32;
+  Warp& warp = warps[index];
+  warp.ready &= ~thread;
+  if (barrier) warp.*barrier |= thread;
+  if (!warp.ready && warp.at_warp_barrier && !warp.at_block_barrier) {
+    std::swap(warp.ready, warp.at_warp_barrier);
+    std::memset(exchanged[++warp_generation[index] % 2][index], 0, sizeof exchanged[0][0]);
+  }
+  if (__builtin_setjmp(fibers[current].jump) == 0) run_next(index);
+}
+
+void fiber_main() {
+  for (;;) {
+    (*body)();
+    wait(nullptr);
+  }
+}
+
+/// Until all threads of the warp wait for the block, or have ended.
+__attribute__((noinline)) void run_warp(unsigned warp) {
+  if (__builtin_setjmp(scheduler) == 0) run_next(warp);
+}
+
+/// A warp runs as far as it can before the next one does. What it does too early then goes wrong, in one of the two orders.
+void run_block(unsigned threads) {
+  const unsigned count = (threads + 31) / 32;
+  for (unsigned warp = 0; warp < count; ++warp) warps[warp] = {~0u >> (32 - std::min(threads - warp * 32, 32u)), 0, 0};
   std::memset(exchanged, 0, sizeof exchanged);
   any[0] = any[1] = false;
-  live = threads;
-  while (live > 0) {
-    for (unsigned n = 0; n < threads; ++n) {
-      current = backwards ? threads - 1 - n : n;
-      if (fibers[current].state != State::ready) continue;
-      thread_index = {current};
-      resume();
-      live -= fibers[current].state == State::ended;
+  for (bool waiting = true; waiting;) {
+    waiting = false;
+    for (unsigned n = 0; n < count; ++n) {
+      const unsigned warp = backwards ? count - 1 - n : n;
+      if (warps[warp].ready) run_warp(warp);
+      if (warps[warp].at_warp_barrier) throw std::logic_error("threads of a warp wait at different barriers");
     }
-    if (live > 0 && !release(threads)) throw std::logic_error("threads wait at different barriers");
+    any[++generation % 2] = false;
+    for (unsigned warp = 0; warp < count; ++warp) {
+      std::swap(warps[warp].ready, warps[warp].at_block_barrier);
+      waiting |= warps[warp].ready != 0;
+    }
   }
 }
 
@@ -124,27 +131,27 @@ void run_block(unsigned threads, bool backwards) {
 bool block_barrier(bool value) {
   const unsigned turn = generation % 2;
   any[turn] = any[turn] || value;
-  wait(State::at_block_barrier);
+  wait(&Warp::at_block_barrier);
   return any[turn];
 }
 
 const std::uint32_t* warp_exchange(std::uint32_t value) {
   const unsigned warp = current / 32, turn = warp_generation[warp] % 2;
   exchanged[turn][warp][current % 32] = value;
-  wait(State::at_warp_barrier);
+  wait(&Warp::at_warp_barrier);
   return exchanged[turn][warp];
 }
 
 void run(unsigned blocks, unsigned threads, std::size_t shared_bytes, const std::function<void()>& kernel) {
-  if (threads > 1024 || shared_bytes > ddu::cuda::kSharedBytes) throw std::logic_error("a block is too large");
-  const bool backwards = std::getenv("DDU_EMULATION_BACKWARDS") != nullptr;
+  if (threads > kMostThreads || shared_bytes > ddu::cuda::kSharedBytes) throw std::logic_error("a block is too large");
+  backwards = std::getenv("DDU_EMULATION_BACKWARDS") != nullptr;
   body = &kernel;
   block_size = {threads};
   grid_size = {blocks};
   for (unsigned n = 0; n < blocks; ++n) {
     block_index = {backwards ? blocks - 1 - n : n};
     std::memset(ddu::cuda::shared, 0xff, ddu::cuda::kSharedBytes);  // NaN: nobody may read what nobody wrote
-    run_block(threads, backwards);
+    run_block(threads);
   }
 }
 
