@@ -7,15 +7,14 @@
 namespace ddu::cuda {
 namespace {
 
-/// One of a single channel is an ordinary convolution too, whose outputs products of matrices have all at once.
-bool prefers_products(const Conv2dGeometry& c) { return c.geometry.channels == 1 && c.out_channels > 1; }
-
-/// Whether a depthwise call is for the kernels of its own.
+/// Whether a depthwise call is for the kernels of its own. Products of matrices have several outputs of a channel at once, each
+/// of which samples it anew there; gradients of so few are not faster by products, unless the channel is the only one.
 bool forward_by_depthwise(const Conv2dGeometry& c, Types types) {
-  return depthwise::serves(c, types) && !(prefers_products(c) && convolution::forward_supported(c, types));
+  return depthwise::serves(c, types) && !(c.weight_group_outputs() > 1 && convolution::forward_supported(c, types));
 }
 bool backward_by_depthwise(const Conv2dGeometry& c, Types types, bool deterministic) {
-  return depthwise::serves(c, types) && !(prefers_products(c) && convolution::backward_supported(c, types, deterministic));
+  const bool ordinary = c.geometry.channels == 1 && c.out_channels > 1;
+  return depthwise::serves(c, types) && !(ordinary && convolution::backward_supported(c, types, deterministic));
 }
 
 }  // namespace

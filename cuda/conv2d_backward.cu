@@ -51,14 +51,14 @@ __global__ void __launch_bounds__(256)
 template <class T>
 class ConvBackward {
  public:
-  ConvBackward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given)
+  ConvBackward(const Conv2dGeometry& c, const OwnGroups& own, Types types, const Conv2dBackward& given)
       : c_(c),
         types_(types),
         given_(given),
         image_(with_heads(c), format_of(with_heads(c), given.input_format), kVec<T>,
                is_aligned(given.input, 16) && is_aligned(given.grad_input, 16)),
         outputs_(as_image(c)) {
-    make_params();
+    make_params(own);
     gathers_ = given.grad_input && convolution::can_gather(params_, int(sizeof(T)));
     Workspace workspace(given.workspace);
     BorrowedWorkspace borrowed(workspace, lent_memory(), sizeof(T) * static_cast<std::size_t>(c.geometry.input_numel()));
@@ -139,7 +139,7 @@ class ConvBackward {
   bool in_place() const { return image_.own && std::is_same_v<T, float>; }
   const T* outputs() const { return outputs_copy_ ? outputs_copy_ : static_cast<const T*>(given_.grad_output); }
 
-  void make_params() {
+  void make_params(const OwnGroups& own) {
     const Geometry& g = c_.geometry;
     ConvBackwardParams& p = params_;
     static_cast<RowParams<float>&>(p) = sizes_of<float>(g, types_, image_.rows);
@@ -156,6 +156,7 @@ class ConvBackward {
     own_outputs_ = given_.input_format == MemoryFormat::channels_last || c_.out_channels == 1;
     p.outputs = own_outputs_ ? own_rows(outputs_) : padded_rows(outputs_, kVec<T>);
     p.group_outputs = static_cast<int>(c_.weight_group_outputs());
+    p.own = own;
     p.output_vectors = !own_outputs_ || whole_vectors(outputs_, given_.grad_output, kVec<T>);
     p.by_units = Divider(static_cast<unsigned>(p.units));
     p.by_head_units = Divider(static_cast<unsigned>(p.head_units));
@@ -259,9 +260,9 @@ class ConvBackward {
   bool corners_clear() const { return image_.own && is_aligned(sums_.words, 16) && image_.numel() % 4 == 0; }
   void run_input(Stream stream) const {
     const ConvInputParams& p = input_;
-    const convolution::InputCall call{
-        p,           types_.input,        convolution::blocks_of(p),       outputs(), packed_weights_,
-        given_.mask, given_.dilation_map, static_cast<float*>(sums_.words)};
+    const convolution::InputCall call{p,           types_.input,        convolution::blocks_of(p),
+                                      outputs(),   packed_weights_,     given_.weight,
+                                      given_.mask, given_.dilation_map, static_cast<float*>(sums_.words)};
     if (convolution::has_warpgroup_kernels()) return convolution::launch_input_warpgroup_kernel(call, stream);
     convolution::launch_input<false>(call, stream);
   }
@@ -342,9 +343,10 @@ class ConvBackward {
 /// Calls body(ConvBackward) for the type of a call.
 template <class Body>
 void visit_backward(const Conv2dGeometry& c, Types types, const Conv2dBackward& given, Body body) {
+  const Conv2dGeometry merged = convolution::merge_groups(c);
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
-    if constexpr (sizeof(T) < 8) body(ConvBackward<T>(c, types, given));
+    if constexpr (sizeof(T) < 8) body(ConvBackward<T>(merged, convolution::own_groups(c), types, given));
   });
 }
 
@@ -363,7 +365,7 @@ void check_call(const Conv2dGeometry& c, Types types, bool deterministic) {
 }  // namespace
 
 bool convolution::backward_supported(const Conv2dGeometry& c, Types types, bool deterministic) {
-  if (!convolution::has_products(c, types) || deterministic) return false;
+  if (!convolution::has_products(merge_groups(c), types) || deterministic) return false;
   bool fits = false;
   visit_backward(c, types, {}, [&](const auto& backward) { fits = backward.fits(); });
   return fits;

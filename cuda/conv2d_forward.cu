@@ -5,11 +5,13 @@
 //     pack_weights_kernel     the weights, in the order of the products
 //     (square_convolution_kernel   the output of 3x3 taps, on devices that have it, which takes images to be finite)
 //     convolution_kernel      the output, in the input's format; after the former, of images that are not finite
+//     (own_sums_kernel        … instead, or the outputs that are NaN, where weight groups are multiplied several at once)
 
 #include "convolution/forward.cuh"
 
 #include "../cpp/src/conv2d_products.h"
 #include "convolution/image.h"
+#include "convolution/own_sums.cuh"
 #include "convolution/square.h"
 
 namespace ddu::cuda {
@@ -32,15 +34,15 @@ int share_of(const Conv2dGeometry& c) {
   return 1;
 }
 
-WeightSizes weight_sizes(const Conv2dGeometry& c, DType type, int share) {
+WeightSizes weight_sizes(const Conv2dGeometry& c, const OwnGroups& own, DType type, int share) {
   const std::int64_t unit = units_of(c).head_channels(), bytes = unit * static_cast<std::int64_t>(size_of(type));
   WeightSizes sizes{};
   sizes.taps = static_cast<int>(c.geometry.taps());
   sizes.units = static_cast<int>(c.weight_group_channels() / unit);
   sizes.unit_channels = static_cast<int>(unit);
   sizes.unit_blocks = static_cast<int>(ceil_div(bytes, std::int64_t{kStepBytes}));
-  sizes.group_channels = static_cast<int>(c.weight_group_channels());
   sizes.group_outputs = static_cast<int>(c.weight_group_outputs());
+  sizes.own = own;
   const int outputs = kWarpOutputs * share;
   sizes.output_blocks = static_cast<int>(ceil_div(c.weight_group_outputs(), std::int64_t{outputs}));
   sizes.vectors =
@@ -74,9 +76,9 @@ struct Scratch {
   ImageOfUnits image;
   bool square;  // whether square_convolution_kernel runs
 
-  Scratch(const Conv2dGeometry& c, DType type, const Conv2d& tensors, void* memory)
+  Scratch(const Conv2dGeometry& c, const OwnGroups& own, DType type, const Conv2d& tensors, void* memory)
       : share(share_of(c)),
-        weight(weight_sizes(c, type, share)),
+        weight(weight_sizes(c, own, type, share)),
         workspace(memory),
         slices(workspace.take<uint4>(weight.vectors)),
         left(workspace.take<unsigned>(c.geometry.batch)),
@@ -84,6 +86,8 @@ struct Scratch {
               memory ? static_cast<unsigned char*>(memory) + workspace.bytes() : nullptr),
         square(square_serves(c, type, image)) {}
   std::size_t bytes() const { return workspace.bytes() + image.bytes; }
+  /// Whether weight groups are multiplied several at once.
+  bool merged() const { return weight.own.outputs() < weight.group_outputs; }
 };
 
 template <class T>
@@ -133,9 +137,24 @@ void run_square(const Conv2dGeometry& c, Types types, const Conv2d& tensors, con
   call.mask = tensors.mask;
   call.bias = tensors.bias;
   call.output = tensors.output;
-  call.left = scratch.image.strange().blocks ? nullptr : scratch.left;
+  call.left = scratch.image.strange().blocks && !scratch.merged() ? nullptr : scratch.left;
   const auto launch_kernel = has_warpgroup_kernels() ? launch_warpgroup_kernel : launch_square_kernel;
   launch_kernel(call, c.geometry, stream);
+}
+
+/// What groups that were multiplied together may have spoilt of each other.
+template <class T>
+void run_own_sums(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scratch& scratch,
+                  const ConvolutionParams& params, const ConvolutionPointers<T>& pointers, Stream stream) {
+  const OwnSumsCall call{{pointers.input, pointers.slices, pointers.map, pointers.mask, pointers.bias, pointers.output,
+                          pointers.strange, pointers.left},
+                         tensors.weight,
+                         scratch.weight.own,
+                         static_cast<int>(c.out_channels),
+                         types.input};
+  const std::int64_t rows = c.geometry.batch * c.geometry.h.out_size;
+  const std::int64_t enough = std::int64_t{4} * current_device().multiprocessors;
+  launch(own_sums_kernel, {grid_size(std::min(rows, enough)), 256, 0, true}, stream, params, call);
 }
 
 template <class T, int kShare>
@@ -155,6 +174,7 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scra
                                         static_cast<T*>(tensors.output),
                                         scratch.image.strange(),
                                         scratch.square ? scratch.left : nullptr};
+  if (scratch.merged() && scratch.square) return run_own_sums(c, types, tensors, scratch, p, pointers, stream);
   const std::int64_t blocks =
       std::int64_t{p.by_tiles.divisor} * p.by_output_blocks.divisor * c.weight_groups * c.geometry.batch;
   // Behind the other kernel it most often only looks: as many blocks as there are multiprocessors do so at once.
@@ -162,6 +182,7 @@ void run(const Conv2dGeometry& c, Types types, const Conv2d& tensors, const Scra
   launch(convolution_kernel<T, kShare>,
          {std::min(grid_size(blocks), max_blocks), BlockShape<kShare>::kThreads, kSharedBytes<kShare>, true}, stream, p,
          pointers);
+  if (scratch.merged()) run_own_sums(c, types, tensors, scratch, p, pointers, stream);
 }
 
 template <class T>
@@ -202,19 +223,21 @@ bool convolution::has_products(const Conv2dGeometry& c, Types types) {
          steps <= INT_MAX / g.taps();
 }
 
-bool convolution::forward_supported(const Conv2dGeometry& c, Types types) {
+bool convolution::forward_supported(const Conv2dGeometry& given, Types types) {
+  const Conv2dGeometry c = merge_groups(given);
   return has_products(c, types) && !leaves_most_idle(c, types.input) && !is_mostly_zeros(c.geometry);
 }
 
-std::size_t convolution::forward_workspace_bytes(const Conv2dGeometry& c, Types types, const Conv2d& tensors) {
-  if (!forward_supported(c, types) || c.output_numel() == 0) return 0;
-  return Scratch(c, types.input, tensors, nullptr).bytes();
+std::size_t convolution::forward_workspace_bytes(const Conv2dGeometry& given, Types types, const Conv2d& tensors) {
+  if (!forward_supported(given, types) || given.output_numel() == 0) return 0;
+  return Scratch(merge_groups(given), own_groups(given), types.input, tensors, nullptr).bytes();
 }
 
-void convolution::forward(const Conv2dGeometry& c, Types types, const Conv2d& tensors, Stream stream) {
-  if (!forward_supported(c, types)) throw unsupported_device("conv2d has no kernels for this call: see conv2d_supported");
-  if (c.output_numel() == 0) return;
-  const Scratch scratch(c, types.input, tensors, tensors.workspace);
+void convolution::forward(const Conv2dGeometry& given, Types types, const Conv2d& tensors, Stream stream) {
+  if (!forward_supported(given, types)) throw unsupported_device("conv2d has no kernels for this call: see conv2d_supported");
+  if (given.output_numel() == 0) return;
+  const Conv2dGeometry c = merge_groups(given);
+  const Scratch scratch(c, own_groups(given), types.input, tensors, tensors.workspace);
   visit(types.input, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     if constexpr (sizeof(T) < 8) run<T>(c, types, tensors, scratch, stream);

@@ -63,22 +63,18 @@ __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int out
   const int output_block = int(rest % p.by_output_blocks.divisor), weight_group = int(rest / p.by_output_blocks.divisor);
   const int channel =
       block % p.unit_blocks * kStepChannels<T> + output_of_column<T>(column / kMmaColumns, column % kMmaColumns);
-  const std::int64_t channels = std::int64_t{p.weight_units} * p.unit_channels;  // of a weight group
+  const int of_group = block / p.unit_blocks * p.unit_channels + channel;
   Bits16<T> packed;
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
     const int vector = depth * kPieces + piece / 4 * 4 + q;                             // of 16 bytes, that lane q has
     const int first = output_block * outputs + vector * kVec<T> + piece % 4 * kOfWord;  // of the word's outputs
-    const T* from = weight +
-                    ((std::int64_t{weight_group} * p.group_outputs + first) * channels +
-                     block / p.unit_blocks * p.unit_channels + channel) *
-                        p.taps +
-                    tap;
     T element[kOfWord];
 #pragma unroll
     for (int e = 0; e < kOfWord; ++e) {
-      const bool there = channel < p.unit_channels && first + e < p.group_outputs;
-      element[e] = there ? __ldg(from + e * channels * p.taps) : T(0.f);
+      const std::int64_t at = p.weight(weight_group, first + e, of_group);
+      const bool there = channel < p.unit_channels && first + e < p.group_outputs && at >= 0;
+      element[e] = there ? __ldg(weight + at + tap) : T(0.f);
     }
     packed.word[q] = factor_word(element);
   }

@@ -178,8 +178,9 @@ struct InputPatch {
 
 /// A unit's gradients of a tap, tap by tap to the sums. A lane has four of its positions.
 template <class T>
-__device__ __forceinline__ void scatter_unit(const ConvInputParams& p, const ConvInputWork& work, const InputMemory& memory,
-                                             const void* map, int ky, int kx, int unit, float* image, int count) {
+__device__ __forceinline__ void scatter_unit(const ConvInputParams& p, const ConvInputWork& work,
+                                             const ConvInputPointers<T>& tensors, const InputMemory& memory, int ky, int kx,
+                                             int unit, float* image, int count) {
   const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const float back = float_power_of_two(memory.exponents[unit] - (14 + 127));
   const float offset_y = p.y.offset(ky), offset_x = p.x.offset(kx);
@@ -188,7 +189,7 @@ __device__ __forceinline__ void scatter_unit(const ConvInputParams& p, const Con
     const int position = unit % kTileGroups * kGroupPositions + i / 2 * 8 + 2 * q + i % 2;
     if (memory.y[position] == kNowhere) continue;
     const int oy = work.oy(position), ox = work.ox(position);
-    const float rate = rate_of(p, work, map, oy, ox);
+    const float rate = rate_of(p, work, tensors.map, oy, ox);
     const Pixels<float> at_y = p.y.pixels(p.y.base(oy), offset_y, rate), at_x = p.x.pixels(p.x.base(ox), offset_x, rate);
     float value[kInputTiles / 2][4];
     float check = 0;
@@ -200,6 +201,20 @@ __device__ __forceinline__ void scatter_unit(const ConvInputParams& p, const Con
         const float of = __half2float(reinterpret_cast<const __half*>(fragment)[(i / 2 * 2 + row) * 2 + i % 2]) * back;
         value[m / 2][m % 2 * 2 + row] = of;
         check += of * 0;
+      }
+    }
+    if (check != 0 && p.own.outputs() < p.group_outputs) {  // NaN in all groups that were multiplied at once
+      const std::int64_t of_image = std::int64_t{oy} * p.out_width + ox;
+      const T* const outputs = tensors.grad_output + work.unit.outputs(p, work.image) + of_image * p.outputs.pixel;
+      const int tap = ky * p.kernel_w + kx;
+      const float factor = tensors.mask ? widen(tensors.mask[work.unit.mask(p, work.image) + tap * p.positions + of_image]) : 1;
+#pragma unroll 1
+      for (int c = 0; c < 2 * kInputTiles; ++c) {
+        const int channel = work.slice * p.slice_channels() + c / 4 * 32 + g * 4 + c % 4;
+        if (channel >= p.unit_channels) break;
+        const float of_channel = factor * column_gradient(p, work.unit, outputs, tensors.weight, channel, tap);
+#pragma unroll
+        for (int i = 0; i < 2 * kInputTiles; ++i) value[i / 4][i % 4] = i == c ? of_channel : value[i / 4][i % 4];
       }
     }
 #pragma unroll
@@ -222,14 +237,15 @@ __device__ __forceinline__ void scatter_unit(const ConvInputParams& p, const Con
 }
 
 template <class T>
-__device__ __forceinline__ void scatter_units(const ConvInputParams& p, const ConvInputWork& work, const InputMemory& memory,
-                                              const void* map, int ky, int kx, float* image, int count) {
+__device__ __forceinline__ void scatter_units(const ConvInputParams& p, const ConvInputWork& work,
+                                              const ConvInputPointers<T>& tensors, const InputMemory& memory, int ky, int kx,
+                                              float* image, int count) {
 #pragma unroll 1
   for (int unit = int(threadIdx.x) / 32; unit < p.chunk_units(); unit += kInputWarps) {
     if (memory.exponents[unit] == 0) continue;
     unsigned column = unsigned(unit / kTileGroups);
     const int row = int(p.by_chunk_columns.take(column));
-    scatter_unit<T>(p, work, memory, map, ky + row, kx + int(column), unit, image, count);
+    scatter_unit<T>(p, work, tensors, memory, ky + row, kx + int(column), unit, image, count);
   }
 }
 
@@ -272,7 +288,7 @@ __device__ __forceinline__ void add_columns(const ConvInputParams& p, const Conv
   const int count = p.unit_channels - work.slice * p.slice_channels();
   const InputWindow window(p, memory);
   if (window.scatters) {
-    scatter_units<T>(p, work, memory, tensors.map, ky, kx, image, count);
+    scatter_units<T>(p, work, tensors, memory, ky, kx, image, count);
   } else {
     add_patches(p, work, memory, window, image, count);
   }

@@ -14,6 +14,7 @@
 #include "../channels_last/columns_backward.cuh"
 #include "../channels_last/heads.cuh"
 #include "factors.cuh"
+#include "own_groups.cuh"
 
 namespace ddu::cuda {
 
@@ -26,8 +27,16 @@ struct ConvBackwardParams : RowParams<float> {
   int unit_channels, unit_stride;       // channels, and elements of a pixel from one unit to the next
   RowLayout outputs;                    // rows of grad_output; their group is a weight group
   int group_outputs;                    // of a weight group
-  bool output_vectors;                  // whether 16 bytes of outputs can be moved at once
+  OwnGroups own;
+  bool output_vectors;  // whether 16 bytes of outputs can be moved at once
   Divider by_units, by_head_units, by_weight_units;
+
+  /// Where the weight of the first tap lies that belongs to an output of a weight group and one of its channels; -1 for none.
+  __device__ __forceinline__ std::int64_t weight(int weight_group, int output, int channel) const {
+    const int of_own = own.channel(output, channel);
+    if (of_own < 0) return -1;
+    return ((std::int64_t{weight_group} * group_outputs + output) * own.channels() + of_own) * taps;
+  }
 
   /// A position's 16 bytes of outputs, from `output` of a weight group on; zero where there are none. Their address follows
   /// from parameters alone, and wait_for_previous() is volatile assembly that clobbers memory: a load of C++ stays behind it,
@@ -80,5 +89,19 @@ struct ConvUnit {
     return image * p.outputs.image + weight_group * p.outputs.group;
   }
 };
+
+/// The gradient of a column, without tensor cores: of a channel of a unit and a tap, from a position's outputs.
+template <class T>
+__device__ __forceinline__ float column_gradient(const ConvBackwardParams& p, const ConvUnit& unit, const T* outputs,
+                                                 const T* weight, int channel, int tap) {
+  const int of_group = unit.of_weight_group * p.unit_channels + channel, first = p.own.first_output(of_group);
+  const std::int64_t at = p.weight(unit.weight_group, first, of_group) + tap;
+  float sum = 0;
+#pragma unroll 1
+  for (int o = 0; o < p.own.outputs(); ++o) {
+    sum += widen(outputs[first + o]) * widen(__ldg(weight + at + std::int64_t{o} * p.own.channels() * p.taps));
+  }
+  return sum;
+}
 
 }  // namespace ddu::cuda

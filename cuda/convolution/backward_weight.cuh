@@ -109,8 +109,8 @@ __global__ void __launch_bounds__(kRowThreads) sum_weights_kernel(const ConvWeig
   const std::int64_t row = element / p.padded_channels;
   const int output = int(row % p.group_outputs), tap = int(row / p.group_outputs % p.taps);
   const ConvUnit unit(p, int(row / p.group_outputs / p.taps));
-  const std::int64_t of_output = (std::int64_t{unit.weight_group} * p.group_outputs + output) * p.weight_units;
-  gradient[((of_output + unit.of_weight_group) * p.unit_channels + channel) * p.taps + tap] = narrow<T>(total);
+  const std::int64_t at = p.weight(unit.weight_group, output, unit.of_weight_group * p.unit_channels + channel);
+  if (at >= 0) gradient[at + tap] = narrow<T>(total);
 }
 
 }  // namespace ddu::cuda

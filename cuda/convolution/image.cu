@@ -38,6 +38,20 @@ void pad_rows(const PadSizes& sizes, const void* from, void* to, Stream stream) 
 
 }  // namespace
 
+Conv2dGeometry merge_groups(const Conv2dGeometry& given) {
+  constexpr std::int64_t kMost = 64;
+  Conv2dGeometry c = given;
+  const std::int64_t channels = given.weight_group_channels(), outputs = given.weight_group_outputs();
+  if (channels == 0 || outputs == 0) return c;
+  const std::int64_t shared = std::gcd(given.geometry.group_channels(), given.head_channels());
+  for (std::int64_t merged = std::min(given.weight_groups, kMost / std::max(channels, outputs)); merged > 1; --merged) {
+    if (given.weight_groups % merged != 0 || shared % (merged * channels) != 0) continue;
+    c.weight_groups /= merged;
+    break;
+  }
+  return c;
+}
+
 HeadGeometry units_of(const Conv2dGeometry& c) {
   const std::int64_t unit = std::gcd(std::gcd(c.geometry.group_channels(), c.head_channels()), c.weight_group_channels());
   return {c.geometry, c.geometry.channels / unit, c.geometry.batch};

@@ -5,8 +5,18 @@
 
 #include "../channels_last/image_rows.h"
 #include "ddu/conv2d_geometry.h"
+#include "own_groups.cuh"
 
 namespace ddu::cuda::convolution {
+
+/// The call as the kernels have it: as many weight groups at once as fill a product, 64 outputs or channels, where those have
+/// one map and one mask (own_groups.cuh).
+Conv2dGeometry merge_groups(const Conv2dGeometry& c);
+/// The groups that are given.
+inline OwnGroups own_groups(const Conv2dGeometry& given) {
+  return {Divider(static_cast<unsigned>(given.weight_group_channels())),
+          Divider(static_cast<unsigned>(given.weight_group_outputs()))};
+}
 
 /// The units of a call, as heads.
 HeadGeometry units_of(const Conv2dGeometry& c);
@@ -16,7 +26,7 @@ HeadGeometry with_heads(const Conv2dGeometry& c);
 /// grad_output as an image, whose groups are the weight groups.
 Geometry as_image(const Conv2dGeometry& c);
 
-/// Whether the kernels multiply such calls' matrices at all, in either direction.
+/// Whether the kernels multiply matrices of such calls, whose groups are merged, at all, in either direction.
 bool has_products(const Conv2dGeometry& c, Types types);
 
 struct ImageOfUnits {

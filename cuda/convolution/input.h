@@ -16,7 +16,7 @@ struct InputCall {
   unsigned blocks;
   const void* grad_output;
   const uint4* weights;
-  const void *mask, *map;
+  const void *weight, *mask, *map;
   float* sums;
 };
 
@@ -27,8 +27,9 @@ void launch_input(const InputCall& call, Stream stream) {
     if constexpr (sizeof(T) < 8) {
       FloatingSums<T> sums{};
       sums.words = call.sums;
-      const ConvInputPointers<T> tensors{static_cast<const T*>(call.grad_output), call.weights,
-                                         static_cast<const T*>(call.mask), call.map, sums};
+      const ConvInputPointers<T> tensors{
+          static_cast<const T*>(call.grad_output), call.weights, static_cast<const T*>(call.weight),
+          static_cast<const T*>(call.mask),        call.map,     sums};
       const auto shared = static_cast<std::size_t>(InputMemory::bytes(call.params, call.mask != nullptr));
       launch(conv_input_backward_kernel<T, kWarpgroup>, {call.blocks, kInputThreads, shared, true}, stream, call.params,
              tensors);

@@ -36,7 +36,8 @@ template <class T>
 struct ConvInputPointers {
   const T* grad_output;  // rows
   const uint4* weights;  // packed
-  const T* mask;         // null for ones
+  const T* weight;
+  const T* mask;  // null for ones
   const void* map;
   FloatingSums<T> sums;
 };
@@ -62,21 +63,16 @@ __device__ __forceinline__ void pack_for_input(const ConvInputParams& p, const T
   rest /= p.taps;
   const int slice = int(rest % p.by_channel_slices.divisor);
   const ConvUnit unit(p, int(rest / p.by_channel_slices.divisor));
-  const std::int64_t channels = std::int64_t{p.weight_units} * p.unit_channels;  // of a weight group
   Bits16<T> bits;
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     const int channel = slice * p.slice_channels() + channel_of_row(tile, g + word % 2 * 8);
     const int output = ((block * kDepthsOfColumn + depth) * kMmaWords + word / 2 * 4 + q) * kOfWord;
-    const T* from = weight +
-                    ((std::int64_t{unit.weight_group} * p.group_outputs + output) * channels +
-                     std::int64_t{unit.of_weight_group} * p.unit_channels + channel) *
-                        p.taps +
-                    tap;
 #pragma unroll
     for (int e = 0; e < kOfWord; ++e) {
-      if (channel < p.unit_channels && output + e < p.group_outputs)
-        bits.set(word * kOfWord + e, __ldg(from + e * channels * p.taps));
+      const std::int64_t at = p.weight(unit.weight_group, output + e, unit.of_weight_group * p.unit_channels + channel);
+      if (channel < p.unit_channels && output + e < p.group_outputs && at >= 0)
+        bits.set(word * kOfWord + e, __ldg(weight + at + tap));
     }
   }
   to[index] = as_factor(bits).whole;

@@ -44,16 +44,14 @@ __device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, cons
   rest /= p.taps;
   const int slice = int(rest % p.by_channel_slices.divisor);
   const ConvUnit unit(p, int(rest / p.by_channel_slices.divisor));
-  const std::int64_t channels = std::int64_t{p.weight_units} * p.unit_channels;  // of a weight group
   const int channel = slice * kGatherChannels + output_of_column<T>(column / kMmaColumns, column % kMmaColumns);
   Bits16<float> bits;
 #pragma unroll
   for (int word = 0; word < 4; ++word) {
     const int output = output_of_word<T>(half, piece * 4 + word);
     if (channel >= p.unit_channels || output >= p.group_outputs) continue;
-    const std::int64_t row = std::int64_t{unit.weight_group} * p.group_outputs + output;
-    bits.word[word] = to_tf32(widen(
-        __ldg(weight + (row * channels + std::int64_t{unit.of_weight_group} * p.unit_channels + channel) * p.taps + tap)));
+    const std::int64_t at = p.weight(unit.weight_group, output, unit.of_weight_group * p.unit_channels + channel);
+    if (at >= 0) bits.word[word] = to_tf32(widen(__ldg(weight + at + tap)));
   }
   to[index] = bits.whole;
 }

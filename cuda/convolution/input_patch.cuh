@@ -75,11 +75,8 @@ __device__ __forceinline__ void store_exact_patch(const InputGatherParams& p, co
   const int lane = int(threadIdx.x) % 32, patch = int(threadIdx.x) / 32;
   const int patch_y = work.y + patch / kTilePatches * kGatherPatch, patch_x = work.x + patch % kTilePatches * kGatherPatch;
   const int channel = work.slice * kGatherChannels + 2 * lane, there = min(p.unit_channels - channel, 2);
-  const std::int64_t plane = work.plane(p), channels = std::int64_t{p.weight_units} * p.unit_channels;
+  const std::int64_t plane = work.plane(p);
   const T* const outputs = tensors.grad_output + work.unit.outputs(p, work.image);
-  const T* const weight = tensors.weight + (std::int64_t{work.unit.weight_group} * p.group_outputs * channels +
-                                            std::int64_t{work.unit.of_weight_group} * p.unit_channels + channel) *
-                                               p.taps;
   float sums[kGatherPatch * kGatherPatch][2] = {};
   for (int box = 0; box < p.boxes; ++box) {
     const RateRange rates = tensors.ranges[plane * p.boxes + box];
@@ -103,9 +100,11 @@ __device__ __forceinline__ void store_exact_patch(const InputGatherParams& p, co
                     fx = __uint_as_float(of(__float_as_uint(x.fraction)));
         const unsigned its_corners = of(corners);
         float gradient[2] = {};
-        for (int o = 0; o < p.group_outputs; ++o) {
-          const float grad = widen(outputs[std::int64_t{its_position} * p.outputs.pixel + o]);
-          for (int c = 0; c < there; ++c) gradient[c] += grad * widen(weight[(o * channels + c) * p.taps + tap]);
+#pragma unroll 1
+        for (int c = 0; c < there; ++c) {
+          const float of_channel = column_gradient(p, work.unit, outputs + std::int64_t{its_position} * p.outputs.pixel,
+                                                   tensors.weight, channel + c, tap);
+          (c == 0 ? gradient[0] : gradient[1]) = of_channel;
         }
         if (tensors.mask) {
           const float factor =

@@ -13,6 +13,7 @@
 #include "../core/async_copy.cuh"
 #include "../core/dependent_launch.cuh"
 #include "../core/mma.cuh"
+#include "own_groups.cuh"
 #include "params.cuh"
 
 namespace ddu::cuda {
@@ -29,8 +30,9 @@ __host__ __device__ constexpr int output_of_column(int product, int column) {
 /// Sizes of the weight, as pack_weights_kernel reads it.
 struct WeightSizes {
   int taps, units, unit_channels, unit_blocks;
-  int group_channels, group_outputs, output_blocks;  // of a weight group
-  std::int64_t vectors;                              // of 16 bytes, of all slices
+  int group_outputs, output_blocks;  // of a weight group
+  OwnGroups own;
+  std::int64_t vectors;  // of 16 bytes, of all slices
 };
 
 /// Two neighbouring elements of a half type in a word, or one float as TF32.
@@ -81,16 +83,13 @@ __global__ void __launch_bounds__(256)
     for (int q = 0; q < 4; ++q) {
       const int vector = block % sizes.unit_blocks * kPieces + depth / 2 * 4 + q;  // of 16 bytes, that lane q takes
       const int first = vector * kVec<T> + (depth % 2 * 2 + piece % 2) * kOfWord;  // of the word's channels within its unit
-      const T* from = weight +
-                      ((std::int64_t{weight_group} * sizes.group_outputs + output) * sizes.group_channels +
-                       block / sizes.unit_blocks * sizes.unit_channels + first) *
-                          sizes.taps +
-                      tap;
+      const std::int64_t row = (std::int64_t{weight_group} * sizes.group_outputs + output) * sizes.own.channels();
       T element[kOfWord];
 #pragma unroll
       for (int e = 0; e < kOfWord; ++e) {
-        const bool there = output < sizes.group_outputs && first + e < sizes.unit_channels;
-        element[e] = there ? __ldg(from + std::int64_t{e} * sizes.taps) : T(0.f);
+        const int own = sizes.own.channel(output, block / sizes.unit_blocks * sizes.unit_channels + first + e);
+        const bool there = output < sizes.group_outputs && first + e < sizes.unit_channels && own >= 0;
+        element[e] = there ? __ldg(weight + (row + own) * sizes.taps + tap) : T(0.f);
       }
       packed.word[q] = factor_word(element);
     }

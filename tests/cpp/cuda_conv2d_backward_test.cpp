@@ -17,7 +17,8 @@ using oracle::ConvCase;
 using oracle::ConvGradients;
 
 // Whole vectors and none; more outputs and channels than a block takes at once; units smaller than groups, heads and weight
-// groups; one channel; strides, even kernels, many taps; maps and masks for all images; border; a part of the positions.
+// groups; one channel; strides, even kernels, many taps; maps and masks for all images; border; a part of the positions; weight
+// groups of few channels, multiplied several at once: of whole vectors and not, with a mask and strides, with border.
 const ConvCase kCases[] = {
     {{2, 16, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24},
     {{1, 72, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 16, 2, 2},
@@ -28,7 +29,11 @@ const ConvCase kCases[] = {
     {{1, 136, 3, 7, {{1, 3}, {1, 1}, {0, 1}, {1, 1}, 1}}, 130},
     {{2, 40, 6, 5, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2}}, 34, 2, 4},
     {{1, 40, 7, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 2}}, false, {4, 5}}, 16},
+    {{1, 32, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 32, 8},
+    {{1, 60, 8, 7, {{3, 3}, {2, 2}, {1, 1}, {1, 1}, 2}}, 40, 20, 2},
+    {{1, 48, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::border}}, 24, 12, 1},
 };
+constexpr int kSmallGroups[] = {9, 10, 11};  // of them
 
 template <class Input, class Map>
 struct Types {
@@ -153,6 +158,23 @@ TEST_F(CudaConv2dBackwardHalf, ValuesThatAreNotFinite) {
     for (const bool channels_last : {false, true}) {
       how.channels_last = channels_last;
       expect(factors, oracle::gradients_of(factors), how);
+    }
+  }
+}
+
+TYPED_TEST(CudaConv2dBackward, GroupsKeepWhatIsNotFinite) {
+  for (const int which : kSmallGroups) {
+    typename TestFixture::P problem(kCases[which], near_rates);
+    problem.grad_output.set(problem.c.geometry.positions() + 5, INFINITY);
+    problem.input.set(problem.c.geometry.pixels() + 3, NAN);
+    const ConvGradients expected = oracle::gradients_of(problem);
+    const auto finite = [](const oracle::Sum& sum) { return std::isfinite(sum.value); };
+    for (const auto* gradient : {&expected.input, &expected.weight})
+      ASSERT_TRUE(std::any_of(gradient->begin(), gradient->end(), finite));
+    for (const bool channels_last : {false, true}) {
+      How how{channels_last};
+      how.map = how.mask = false;  // sums over groups: infinity there may be NaN
+      this->expect(problem, expected, how);
     }
   }
 }

@@ -20,7 +20,8 @@ using oracle::Sum;
 // In this order: one block of channels, whole, of 64 outputs; a part of one, odd numbers of channels and outputs; two and a
 // half blocks, 128 and more outputs, a mask; weight groups; map groups, heads and weight groups that cross; kernels of 1 and 5,
 // strides, padding, dilation; an even kernel, border; few positions and many taps; a part of a call; more than 64 outputs, and
-// most positions far from the image.
+// most positions far from the image; weight groups of few channels, multiplied several at once: all of them, those of a head,
+// those of a map group, of no whole vectors, and with strides.
 const ConvCase kCases[] = {
     {{1, 64, 9, 19, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 64, 1, 0, false, true},
     {{1, 3, 11, 10, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 21, 1, 1, false, true},
@@ -33,7 +34,12 @@ const ConvCase kCases[] = {
     {{3, 16, 3, 2, {{7, 5}, {1, 1}, {3, 2}, {1, 1}, 2, ddu::PaddingMode::border}}, 12, 1, 0, false, true},
     {{2, 8, 9, 11, {{3, 3}, {1, 2}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {3, 1}}, false, {4, 5}}, 65},
     {{1, 40, 2, 3, {{3, 3}, {1, 1}, {9, 9}, {1, 1}, 1}}, 100, 1, 0, false, true},
+    {{2, 32, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 32, 8, 0, false, true},
+    {{1, 48, 7, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24, 12, 3},
+    {{1, 60, 6, 7, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}}, 40, 20, 0, false, true},
+    {{2, 48, 9, 8, {{3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}}, 96, 24, 1},
 };
+constexpr int kSmallGroups[] = {11, 12, 13, 14};  // of them
 
 template <class T, class M>
 using Problem = oracle::ConvProblem<T, M>;
@@ -110,7 +116,7 @@ TYPED_TEST(CudaConv2d, TensorsMayStartAnywhere) {
 TYPED_TEST(CudaConv2d, PixelsThatAreNotFinite) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;
   const double strange[] = {NAN, INFINITY, -INFINITY};
-  for (const int which : {1, 4}) {
+  for (const int which : {1, 4, 11, 13, 14}) {
     P problem(kCases[which], near_rates);
     for (std::int64_t i = 0; i < 3; ++i) problem.input.set(i * 7919 % std::int64_t(problem.input.size()), strange[i]);
     const std::vector<Sum> expected = output_of(problem);
@@ -121,10 +127,25 @@ TYPED_TEST(CudaConv2d, PixelsThatAreNotFinite) {
 
 TYPED_TEST(CudaConv2d, FactorsThatAreInfinite) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;
-  for (const int which : {1, 2, 7}) {                            // units of whole vectors, and those that zeros fill up
+  for (const int which : {1, 2, 7, 12, 14}) {                    // units of whole vectors, and those that zeros fill up
     P problem(kCases[which], [](std::mt19937&) { return 1.; });  // three of four corners then weigh nothing
     const std::int64_t size = problem.c.mask_numel();
     for (std::int64_t i = 0; i < 3; ++i) problem.mask.set((i * 7919 + 30) % size, i % 2 ? -INFINITY : INFINITY);
+    const std::vector<Sum> expected = output_of(problem);
+    ASSERT_TRUE(std::any_of(expected.begin(), expected.end(), [](const Sum& sum) { return std::isfinite(sum.value); }));
+    for (const bool channels_last : {false, true})
+      EXPECT_LE(error_of(forward(problem, {channels_last}), expected), 1) << "case " << which;
+  }
+}
+
+/// A bias and a weight that are not finite belong to one output, and a sample to the outputs of its group.
+TYPED_TEST(CudaConv2d, GroupsKeepWhatIsNotFinite) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  for (const int which : kSmallGroups) {
+    P problem(kCases[which], near_rates);
+    problem.weight.set(5, INFINITY);
+    problem.bias.set(problem.c.out_channels - 1, NAN);
+    problem.input.set(problem.c.geometry.pixels() + 3, -INFINITY);
     const std::vector<Sum> expected = output_of(problem);
     ASSERT_TRUE(std::any_of(expected.begin(), expected.end(), [](const Sum& sum) { return std::isfinite(sum.value); }));
     for (const bool channels_last : {false, true})
@@ -153,11 +174,12 @@ TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
   };
   ConvCase c = kCases[0];
   EXPECT_EQ(supported(c, false), (!std::is_same_v<typename TypeParam::T, float>));
-  c.weight_groups = 32;  // nothing to multiply
+  c.weight_groups = 32;  // of two channels, with rates of their own: nothing to multiply
+  c.sizes.options.groups = 32;
   EXPECT_FALSE(supported(c));
   c = kCases[0];
-  c.weight_groups = 16;  // of 4 outputs, beside channels enough for a vector of halves
-  c.sizes.channels = 128;
+  c.weight_groups = 16;  // of 4 outputs, and too many channels to be multiplied several at once
+  c.sizes.channels = 1024;
   EXPECT_FALSE(supported(c));
   c = kCases[0];
   c.sizes.channels = 0;

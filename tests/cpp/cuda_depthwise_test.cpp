@@ -178,7 +178,9 @@ TEST_F(CudaDepthwiseFloat, WhatIsNotServed) {
   EXPECT_FALSE(ddu::cuda::conv2d_supported(c.geometry(), P::types()));
   c = kCases[0];
   c.weight_groups = 32;
-  EXPECT_FALSE(ddu::cuda::conv2d_supported(c.geometry(), P::types()));
+  ddu::Conv2dGeometry exact = c.geometry();
+  exact.allow_tf32 = false;
+  EXPECT_FALSE(ddu::cuda::conv2d_supported(exact, P::types()));
   const Environment columns("DDU_CUDA_CONV2D", "columns");
   EXPECT_FALSE(ddu::cuda::conv2d_supported(kCases[0].geometry(), P::types()));
   EXPECT_FALSE(ddu::cuda::conv2d_backward_supported(kCases[0].geometry(), P::types(), true));

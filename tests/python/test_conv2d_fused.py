@@ -15,6 +15,8 @@ CASES = [
     ((1, 5, 31, 30), (21, 5, 5, 5), 1, 1, (2, 1), 2, "zeros"),
     ((2, 96, 18, 17), (130, 48, 3, 3), 4, 3, 1, 1, "border"),
     ((256, 20, 19), (256, 256, 3, 3), 1, 1, 1, 1, "zeros"),
+    ((2, 64, 21, 19), (64, 4, 3, 3), 1, 1, 1, 1, "zeros"),  # small groups, several at once
+    ((2, 60, 18, 17), (40, 3, 5, 5), 2, 0, (2, 1), 2, "zeros"),
     ((2, 64, 20, 19), (64, 1, 3, 3), 1, 0, 1, 1, "zeros"),  # depthwise
     ((3, 12, 18, 17), (24, 1, 7, 5), 3, 2, (2, 1), 2, "border"),
 ]
@@ -94,6 +96,28 @@ def test_gradients_equal_those_of_chunks(case, dtype, memory_format, tf32, monke
     for ours, theirs in zip(fused, chunks, strict=True):
         assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
         assert relative_error(ours, theirs) < 2 * TOLERANCE[dtype]  # both round
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+def test_what_is_not_finite_stays_in_its_group(memory_format, stride, tf32):
+    case = ((2, 64, 21, 19), (64, 4, 3, 3), 1, 0, stride, 1, "zeros")
+    x, weight, rates, bias, _ = tensors_of(case, torch.bfloat16, "cuda", memory_format)
+    x[1, 9, 5, 6] = float("inf")
+    grad = torch.randn(2, 64, *rates.shape[-2:], device="cuda").bfloat16()
+    grad[0, 50, 4, 3] = float("nan")
+    leaves = [t.detach().requires_grad_() for t in (x, weight, rates, bias)]
+    output = dynamic_dilation_conv2d(*leaves, stride=stride, padding=1)
+    of_input, of_weight, of_rates, _ = torch.autograd.grad(output, leaves, grad)
+    groups = torch.arange(64, device="cuda") // 4
+    assert not output.isfinite().all()
+    assert output[:, groups != 9 // 4].isfinite().all()
+    assert not of_input[0, groups == 50 // 4].isfinite().all()
+    assert of_input[:, groups != 50 // 4].isfinite().all()
+    strange = ~of_weight.isfinite().flatten(1).all(1)
+    assert strange[50] and ((groups == 9 // 4) | (torch.arange(64, device="cuda") == 50))[strange].all()
+    assert not of_rates[0].isfinite().all()
 
 
 @pytest.mark.cuda
