@@ -7,14 +7,17 @@
 namespace ddu::cuda {
 namespace {
 
-/// Whether a depthwise call is for the kernels of its own. Products of matrices have several outputs of a channel at once, each
-/// of which samples it anew there; gradients of so few are not faster by products, unless the channel is the only one.
+/// One of a single channel is an ordinary convolution too, whose outputs products of matrices have all at once.
+bool is_ordinary(const Conv2dGeometry& c) { return c.geometry.channels == 1 && c.out_channels > 1; }
+
+/// Whether a depthwise call is for the kernels of its own. Those sample anew for each output of a channel, and keep all digits
+/// of float32, which is why half types alone leave several outputs to products; gradients are not faster by them.
 bool forward_by_depthwise(const Conv2dGeometry& c, Types types) {
-  return depthwise::serves(c, types) && !(c.weight_group_outputs() > 1 && convolution::forward_supported(c, types));
+  const bool several = c.weight_group_outputs() > 1 && types.input != DType::float32;
+  return depthwise::serves(c, types) && !((several || is_ordinary(c)) && convolution::forward_supported(c, types));
 }
 bool backward_by_depthwise(const Conv2dGeometry& c, Types types, bool deterministic) {
-  const bool ordinary = c.geometry.channels == 1 && c.out_channels > 1;
-  return depthwise::serves(c, types) && !(ordinary && convolution::backward_supported(c, types, deterministic));
+  return depthwise::serves(c, types) && !(is_ordinary(c) && convolution::backward_supported(c, types, deterministic));
 }
 
 }  // namespace
