@@ -39,16 +39,21 @@ void pad_rows(const PadSizes& sizes, const void* from, void* to, Stream stream) 
 }  // namespace
 
 Conv2dGeometry merge_groups(const Conv2dGeometry& given) {
-  constexpr std::int64_t kMost = 64;
-  Conv2dGeometry c = given;
+  constexpr std::int64_t kProduct = 64, kMost = 256, kLeast = 8;
   const std::int64_t channels = given.weight_group_channels(), outputs = given.weight_group_outputs();
+  Conv2dGeometry c = given;
   if (channels == 0 || outputs == 0) return c;
+  const std::int64_t larger = std::max(channels, outputs), smaller = std::min(channels, outputs);
   const std::int64_t shared = std::gcd(given.geometry.group_channels(), given.head_channels());
-  for (std::int64_t merged = std::min(given.weight_groups, kMost / std::max(channels, outputs)); merged > 1; --merged) {
-    if (given.weight_groups % merged != 0 || shared % (merged * channels) != 0) continue;
-    c.weight_groups /= merged;
-    break;
+  const auto fits = [&](std::int64_t n) { return given.weight_groups % n == 0 && shared % (n * channels) == 0; };
+  std::int64_t merged = std::max<std::int64_t>(1, std::min(given.weight_groups, kProduct / larger));
+  while (merged > 1 && !fits(merged)) --merged;
+  if (merged * smaller < kLeast) {  // nothing to multiply: more than a product holds, if that helps
+    std::int64_t more = std::max(merged + 1, ceil_div(kLeast, smaller));
+    while (more <= std::min(given.weight_groups, kMost / larger) && !fits(more)) ++more;
+    if (more <= std::min(given.weight_groups, kMost / larger)) merged = more;
   }
+  c.weight_groups /= merged;
   return c;
 }
 

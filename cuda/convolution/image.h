@@ -10,7 +10,7 @@
 namespace ddu::cuda::convolution {
 
 /// The call as the kernels have it: as many weight groups at once as fill a product, 64 outputs or channels, where those have
-/// one map and one mask (own_groups.cuh).
+/// one map and one mask (own_groups.cuh); or more of them, where so few would not be multiplied at all.
 Conv2dGeometry merge_groups(const Conv2dGeometry& c);
 /// The groups that are given.
 inline OwnGroups own_groups(const Conv2dGeometry& given) {

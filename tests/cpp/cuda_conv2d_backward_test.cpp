@@ -18,7 +18,8 @@ using oracle::ConvGradients;
 
 // Whole vectors and none; more outputs and channels than a block takes at once; units smaller than groups, heads and weight
 // groups; one channel; strides, even kernels, many taps; maps and masks for all images; border; a part of the positions; weight
-// groups of few channels, multiplied several at once: of whole vectors and not, with a mask and strides, with border.
+// groups of few channels, multiplied several at once: of whole vectors and not, with a mask and strides, with border, and a
+// number that only itself divides.
 const ConvCase kCases[] = {
     {{2, 16, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24},
     {{1, 72, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 16, 2, 2},
@@ -32,8 +33,9 @@ const ConvCase kCases[] = {
     {{1, 32, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 32, 8},
     {{1, 60, 8, 7, {{3, 3}, {2, 2}, {1, 1}, {1, 1}, 2}}, 40, 20, 2},
     {{1, 48, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::border}}, 24, 12, 1},
+    {{1, 68, 3, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 68, 17},
 };
-constexpr int kSmallGroups[] = {9, 10, 11};  // of them
+constexpr int kSmallGroups[] = {9, 10, 11, 12};  // of them
 
 template <class Input, class Map>
 struct Types {

@@ -21,7 +21,7 @@ using oracle::Sum;
 // half blocks, 128 and more outputs, a mask; weight groups; map groups, heads and weight groups that cross; kernels of 1 and 5,
 // strides, padding, dilation; an even kernel, border; few positions and many taps; a part of a call; more than 64 outputs, and
 // most positions far from the image; weight groups of few channels, multiplied several at once: all of them, those of a head,
-// those of a map group, of no whole vectors, and with strides.
+// those of a map group, of no whole vectors, with strides, and a number that only itself divides.
 const ConvCase kCases[] = {
     {{1, 64, 9, 19, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 64, 1, 0, false, true},
     {{1, 3, 11, 10, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 21, 1, 1, false, true},
@@ -38,8 +38,9 @@ const ConvCase kCases[] = {
     {{1, 48, 7, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 24, 12, 3},
     {{1, 60, 6, 7, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 2}}, 40, 20, 0, false, true},
     {{2, 48, 9, 8, {{3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}}, 96, 24, 1},
+    {{1, 68, 3, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 68, 17, 0, false, true},
 };
-constexpr int kSmallGroups[] = {11, 12, 13, 14};  // of them
+constexpr int kSmallGroups[] = {11, 12, 13, 14, 15};  // of them
 
 template <class T, class M>
 using Problem = oracle::ConvProblem<T, M>;
@@ -179,7 +180,7 @@ TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
   EXPECT_FALSE(supported(c));
   c = kCases[0];
   c.weight_groups = 16;  // of 4 outputs, and too many channels to be multiplied several at once
-  c.sizes.channels = 1024;
+  c.sizes.channels = 8192;
   EXPECT_FALSE(supported(c));
   c = kCases[0];
   c.sizes.channels = 0;

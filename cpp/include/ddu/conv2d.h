@@ -60,9 +60,9 @@ namespace cuda {
 
 /// Whether conv2d_forward serves such calls on the current device, in this build: of any type a depthwise convolution, which
 /// has as many weight groups as channels and up to four outputs in each; otherwise half types, or float32 whose product may be
-/// in TF32, on sm_80 and later. Small weight groups that have one group and one head are multiplied several at once: the largest
-/// number that divides theirs and has up to 64 channels and outputs, and counts as one weight group in the following. It says
-/// false for
+/// in TF32, on sm_80 and later. Small weight groups that have one group and one head are multiplied several at once: the
+/// largest number that divides theirs and has up to 64 channels and outputs, or up to 256 where the former has fewer than 8,
+/// counts as one weight group in the following. It says false for
 ///  - runs of channels with one group, one head and one weight group that are shorter than 16 bytes, unless one run is all of
 ///    the channels: a head or a group for each channel;
 ///  - more than one weight group, of fewer than 8 outputs each;
