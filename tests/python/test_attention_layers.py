@@ -73,7 +73,7 @@ def test_attention_layer_options(device):
             DynamicDilationAttention2d(**{"channels": 12, "heads": 6, "kernel_size": 3, **wrong})
     with pytest.raises(ValueError, match="give a map only with"):
         layer(x, rates)
-    with pytest.raises(ValueError, match="below and above 1"):
+    with pytest.raises(ValueError, match="max_rate above 1"):
         DilationPredictor(3, max_rate=0.5)
 
 

@@ -103,6 +103,8 @@ def test_inputs_that_a_layer_was_not_made_for():
             message = f"input must have shape [B, 2, H, W] or [2, H, W], as this layer was made, got {list(shape)}"
             with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
                 layer(torch.ones(shape))
+    with pytest.raises(TypeError, match=r"^input must be a torch\.Tensor, got list$"):
+        DynamicDilationConv2d(2, 3, 3)([1.0])
 
 
 @pytest.mark.parametrize("options", [{}, {"rates": "learned"}, {"rates": "learned", "modulated": True}])
@@ -130,12 +132,37 @@ def test_half_rates_stay_float32():
         ({"rates": "none"}, 'rates must be "predicted", "given" or "learned"'),
         ({"padding_mode": "circular"}, r"torch\.nn\.functional\.pad before the layer"),
         ({"map_groups": 3}, "map_groups must divide the 4 input channels, got 3"),
-        ({"rates": "learned", "max_rate": 1.0}, "max_rate must be above 1"),
+        ({"map_groups": 0}, "map_groups must be at least 1, got 0"),
+        ({"rates": "learned", "max_rate": 1.0}, "max_rate above 1, and both finite, got 0.0 and 1.0"),
+        ({"max_rate": float("inf")}, "both finite, got 0.0 and inf"),
+        ({"max_rate": "4"}, "both finite, got 0.0 and '4'"),
     ],
 )
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         DynamicDilationConv2d(4, 4, 3, **options)
+
+
+@pytest.mark.parametrize("name", ["kernel_size", "stride", "padding", "dilation"])
+def test_pairs(name):
+    with pytest.raises(TypeError, match=f"{name} must be an int or a pair of ints"):
+        DynamicDilationConv2d(4, 4, **{"kernel_size": 3, name: (1, 1, 1)})
+
+
+def test_a_predictor_has_finite_bounds():
+    with pytest.raises(ValueError, match=r"both finite, got -inf and 4\.0"):
+        DilationPredictor(4, min_rate=-float("inf"))
+
+
+def test_convolutions_whose_weight_cannot_be_taken():
+    normed = torch.nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+    for conv, message in (
+        (nn.LazyConv2d(4, 3), "has no weight yet: let it see an input before"),
+        (normed, "remove its parametrization, or weight norm, before"),
+        (torch.ao.nn.quantized.ReLU6(), r"must be a torch\.nn\.Conv2d, got a torch\.ao\.nn\.quantized\.modules"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            DynamicDilationConv2d.from_conv(conv)
 
 
 class Pyramid(nn.Module):
@@ -184,6 +211,11 @@ def test_convert_by_choice():
         convert(Pyramid(), rates="given")
     with pytest.raises(TypeError, match="from_conv"):
         convert(nn.Conv2d(1, 1, 3))
+    with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module that contains its convolutions, got list"):
+        convert([nn.Conv2d(1, 1, 3)])
+    for where in (5, nn.Conv2d):
+        with pytest.raises(TypeError, match="where must be a function of a convolution's name and the convolution"):
+            convert(Pyramid(), where)
     assert str(convert(Pyramid(), [])) == "no convolution was chosen"
 
 
@@ -202,7 +234,8 @@ def test_convert_leaves_hooks_alone():
     ("options", "error", "message"),
     [
         ({"rates": "learnt"}, ValueError, 'rates must be "predicted", "given" or "learned", got \'learnt\''),
-        ({"max_rate": 1.0}, ValueError, "must be below and above 1"),
+        ({"max_rate": 1.0}, ValueError, "max_rate above 1"),
+        ({"map_groups": 0}, ValueError, "map_groups must be at least 1, got 0"),
         ({"map_groups": 2.0}, TypeError, "map_groups must be an int, got 2.0"),
         ({"modulate": True}, TypeError, "unexpected keyword argument 'modulate'"),
     ],

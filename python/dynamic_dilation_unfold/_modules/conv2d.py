@@ -8,12 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .. import _torch_private as private
 from .._eager import is_compiling
 from .._functions.conv2d import dynamic_dilation_conv2d
-from .._options import integer
-from .rates import DilationPredictor, bounded_rates, check_channels
+from .._options import integer, pair
+from .rates import DilationPredictor, bounded_rates, check_bounds, check_channels
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
@@ -33,7 +34,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         map_groups: Planes of the dilation map, each for ``C / map_groups`` channels.
         rates: "predicted" from the input by a :class:`DilationPredictor`, "given" as forward's second argument, or
             "learned": one for each of the map's groups.
-        max_rate: Bound of predicted and learned rates, above 1; they are at least 0.
+        max_rate: Bound of predicted and learned rates, above 1 and finite; they are at least 0.
         modulated: Whether taps are multiplied by a mask that is predicted from the input, ``2 * sigmoid``, one for each
             of the map's groups.
         The others are nn.Conv2d's.
@@ -66,10 +67,16 @@ class DynamicDilationConv2d(nn.Conv2d):
                 "pad the input with torch.nn.functional.pad before the layer"
             )
         map_groups = integer("map_groups", map_groups)
-        if map_groups < 1 or in_channels % map_groups != 0:
+        if map_groups < 1:
+            raise ValueError(f"map_groups must be at least 1, got {map_groups}")
+        if in_channels % map_groups != 0:
             raise ValueError(f"map_groups must divide the {in_channels} input channels, got {map_groups}")
         mode: Any = "replicate" if padding_mode == "border" else padding_mode
-        pairs: Any = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        given = {"kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation}
+        pairs: Any = {
+            name: value if name == "padding" and isinstance(value, str) else pair(name, value)
+            for name, value in given.items()
+        }
         super().__init__(
             in_channels, out_channels, **pairs, groups=groups, bias=bias, padding_mode=mode, device=device, dtype=dtype
         )
@@ -80,8 +87,7 @@ class DynamicDilationConv2d(nn.Conv2d):
                 in_channels, map_groups, self.stride, max_rate=max_rate, device=device, dtype=dtype
             )
         if rates == "learned":
-            if not max_rate > 1:
-                raise ValueError(f"max_rate must be above 1, got {max_rate}")
+            check_bounds(0.0, max_rate)
             self.rate_weight = nn.Parameter(torch.zeros(1, map_groups, 1, 1, device=device, dtype=dtype))
         if modulated:
             taps = self.kernel_size[0] * self.kernel_size[1]
@@ -97,9 +103,20 @@ class DynamicDilationConv2d(nn.Conv2d):
 
         Args:
             options: ``map_groups``, ``rates``, ``max_rate``, ``modulated``.
+
+        Raises:
+            TypeError: ``conv`` is no nn.Conv2d, or has no weight of its own that a layer could take.
+            ValueError: An option does not fit.
         """
         if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"conv must be a torch.nn.Conv2d, got {type(conv).__name__}")
+            raise TypeError(f"conv must be a torch.nn.Conv2d, got a {kind_of(conv)}")
+        if is_lazy(conv.weight):
+            raise TypeError(f"conv is a {kind_of(conv)} that has no weight yet: let it see an input before")
+        if not isinstance(conv.weight, nn.Parameter):
+            raise TypeError(
+                f"the weight of conv, a {kind_of(conv)}, is made at each call, which the layer would not do: "
+                "remove its parametrization, or weight norm, before, and register it with the layer again"
+            )
         padding: Any = conv.padding
         layer = cls(
             conv.in_channels,
@@ -178,6 +195,11 @@ class DynamicDilationConv2d(nn.Conv2d):
         modulated = ", modulated=True" if self.mask_predictor is not None else ""
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{plain}, map_groups={self.map_groups}, rates={self.rates!r}{modulated}"
+
+
+def kind_of(module: Any) -> str:
+    """Its type, with where that is from, since several modules of torch have classes of one name."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _allow_plain(module: nn.Module, incompatible: Any) -> None:

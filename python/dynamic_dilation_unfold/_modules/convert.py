@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .conv2d import DynamicDilationConv2d
+from .conv2d import DynamicDilationConv2d, kind_of
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -47,8 +47,11 @@ def convert(
     Raises:
         ValueError: A name that no convolution has, options that no convolution could have, or rates="given", which the
             network could not give.
-        TypeError: The model itself is a convolution, or a layer has no such option.
+        TypeError: The model itself is a convolution, or no module; ``where`` is neither of the two; or a layer has no
+            such option.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module that contains its convolutions, got {type(model).__name__}")
     if isinstance(model, nn.Conv2d):
         raise TypeError("model must contain its convolutions: of one by itself, take DynamicDilationConv2d.from_conv")
     if options.get("rates") == "given":
@@ -68,7 +71,7 @@ def convert(
     for name in chosen:
         conv = convolutions[name]
         if type(conv) is not nn.Conv2d:
-            result.skipped[name] = f"a {type(conv).__name__} may compute something else than torch.nn.Conv2d"
+            result.skipped[name] = f"a {kind_of(conv)} may compute something else than torch.nn.Conv2d"
             continue
         if any(vars(conv).get(hooks) for hooks in _HOOKS):
             result.skipped[name] = "it has hooks, which the layer would not have: remove them before"
@@ -88,8 +91,11 @@ def convert(
 def _chosen(convolutions: dict[str, nn.Conv2d], where: Any) -> list[str]:
     if where is None:
         return [name for name, conv in convolutions.items() if max(conv.dilation) > 1]
-    if callable(where):
+    if callable(where) and not isinstance(where, type):
         return [name for name, conv in convolutions.items() if where(name, conv)]
+    if not isinstance(where, Iterable):
+        what = "a function of a convolution's name and the convolution, or names of convolutions"
+        raise TypeError(f"where must be {what}, got {where!r}")
     names = [where] if isinstance(where, str) else list(where)
     for name in names:
         if name not in convolutions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,21 @@ def bounded_rates(z: Tensor, min_rate: float, max_rate: float) -> Tensor:
     return rates
 
 
+def check_bounds(min_rate: float, max_rate: float) -> None:
+    try:
+        fit = min_rate < 1 < max_rate and math.isfinite(max_rate - min_rate)
+    except TypeError:
+        fit = False
+    if not fit:
+        raise ValueError(
+            f"min_rate must be below 1, max_rate above 1, and both finite, got {min_rate!r} and {max_rate!r}"
+        )
+
+
 def check_channels(input: Tensor, channels: int) -> None:
     """Raises for an input that a layer was not made for, before one of its parts says so in words of its own."""
+    if not hasattr(input, "dim"):  # what stands for a tensor has it: a proxy of a tracer
+        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
     if input.dim() not in (3, 4) or input.shape[-3] != channels:
         shapes = f"[B, {channels}, H, W] or [{channels}, H, W]"
         raise ValueError(f"input must have shape {shapes}, as this layer was made, got {list(input.shape)}")
@@ -35,7 +49,7 @@ class DilationPredictor(nn.Module):
         channels: C.
         groups: Planes of the map.
         stride: Pixels between positions, of the layer that takes the map.
-        min_rate, max_rate: The map's bounds, with ``min_rate < 1 < max_rate``.
+        min_rate, max_rate: The map's bounds, finite, with ``min_rate < 1 < max_rate``.
         device, dtype: Of the parameters.
     """
 
@@ -50,8 +64,7 @@ class DilationPredictor(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not min_rate < 1 < max_rate:
-            raise ValueError(f"min_rate and max_rate must be below and above 1, got {min_rate} and {max_rate}")
+        check_bounds(min_rate, max_rate)
         self.min_rate, self.max_rate = min_rate, max_rate
         strides: Any = stride
         self.conv = nn.Conv2d(channels, groups, 3, stride=strides, padding=1, device=device, dtype=dtype)
