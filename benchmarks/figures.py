@@ -58,16 +58,49 @@ def fill_pairs(text: str, between: str, pairs: Sequence[tuple[str, str]]) -> str
     return text
 
 
+def fill_numbers(text: str, after: str, numbers: Sequence[str]) -> str:
+    """The text with the next numbers behind ``after`` that have a decimal point replaced."""
+    start = text.index(after)
+    given = iter(numbers)
+    return text[:start] + re.sub(r"\d+\.\d+", lambda _: next(given), text[start:], count=len(numbers))
+
+
+def shares_of_rates() -> tuple[list[str], list[str], list[str]]:
+    """What calls of "h100-rates" take in float32: of their floors, with near and wide rates and channels_last; of
+    F.unfold's and F.fold's times, with near and wide rates; of those, with one channel and with three.
+    """
+    found = {(r["label"], r["map"]): r for r in record("h100-rates")["results"] if r["dtype"] == "float32"}
+
+    def shares(label: str, rates: str, *floors: str) -> list[float]:
+        directions = zip(("forward", "backward"), floors, strict=True)
+        return [found[label, rates][way]["ours"] / found[label, rates][way][floor] for way, floor in directions]
+
+    standard, torchs = "4x64x128x128 k3", ("F.unfold", "F.fold")
+    near = shares(standard, "0.5-3", "fill", "read")
+    wide = [shares(standard, f"0.5-{most}", "fill", "read") for most in (9, 16, 40)]
+    last = [shares(f"{standard} channels_last", f"0.5-{most}", "fill", "read") for most in (3, 16)]
+    forward, backward = zip(*wide, strict=True)
+    floors = [*near, max(forward), min(backward), max(backward), *map(max, zip(*last, strict=True))]
+    both = shares(standard, "0.5-3", *torchs) + shares(standard, "0.5-16", *torchs)
+    few = [share for c in (1, 3) for share in shares(f"4x{c}x512x512 k3", "0.5-16", *torchs)]
+    return [f"{x:.1f}" for x in floors], [f"{x:.2f}" for x in both], [f"{x:.2f}" for x in few]
+
+
 def figures() -> dict[str, str]:
     """Documents, as they should be."""
     unfold, fadc, steps = rows_of_unfold(), rows_of_fadc(), rows_of_steps()
     deterministic = [(unfold[-1][column], unfold[7][column]) for column in (0, 3)]  # ones, wide
+    floors, of_torch, of_few = shares_of_rates()
     found = {}
     for suffix, between in (("", " instead of "), (".zh-CN", " 微秒而不是 ")):
+        chinese = bool(suffix)
         readme, speed = (ROOT / f"{name}{suffix}.md" for name in ("README", "docs/speed"))
         text = fill_table(readme.read_text("utf-8"), "| ones | smooth | noise | wide |", unfold)
-        found[str(readme)] = fill_table(text, ", MB |" if not suffix else "，MB |", steps)
+        text = fill_numbers(text, "扩张率不超过 3 时，前向" if chinese else "rates up to 3 take", of_torch)
+        found[str(readme)] = fill_table(text, "，MB |" if chinese else ", MB |", steps)
         text = fill_pairs(speed.read_text("utf-8"), between, deterministic)
+        text = fill_numbers(text, "扩张率不超过 3 时，前向" if chinese else "With rates to 3 the forward", floors)
+        text = fill_numbers(text, "只有一到三个通道时" if chinese else "with one to three channels", of_few)
         found[str(speed)] = fill_table(text, "| MB |", fadc)
     return found
 
