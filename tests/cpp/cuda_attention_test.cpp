@@ -198,12 +198,6 @@ void expect(const Problem<T, M>& problem, const Results& expected, bool channels
   }
 }
 
-template <class Input, class Map>
-struct Types {
-  using T = Input;
-  using M = Map;
-};
-
 template <class Given>
 class CudaAttention : public testing::Test {
  protected:
@@ -212,8 +206,7 @@ class CudaAttention : public testing::Test {
     if (!has_device()) GTEST_SKIP() << "no CUDA device";
   }
 };
-using Every = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
-TYPED_TEST_SUITE(CudaAttention, Every);
+TYPED_TEST_SUITE(CudaAttention, cuda_call::EveryButDouble);
 
 TYPED_TEST(CudaAttention, AgainstTheDefinition) {
   for (const auto rates : {near_rates, any_rates}) {

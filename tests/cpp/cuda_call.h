@@ -39,6 +39,16 @@ inline double any_rates(std::mt19937& random) {
   }
 }
 
+/// Types of the tensors and of the map, for tests of each.
+template <class Input, class Map>
+struct Types {
+  using T = Input;
+  using M = Map;
+};
+using EveryButDouble = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
+using Every =
+    testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>, Types<double, double>>;
+
 inline bool has_device() {
   int count = 0;
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;

@@ -13,6 +13,7 @@ using cuda_call::Environment;
 using cuda_call::error;
 using cuda_call::has_device;
 using cuda_call::near_rates;
+using cuda_call::Types;
 using oracle::ConvCase;
 using oracle::ConvGradients;
 
@@ -36,12 +37,6 @@ const ConvCase kCases[] = {
     {{1, 68, 3, 5, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 68, 17},
 };
 constexpr int kSmallGroups[] = {9, 10, 11, 12};  // of them
-
-template <class Input, class Map>
-struct Types {
-  using T = Input;
-  using M = Map;
-};
 
 template <class Given>
 class CudaConv2dBackward : public testing::Test {
@@ -88,8 +83,7 @@ class CudaConv2dBackward : public testing::Test {
     }
   }
 };
-using Every = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
-TYPED_TEST_SUITE(CudaConv2dBackward, Every);
+TYPED_TEST_SUITE(CudaConv2dBackward, cuda_call::EveryButDouble);
 
 TYPED_TEST(CudaConv2dBackward, AgainstTheOracle) {
   const bool other_way = std::is_same_v<typename TypeParam::T, ddu::bfloat16>;  // so that each case has both formats

@@ -72,12 +72,6 @@ double error_of(const oracle::Tensor<T>& actual, std::vector<Sum> expected) {
   return std::max(worst, cuda_call::error(actual, expected) / (tf32 ? 250 : 1));
 }
 
-template <class Input, class Map>
-struct Types {
-  using T = Input;
-  using M = Map;
-};
-
 template <class Given>
 class CudaConv2d : public testing::Test {
  protected:
@@ -88,8 +82,7 @@ class CudaConv2d : public testing::Test {
     if (!ddu::cuda::conv2d_supported(kCases[0].geometry(), P::types())) GTEST_SKIP() << "no kernels for this device";
   }
 };
-using Every = testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>>;
-TYPED_TEST_SUITE(CudaConv2d, Every);
+TYPED_TEST_SUITE(CudaConv2d, cuda_call::EveryButDouble);
 
 TYPED_TEST(CudaConv2d, AgainstTheOracle) {
   using P = Problem<typename TypeParam::T, typename TypeParam::M>;

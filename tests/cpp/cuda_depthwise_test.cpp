@@ -13,6 +13,7 @@ using cuda_call::Environment;
 using cuda_call::error;
 using cuda_call::has_device;
 using cuda_call::near_rates;
+using cuda_call::Types;
 using oracle::ConvCase;
 using oracle::ConvGradients;
 
@@ -28,12 +29,6 @@ const ConvCase kCases[] = {
     {{1, 96, 5, 6, {{7, 5}, {1, 1}, {3, 2}, {1, 1}, 2}}, 96, 96},
     {{1, 32, 4, 9, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2, ddu::PaddingMode::border}}, 32, 32, 16, false, true},
     {{2, 8, 9, 11, {{3, 3}, {1, 2}, {1, 1}, {1, 1}, 2, ddu::PaddingMode::zeros, true, {3, 1}}, false, {4, 5}}, 8, 8},
-};
-
-template <class Input, class Map>
-struct Types {
-  using T = Input;
-  using M = Map;
 };
 
 template <class Given>
@@ -64,9 +59,7 @@ class CudaDepthwise : public testing::Test {
     }
   }
 };
-using Every =
-    testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>, Types<double, double>>;
-TYPED_TEST_SUITE(CudaDepthwise, Every);
+TYPED_TEST_SUITE(CudaDepthwise, cuda_call::Every);
 
 TYPED_TEST(CudaDepthwise, AgainstTheOracle) {
   for (const ConvCase& c : kCases) {

@@ -41,17 +41,11 @@ const Case kCases[] = {
 /// Windows of the usual size are asked for. Deterministic calls have them anyway.
 bool is_planar(const Way& way) { return way.forced && std::strcmp(way.forced, "planar") == 0; }
 
-template <class T, class M>
-struct Types {
-  using Input = T;
-  using Map = M;
-};
-
-template <class Pair>
+template <class Given>
 class Cuda : public testing::Test {
  protected:
-  using T = typename Pair::Input;
-  using M = typename Pair::Map;
+  using T = typename Given::T;
+  using M = typename Given::M;
 
   void SetUp() override {
     if (!has_device()) GTEST_SKIP() << "no CUDA device";
@@ -75,12 +69,10 @@ class Cuda : public testing::Test {
     }
   }
 };
-using Pairs =
-    testing::Types<Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>, Types<float, float>, Types<double, double>>;
-TYPED_TEST_SUITE(Cuda, Pairs);
+TYPED_TEST_SUITE(Cuda, Every);
 
 TYPED_TEST(Cuda, AgainstTheOracle) {
-  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   for (const auto rates : {near_rates, wide_rates, any_rates}) {
     for (const Case& c : kCases) {
       SCOPED_TRACE(testing::Message() << "case " << &c - kCases
@@ -110,7 +102,7 @@ TYPED_TEST(Cuda, Border) {
 TYPED_TEST(Cuda, OnesCopyPixelsWithTheSignOfZeros) {
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
-    Problem<typename TypeParam::Input, typename TypeParam::Map> problem(c, [](auto&) { return 1.0; });
+    Problem<typename TypeParam::T, typename TypeParam::M> problem(c, [](auto&) { return 1.0; });
     for (std::int64_t i = 0; i < std::int64_t(problem.input.size()); ++i) {
       const double values[] = {-0.0, 1.5, -0.0, 0.0, -2};
       problem.input.set(i, values[i % 5]);
@@ -135,7 +127,7 @@ TYPED_TEST(Cuda, OnesCopyPixelsWithTheSignOfZeros) {
 }
 
 TYPED_TEST(Cuda, PixelsThatAreNotFinite) {
-  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   const double strange[] = {NAN, INFINITY, -INFINITY};
   for (const auto rates : {near_rates, wide_rates}) {
     for (const int which : {0, 1, 5}) {
@@ -149,7 +141,7 @@ TYPED_TEST(Cuda, PixelsThatAreNotFinite) {
 }
 
 TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
-  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   for (const Case& c : kCases) {
     SCOPED_TRACE(testing::Message() << "case " << &c - kCases);
     Problem problem(c, any_rates);
@@ -175,7 +167,7 @@ TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
 }
 
 TYPED_TEST(Cuda, GradientsMayStartAnywhere) {
-  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   const Problem problem(kCases[5], near_rates);
   for (const bool deterministic : {false, true}) {
     const auto aligned = backward(problem, {deterministic}), shifted = backward(problem, {deterministic, true, true, 1});
@@ -191,7 +183,7 @@ TYPED_TEST(Cuda, GradientsMayStartAnywhere) {
 }
 
 TYPED_TEST(Cuda, NothingWantedNeedsNoMemory) {
-  using Problem = Problem<typename TypeParam::Input, typename TypeParam::Map>;
+  using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   const Problem problem(kCases[0], near_rates);
   const ddu::UnfoldBackward tensors{};
   for (const bool deterministic : {false, true}) {
