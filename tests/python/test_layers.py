@@ -119,6 +119,21 @@ def test_an_image_smaller_than_the_window(options):
     assert layer(torch.ones(1, 2, 9, 11)).shape == (1, 3, 9, 1)
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_resets_to_rates_and_masks_of_one(source):
+    """As who makes a network on the meta device does it, module by module."""
+    layer = DynamicDilationConv2d(4, 2, 3, padding=1, device="meta", **source).to_empty(device="cpu")
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    x = image(1, 4, 5, 6)
+    assert (layer.dilation_map(x) == 1).all()
+    mask = layer.mask(x)
+    assert mask is None or (mask == 1).all()
+    expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(layer(x), expected)
+
+
 def test_half_rates_stay_float32():
     layer = DynamicDilationConv2d(2, 2, 3, padding=1, modulated=True).bfloat16()
     x = image(1, 2, 6, 6, dtype=torch.bfloat16)

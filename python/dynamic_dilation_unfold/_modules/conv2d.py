@@ -14,7 +14,7 @@ from .. import _torch_private as private
 from .._eager import is_compiling
 from .._functions.conv2d import dynamic_dilation_conv2d
 from .._options import integer, pair
-from .rates import DilationPredictor, bounded_rates, check_bounds, check_channels
+from .rates import DilationPredictor, ZeroConv2d, bounded_rates, check_bounds, check_channels
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
@@ -92,9 +92,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         if modulated:
             taps = self.kernel_size[0] * self.kernel_size[1]
             strides: Any = self.stride
-            self.mask_predictor = nn.Conv2d(in_channels, map_groups * taps, 3, strides, 1, device=device, dtype=dtype)
-            nn.init.zeros_(self.mask_predictor.weight)
-            nn.init.zeros_(self.mask_predictor.bias)  # type: ignore[arg-type]  # there is one
+            self.mask_predictor = ZeroConv2d(in_channels, map_groups * taps, 3, strides, 1, device=device, dtype=dtype)
         self.register_load_state_dict_post_hook(_allow_plain)  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -134,6 +132,12 @@ class DynamicDilationConv2d(nn.Conv2d):
         )
         layer.weight, layer.bias = conv.weight, conv.bias
         return layer.train(conv.training)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        rates = self._parameters.get("rate_weight")  # not yet while nn.Conv2d is made
+        if rates is not None:
+            nn.init.zeros_(rates)
 
     def dilation_map(self, input: Tensor) -> Tensor:
         """The rates of a call, ``[B or 1, map_groups, Ho or 1, Wo or 1]``, float32 for half types."""

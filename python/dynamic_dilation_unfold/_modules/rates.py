@@ -38,6 +38,15 @@ def check_channels(input: Tensor, channels: int) -> None:
         raise ValueError(f"input must have shape {shapes}, as this layer was made, got {list(input.shape)}")
 
 
+class ZeroConv2d(nn.Conv2d):
+    """A convolution that starts at 0, also where a network is reset module by module, as after it was made on meta."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for parameter in self.parameters(recurse=False):
+            nn.init.zeros_(parameter)
+
+
 class DilationPredictor(nn.Module):
     """A dilation map from an image, by one convolution: ``[B, C, H, W]`` -> ``[B, groups, Ho, Wo]``.
 
@@ -67,9 +76,7 @@ class DilationPredictor(nn.Module):
         check_bounds(min_rate, max_rate)
         self.min_rate, self.max_rate = min_rate, max_rate
         strides: Any = stride
-        self.conv = nn.Conv2d(channels, groups, 3, stride=strides, padding=1, device=device, dtype=dtype)
-        nn.init.zeros_(self.conv.weight)
-        nn.init.zeros_(self.conv.bias)  # type: ignore[arg-type]  # there is one
+        self.conv = ZeroConv2d(channels, groups, 3, stride=strides, padding=1, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         check_channels(input, self.conv.in_channels)
