@@ -3,7 +3,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64" AND CMAKE_CXX_COMPILER_ID
 endif()
 
 # The kernels: cpp/src/cpu/NAME_kernels.cpp.
-set(DDU_CPU_KERNELS sums unfold)
+set(DDU_CPU_KERNELS grouped sums unfold)
 
 # Compiles the kernels once per instruction set, each time into a namespace of its own. Which one runs is
 # decided when the library is used (cpp/src/cpu/core/targets.cpp), so one build serves every processor.
@@ -26,6 +26,15 @@ function(ddu_cpu_targets library)
   endif()
   foreach(target IN LISTS targets)
     foreach(kernels IN LISTS DDU_CPU_KERNELS)
+      # A wheel has room for so much: of small groups' kernels a processor with AVX-512 runs those for AVX2, and x86 processors
+      # without either are rare.
+      if(kernels STREQUAL "grouped" AND target STREQUAL "avx512")
+        continue()
+      endif()
+      set(level ${optimize})
+      if(DDU_X86 AND target STREQUAL "baseline" AND NOT sanitized)
+        set(level -O2)
+      endif()
       set(flags "${flags_${target}}")
       # With sanitizers each instruction set takes minutes. No line of the sums is compiled for AVX-512 alone but one of
       # core/nontemporal.h, which the unfold's kernels have too: so the sums run the baseline's code in its place.
@@ -39,7 +48,7 @@ function(ddu_cpu_targets library)
       # Strict IEEE rules stay, but traps need not. Where each variable lives in optimised vector code helps no debugger, and
       # takes gcc long to find out.
       target_compile_options(
-        ${object} PRIVATE ${flags} $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:${optimize} -fno-trapping-math -fno-math-errno>
+        ${object} PRIVATE ${flags} $<$<NOT:$<CXX_COMPILER_ID:MSVC>>:${level} -fno-trapping-math -fno-math-errno>
                           $<$<CXX_COMPILER_ID:GNU>:-fno-var-tracking>)
       ddu_warnings(${object})
       target_sources(${library} PRIVATE $<TARGET_OBJECTS:${object}>)

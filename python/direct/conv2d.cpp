@@ -26,7 +26,7 @@ struct Conv2dCall {
     PyObject* const* const option = arguments + tensors;
     has_bias = arguments[3] != Py_None;
     has_mask = arguments[4] != Py_None;
-    if (!input.read(arguments[0], true) || input.device == kCpu || !weight.read(arguments[1]) || !map.read(arguments[2]) ||
+    if (!input.read(arguments[0], true) || !weight.read(arguments[1]) || !map.read(arguments[2]) ||
         (has_bias && !bias.read(arguments[3])) || (has_mask && !mask.read(arguments[4]))) {
       return false;
     }
@@ -45,8 +45,11 @@ struct Conv2dCall {
     sizes.allow_tf32 = option[4] == Py_True;
     return true;
   }
-  bool has_forward() const { return ddu::cuda::conv2d_supported(sizes, types); }
+  bool has_forward() const {
+    return input.device == kCpu ? ddu::cpu::conv2d_supported(sizes, types) : ddu::cuda::conv2d_supported(sizes, types);
+  }
   bool has_backward() const {
+    if (input.device == kCpu) return ddu::cpu::conv2d_supported(sizes, types);
     const bool deterministic = call(attached.is_deterministic).ptr() == Py_True;
     return ddu::cuda::conv2d_backward_supported(sizes, types, deterministic);
   }
@@ -62,8 +65,9 @@ struct Conv2dCall {
     py::object output = empty(input.device, output_sizes, input.dims, attached.dtypes[input.type], input.format);
     ddu::Conv2d pointers{input.data, weight.data, map.data, mask.data, bias.data, address_of(output.ptr()),
                          nullptr,    input.format};
-    constexpr Forward<ddu::Conv2dGeometry, ddu::Conv2d> functions{nullptr, nullptr, ddu::cuda::conv2d_forward,
-                                                                  ddu::cuda::conv2d_forward_workspace_bytes};
+    constexpr Forward<ddu::Conv2dGeometry, ddu::Conv2d> functions{
+        ddu::cpu::conv2d_forward, ddu::cpu::conv2d_forward_workspace_bytes, ddu::cuda::conv2d_forward,
+        ddu::cuda::conv2d_forward_workspace_bytes};
     run(input.device, functions, sizes, types, pointers);
     return output;
   }
@@ -83,8 +87,9 @@ struct Conv2dCall {
     const py::object grad_weight = new_gradient(weight, output_mask[1], pointers.grad_weight);
     const py::object grad_map = new_gradient(map, output_mask[2], pointers.grad_map);
     const py::object grad_mask = has_mask ? new_gradient(mask, output_mask[4], pointers.grad_mask) : py::none();
-    constexpr Backward<ddu::Conv2dGeometry, ddu::Conv2dBackward> functions{nullptr, nullptr, ddu::cuda::conv2d_backward,
-                                                                           ddu::cuda::conv2d_backward_workspace_bytes};
+    constexpr Backward<ddu::Conv2dGeometry, ddu::Conv2dBackward> functions{
+        ddu::cpu::conv2d_backward, ddu::cpu::conv2d_backward_workspace_bytes, ddu::cuda::conv2d_backward,
+        ddu::cuda::conv2d_backward_workspace_bytes};
     run(input.device, functions, sizes, types, pointers);
     return own(PyTuple_Pack(5, grad_input.ptr(), grad_weight.ptr(), grad_map.ptr(), Py_None, grad_mask.ptr()));
   }

@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import _chunk_memory, _chunks, dynamic_dilation_conv2d
+from dynamic_dilation_unfold import _C, _chunk_memory, _chunks, dynamic_dilation_conv2d
 from dynamic_dilation_unfold._operators.conv2d import CONV2D
 from helpers import relative_error
 from torch import Tensor
@@ -114,6 +114,46 @@ def test_results_do_not_depend_on_chunks(
     monkeypatch.setattr(_chunks, "GROWTH", growth)
     for actual, exact in zip(run(given, False), expected, strict=True):
         assert relative_error(actual, exact) < (1e-12 if dtype == torch.double else 4e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.double, torch.float, torch.bfloat16, torch.half], ids=str)
+@pytest.mark.parametrize(
+    ("channels", "outputs", "conv_groups", "map_groups", "heads", "shared", "padding_mode"),
+    [(20, 20, 20, 1, None, True, "zeros"), (12, 36, 12, 3, 2, False, "border"), (24, 16, 8, 2, 4, True, "zeros")],
+    ids=["depthwise", "multiplier", "groups"],
+)
+def test_small_groups(channels, outputs, conv_groups, map_groups, heads, shared, padding_mode, dtype, device):
+    """Of which a CPU has kernels of its own, that read half types as float32."""
+    batch = 1 if shared else 2
+    x, weight = random(2, channels, 9, 11), random(outputs, channels // conv_groups, 3, 3, seed=1)
+    rates = 2 * random(batch, map_groups, 9, 11, seed=2).sigmoid()
+    mask = None if heads is None else random(batch, heads, 9, 9, 11, seed=3)
+    given = [t if t is None else t.to(device, dtype) for t in (x, weight, rates, random(outputs), mask)]
+    options = CONV2D.read((1, 1, 1, padding_mode))
+    if device == "cpu" and dtype.itemsize > 2:
+        assert _C.conv2d_supported(*given, *options, False)
+
+    def run(tensors: list[Tensor | None], exact: bool, memory_format: torch.memory_format) -> list[Tensor]:
+        leaves = [t if t is None else t.detach().clone().requires_grad_() for t in tensors]
+        leaves[0] = leaves[0].detach().to(memory_format=memory_format).requires_grad_()
+        if exact:
+            output = CONV2D.reference(tuple(leaves), options)
+        else:
+            x, weight, rates, bias, mask = leaves
+            output = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, padding_mode)
+            assert output.is_contiguous(memory_format=memory_format)
+        grad = random(*output.shape, seed=4).to(device, dtype).to(output.dtype)
+        return [output, *torch.autograd.grad(output, [t for t in leaves if t is not None], grad)]
+
+    expected = run([t if t is None else t.double() for t in given], True, torch.contiguous_format)
+    tolerance = {torch.double: 1e-12, torch.float: 1e-5, torch.half: 1e-3, torch.bfloat16: 6e-3}[dtype]
+    results = [run(given, False, memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
+    for actual in results:
+        for one, exact in zip(actual, expected, strict=True):
+            assert one.dtype == dtype
+            assert relative_error(one, exact) < tolerance
+    if device == "cpu":
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_memory_of_chunks_serves_the_next_call(monkeypatch):

@@ -5,8 +5,8 @@
 #include "ddu/dtype.h"
 #include "ddu/memory_format.h"
 
-// The convolution whose dilation is a map, without columns, on CUDA devices: by products of 16-bit and TF32 numbers, where a
-// device has those, and a depthwise one, which has no products of matrices, on any device:
+// The convolution whose dilation is a map, without columns: on CUDA devices by products of 16-bit and TF32 numbers, where a
+// device has those; and a depthwise one, which has no products of matrices, on any device, on the CPU also one of small groups:
 //
 //   output[b, o, oy, ox] = bias[o] + sum over channels c of o's group and taps t of
 //                          weight[o, c, t] * mask[b, h, t, oy, ox] * S[b, c, t, oy, ox]              h = c / (C/heads)
@@ -23,7 +23,7 @@
 // A factor of the mask that is infinite may give NaN where the definition has an infinity: the forward multiplies it with the
 // weights of the four corners, of which some are zero. No output is NaN that by the definition is finite.
 //
-// The library has no other kernels for this operator: where conv2d_supported says no, columns of the unfold and a product of
+// The library has no other kernels for this operator: where a conv2d_supported says no, columns of the unfold and a product of
 // matrices compute it, in pieces (Options::part). So do the Python package and ddu/torch/conv2d.h there.
 
 namespace ddu {
@@ -55,6 +55,23 @@ struct Conv2dBackward {
   void* workspace = nullptr;  ///< of conv2d_backward_workspace_bytes(...) bytes, aligned to 64; may be null where that is 0
   MemoryFormat input_format = MemoryFormat::contiguous;  ///< of input, grad_input and grad_output
 };
+
+namespace cpu {
+
+/// Whether conv2d_forward and conv2d_backward serve such calls: float32 and float64, with weight groups of up to 8 channels and
+/// 8 outputs, whole numbers of which make a group and a head. Unless it is depthwise, a group of the map has four of them or
+/// more. A caller with half types converts what it has: the result is rounded once then too.
+DDU_API bool conv2d_supported(const Conv2dGeometry& geometry, Types types);
+/// Throws ddu::unsupported_device where conv2d_supported says false. Results do not depend on the number of threads.
+DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, int threads);
+/// Scratch bytes of conv2d_forward with the same arguments (`tensors.workspace` is not read).
+DDU_API size_t conv2d_forward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, int threads);
+/// The same for the gradients.
+DDU_API void conv2d_backward(const Conv2dGeometry& geometry, Types types, const Conv2dBackward& tensors, int threads);
+DDU_API size_t conv2d_backward_workspace_bytes(const Conv2dGeometry& geometry, Types types, const Conv2dBackward& tensors,
+                                               int threads);
+
+}  // namespace cpu
 
 namespace cuda {
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "core/backward.h"
+#include "core/scores.h"
 #include "core/values.h"
 #include "core/weighted.h"
 
@@ -46,90 +47,27 @@ void sum_taps(const HeadGeometry& heads, DType map_type, const TapSum& tensors, 
   });
 }
 
-/// Scores of a tile: of the heads of a run, a row of positions for each tap.
-template <class Acc>
-struct Scores {
-  Acc* first;
-  std::int64_t taps, padded, first_head, head_channels;
+/// The same values for every tap: see core/scores.h.
+template <class V>
+struct SameValues {
+  const V* values;
 
-  Acc* row(std::int64_t head, std::int64_t tap) const { return first + ((head - first_head) * taps + tap) * padded; }
-  Acc* row_of_channel(std::int64_t channel, std::int64_t tap) const { return row(channel / head_channels, tap); }
+  const V* of_tap(std::int64_t) const { return values; }
 };
-
-/// Adds what some channels of a group, a slice, give to the scores of a tile.
-template <class T, class Acc>
-void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const ChannelSum& tensors, const Slice& slice,
-                   const Scratch& scratch, const Scores<Acc>& scores) {
-  const Geometry& g = heads.geometry;
-  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice);
-  const auto all_values = Image<const T>::of_positions(static_cast<const T*>(tensors.values), tensors.format, g, slice);
-  for_each_vec(tile, heads, slice, [&](auto lanes, std::int64_t first, int used) {
-    constexpr int N = std::max<int>(lanes, 1);
-    using V = Vec<Acc, N>;
-    const Image<const T> input = image.from(first);
-    const std::int64_t channel = slice.channel(g) + first;
-    const bool one_head = channel / heads.head_channels() == (channel + used - 1) / heads.head_channels();
-    V* const values = static_cast<V*>(scratch.values);
-    load_values<N>(tile, all_values.from(first), used, scratch.transfer, values);
-    Window<Acc, N> window(scratch.window, scratch.transfer);
-    const bool finite = lanes == 0 || window.load(tile, input, used);
-    auto& products = Stage<Acc, N>::in(scratch.rows);
-    Acc* const ones = static_cast<Acc*>(scratch.factors);
-    std::fill_n(ones, tile.padded, Acc(1));
-    for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
-      Acc* const row = scores.row_of_channel(channel, index);
-      if constexpr (lanes == 0) {
-        sample_scalar(tile, ky, kx, input, products.row[0]);
-        for (int n = 0; n < tile.count; ++n) row[n] += values[n] * products.row[0][n];
-      } else {
-        Tap<Acc> tap(tile, ky, kx);
-        if (!finite) tap.with_all_corners();
-        multiply_samples(tap, tile.padded, window.pixel, ones, values, one_head ? row : nullptr, products);
-        for (int c = 0; !one_head && c < used; ++c) {
-          Acc* const sums = scores.row_of_channel(channel + c, index);
-          for (int n = 0; n < tile.padded; ++n) sums[n] += products.row[c][n];
-        }
-      }
-    });
-  });
-}
 
 template <class T>
 void sum_channels(const HeadGeometry& heads, DType map_type, const ChannelSum& tensors, const HeadRun& run,
                   const Region& region, const Scratch& scratch) {
   using Acc = accumulator_t<T>;
-  const Geometry& g = heads.geometry;
-  const std::int64_t padded = round_up(region.rows * region.columns, Tiling::kBlock);
-  const Scores<Acc> scores{static_cast<Acc*>(scratch.sums), g.taps(), padded, run.first, heads.head_channels()};
-  std::fill_n(scores.first, (run.last - run.first) * g.taps() * padded, Acc(0));
-  const std::int64_t end = run.last * heads.head_channels(), images = heads.factors_batch == 1 ? g.batch : 1;
-  for (std::int64_t image = run.image; image < run.image + images; ++image) {
-    for (std::int64_t channel = run.first * heads.head_channels(), count; channel < end; channel += count) {
-      const std::int64_t group = channel / g.group_channels(), in_group = channel % g.group_channels();
-      count = std::min(end - channel, g.group_channels() - in_group);
-      const Tile<Acc> tile(g, tensors.map, map_type, g.map_offset(image, group), region, scratch.tile);
-      add_to_scores<T>(heads, tile, tensors, {image, group, in_group, count}, scratch, scores);
-      const std::int64_t last_head = (channel + count - 1) / heads.head_channels();
-      for (std::int64_t head = channel / heads.head_channels(); !tile.all_finite && head <= last_head; ++head) {
-        for (std::int64_t tap = 0; tap < g.taps(); ++tap) {
-          Acc* const row = scores.row(head, tap);
-          for (int n = 0; n < tile.count; ++n) row[n] += tile.nan[n];
-        }
-      }
-    }
-  }
-  const bool nontemporal = exceeds_caches(heads.factors_numel() * static_cast<std::int64_t>(sizeof(T)));
-  for (std::int64_t head = run.first; head < run.last; ++head) {
-    T* const result = at<T>(tensors.result, heads.factors_offset(run.image, head));
-    for (std::int64_t tap = 0; tap < g.taps(); ++tap) {
-      region.for_each_run(g.w.out_size, [&](int n, std::int64_t position, int length) {
-        T* const target = result + tap * g.positions() + position;
-        nontemporal ? store_nontemporal(scores.row(head, tap) + n, target, length)
-                    : narrow(scores.row(head, tap) + n, target, length);
-      });
-    }
-  }
-  if (nontemporal) finish_nontemporal();
+  add_up_channels<T>(heads, {tensors.image, tensors.map, map_type, tensors.result, tensors.format}, run, region, scratch,
+                     [&](auto lanes, const Tile<Acc>& tile, const Slice& slice, std::int64_t first, int used) {
+                       using V = Vec<Acc, lanes>;
+                       const auto* const from = static_cast<const T*>(tensors.values);
+                       const auto values = Image<const T>::of_positions(from, tensors.format, heads.geometry, slice);
+                       V* const vecs = static_cast<V*>(scratch.values);
+                       load_values<lanes>(tile, values.from(first), used, scratch.transfer, vecs);
+                       return SameValues<V>{vecs};
+                     });
 }
 
 /// A tap's gradients that are products of a factor and a value.

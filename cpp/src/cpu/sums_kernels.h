@@ -38,12 +38,6 @@ struct ProductBackward {
   MemoryFormat format;  // of image, values and grad_image
 };
 
-/// Heads whose scores a task of sum_channels works out.
-struct HeadRun {
-  std::int64_t image;  // of the result
-  std::int64_t first, last;
-};
-
 struct SumsKernels {
   /// Channels of a Vec.
   int lanes;

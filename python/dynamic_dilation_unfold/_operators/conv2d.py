@@ -1,6 +1,7 @@
 """conv2d: a convolution whose dilation is a map, in chunks of columns (``_chunks.py``) or by kernels of its own.
 
-Those are for some calls on some CUDA devices. ``DDU_CUDA_CONV2D=columns`` asks for chunks everywhere, to compare.
+Those are for some calls on some CUDA devices, and on a CPU for groups of few channels. ``DDU_CUDA_CONV2D=columns`` asks
+for chunks everywhere on CUDA, to compare.
 """
 
 from __future__ import annotations
@@ -86,11 +87,12 @@ class Conv2d(Operator):
     # --- Its chunks ---------------------------------------------------------------------------------------------------
 
     def compute(self, tensors: Tensors, options: Options) -> Tensor:
-        if tensors[0].device.type == "cuda":
+        input = tensors[0]
+        if _has_kernels(input):
             call: Any = _C.conv2d_forward
-            fused: Tensor | None = call(*tensors, *options, _allows_tf32())
+            fused: Tensor | None = call(*_for_kernels(tensors), *options, _allows_tf32())
             if fused is not None:
-                return fused
+                return fused.to(input.dtype)
         from .. import _chunks  # as in backward: not needed before the first call
 
         output = _kernels.new_output(self, tensors, options)
@@ -102,12 +104,14 @@ class Conv2d(Operator):
         return output
 
     def compute_backward(self, grad: Tensor, tensors: Tensors, options: Options, mask: Mask) -> Gradients:
-        if grad.device.type == "cuda":
+        if _has_kernels(grad):
             call: Any = _C.conv2d_backward
-            fused: Gradients | None = call(grad, *tensors, *options, _allows_tf32(), tuple(mask))
+            read = _for_kernels(tensors)
+            fused: Gradients | None = call(grad.to(read[0].dtype), *read, *options, _allows_tf32(), tuple(mask))
             if fused is not None:
-                of_bias = _bias_gradient(grad, tensors[3]) if mask[3] else None
-                return (*fused[:3], of_bias, fused[4])
+                each = [g if g is None else g.to(t.dtype) for g, t in zip(fused, tensors, strict=True)]
+                each[3] = _bias_gradient(grad, tensors[3]) if mask[3] else None
+                return tuple(each)
         from .. import _chunks
 
         grad_input = _kernels.new_gradient(self, tensors, 0) if mask[0] else None
@@ -176,6 +180,14 @@ def _window(weight: Sequence[Int], groups: Int, options: Options) -> UnfoldOptio
     """The options of the unfold whose columns the weight multiplies."""
     kernel_size = (weight[2], weight[3])
     return UnfoldOptions(kernel_size, options.stride, options.padding, options.dilation, groups, options.padding_mode)
+
+
+def _for_kernels(tensors: Tensors) -> Tensors:
+    """Those of a CPU, which are for groups of few channels, read float32 instead of half types, and so may chunks."""
+    input, weight = tensors[:2]
+    if input.device.type == "cpu" and input.dtype.itemsize == 2 and weight.shape[1] <= 8:
+        return tuple(t if t is None else t.float() for t in tensors)
+    return tensors
 
 
 def _batched(tensors: Tensors) -> tuple[Any, ...]:

@@ -109,7 +109,12 @@ inline at::Tensor conv2d(const TensorsOfConv2d& given, const Options& window) {
   const std::vector<std::int64_t> sizes = output_sizes(geometry, given[0].dim() == 4);
   const Alone alone;
   at::Tensor output = at::empty(sizes, given[0].options(), torch_format(format_of(given[0])));
-  if (output.numel() == 0 || conv2d_by_kernels(geometry, types, given, output)) return output;
+  if (output.numel() == 0) return output;
+  if (reads_float32(given)) {
+    const at::Tensor wide = at::empty_like(output, output.options().dtype(at::kFloat));
+    if (conv2d_by_kernels(geometry, {DType::float32, DType::float32}, in_float32(given), wide)) return output.copy_(wide);
+  }
+  if (conv2d_by_kernels(geometry, types, given, output)) return output;
   const auto [input, weight, map, bias, mask] = as_batch(given);
   chunked_forward({input, weight, map, mask, window}, bias, output.dim() == 3 ? output.unsqueeze(0) : output);
   return output;
@@ -127,7 +132,17 @@ inline TensorsOfConv2d conv2d_backward(const at::Tensor& given_grad, const Tenso
   TensorsOfConv2d grads;
   const at::ScalarType sum_dtype = at::promote_types(input.scalar_type(), at::kFloat);
   if (wanted[3] && bias.defined()) grads[3] = grad.sum({0, 2, 3}, false, sum_dtype).to(bias.scalar_type());
-  if (conv2d_backward_by_kernels(geometry, types, given_grad, given, wanted, grads)) return grads;
+  const auto by_kernels = [&] {
+    if (!reads_float32(given)) return conv2d_backward_by_kernels(geometry, types, given_grad, given, wanted, grads);
+    const Types wide{DType::float32, DType::float32};
+    return conv2d_backward_by_kernels(geometry, wide, given_grad.to(at::kFloat), in_float32(given), wanted, grads);
+  };
+  if (by_kernels()) {
+    for (std::size_t i = 0; i < grads.size(); ++i) {
+      if (grads[i].defined()) grads[i] = grads[i].to(given[i].scalar_type());
+    }
+    return grads;
+  }
   const ChunkedCall call(input, weight, map, mask, window);
   const auto zeros = [&](bool want, const at::Tensor& like) {
     return want && like.defined() ? at::zeros(like.sizes(), like.options().dtype(call.sum_dtype)) : at::Tensor();
@@ -222,7 +237,8 @@ inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, 
 ///   output[b, o, oy, ox] = bias[o] + sum over c, t of weight[o, c, t] * mask[b, head of c, t, oy, ox] * S[b, c, t, oy, ox]
 ///
 /// where S is what torch_unfold has at channel c and tap t = ky*kW + kx. On CUDA, kernels that need no columns compute it where
-/// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32 or it is depthwise. Elsewhere columns are
+/// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32 or it is depthwise, and on a CPU where
+/// cpu::conv2d_supported does, with half types converted to float32. Elsewhere columns are
 /// made a few at a time, for torch's own matrix products, and never all in memory. Sums are float32 for half types, and rounded
 /// once.
 ///

@@ -56,22 +56,46 @@ inline TensorsOfConv2d for_kernels(const TensorsOfConv2d& given, MemoryFormat fo
 inline const void* address_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 inline void* new_address_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
+/// Whether they are of half types on a CPU and may be for its kernels, which are for groups of few channels and read float32.
+inline bool reads_float32(const TensorsOfConv2d& given) {
+  return given[0].is_cpu() && c10::elementSize(given[0].scalar_type()) == 2 && given[1].size(1) <= 8;
+}
+inline TensorsOfConv2d in_float32(TensorsOfConv2d tensors) {
+  for (at::Tensor& tensor : tensors) {
+    if (tensor.defined()) tensor = tensor.to(at::kFloat);
+  }
+  return tensors;
+}
+
 /// Fills the output, or returns false for a call that the kernels do not serve.
 inline bool conv2d_by_kernels(const Conv2dGeometry& geometry, Types types, const TensorsOfConv2d& given,
                               const at::Tensor& output) {
-  if (!given[0].is_cuda()) return false;
+  if (!given[0].is_cuda() && !given[0].is_cpu()) return false;
   bool served = false;
+  const MemoryFormat format = format_of(given[0]);
+  TensorsOfConv2d kept;
+  const auto prepared = [&] {
+    kept = for_kernels(given, format);
+    const auto& [input, weight, map, bias, mask] = kept;
+    return Conv2d{address_of(input), address_of(weight),     address_of(map), address_of(mask),
+                  address_of(bias),  new_address_of(output), nullptr,         format};
+  };
   on_device_of(
-      given[0], [](int) {},
+      given[0],
+      [&](int threads) {
+        served = cpu::conv2d_supported(geometry, types);
+        if (!served) return;
+        Conv2d tensors = prepared();
+        const at::Tensor workspace = scratch(cpu::conv2d_forward_workspace_bytes(geometry, types, tensors, threads), given[0]);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cpu::conv2d_forward(geometry, types, tensors, threads);
+      },
       [&](cuda::Stream stream) {
         const Conv2dGeometry call = for_kernels(geometry);
         served = cuda::conv2d_supported(call, types);
         if (!served) return;
-        const MemoryFormat format = format_of(given[0]);
-        const auto [input, weight, map, bias, mask] = for_kernels(given, format);
-        Conv2d tensors{address_of(input), address_of(weight),     address_of(map), address_of(mask),
-                       address_of(bias),  new_address_of(output), nullptr,         format};
-        const at::Tensor workspace = scratch(cuda::conv2d_forward_workspace_bytes(call, types, tensors), input);
+        Conv2d tensors = prepared();
+        const at::Tensor workspace = scratch(cuda::conv2d_forward_workspace_bytes(call, types, tensors), given[0]);
         tensors.workspace = workspace.mutable_data_ptr();
         cuda::conv2d_forward(call, types, tensors, stream);
       });
@@ -82,35 +106,51 @@ inline bool conv2d_by_kernels(const Conv2dGeometry& geometry, Types types, const
 /// serve.
 inline bool conv2d_backward_by_kernels(const Conv2dGeometry& geometry, Types types, const at::Tensor& given_grad,
                                        const TensorsOfConv2d& given, WantedOfConv2d wanted, TensorsOfConv2d& grads) {
-  if (!given[0].is_cuda()) return false;
+  if (!given[0].is_cuda() && !given[0].is_cpu()) return false;
   const bool deterministic = at::globalContext().deterministicAlgorithms();
   bool served = false;
+  const MemoryFormat format = format_of(given[0]);
+  TensorsOfConv2d kept;
+  at::Tensor grad;
+  const auto prepared = [&] {
+    grad = in_memory("grad", given_grad, format);
+    kept = for_kernels(given, format);
+    const auto& [input, weight, map, bias, mask] = kept;
+    const TensorsOfConv2d likes{input, weight, map, at::Tensor(), mask};
+    for (std::size_t i = 0; i < likes.size(); ++i) {
+      if (!wanted[i] || !likes[i].defined()) continue;
+      grads[i] = at::empty(likes[i].sizes(), likes[i].options(), torch_format(i == 0 ? format : MemoryFormat::contiguous));
+    }
+    Conv2dBackward tensors{};
+    tensors.grad_output = address_of(grad);
+    tensors.input = address_of(input);
+    tensors.weight = address_of(weight);
+    tensors.dilation_map = address_of(map);
+    tensors.mask = address_of(mask);
+    tensors.grad_input = new_address_of(grads[0]);
+    tensors.grad_weight = new_address_of(grads[1]);
+    tensors.grad_map = new_address_of(grads[2]);
+    tensors.grad_mask = new_address_of(grads[4]);
+    tensors.input_format = format;
+    return tensors;
+  };
   on_device_of(
-      given[0], [](int) {},
+      given[0],
+      [&](int threads) {
+        served = cpu::conv2d_supported(geometry, types);
+        if (!served) return;
+        Conv2dBackward tensors = prepared();
+        const at::Tensor workspace = scratch(cpu::conv2d_backward_workspace_bytes(geometry, types, tensors, threads), given[0]);
+        tensors.workspace = workspace.mutable_data_ptr();
+        cpu::conv2d_backward(geometry, types, tensors, threads);
+      },
       [&](cuda::Stream stream) {
         const Conv2dGeometry call = for_kernels(geometry);
         served = cuda::conv2d_backward_supported(call, types, deterministic);
         if (!served) return;
-        const MemoryFormat format = format_of(given[0]);
-        const at::Tensor grad = in_memory("grad", given_grad, format);
-        const auto [input, weight, map, bias, mask] = for_kernels(given, format);
-        const TensorsOfConv2d likes{input, weight, map, at::Tensor(), mask};
-        for (std::size_t i = 0; i < likes.size(); ++i) {
-          if (!wanted[i] || !likes[i].defined()) continue;
-          grads[i] = at::empty(likes[i].sizes(), likes[i].options(), torch_format(i == 0 ? format : MemoryFormat::contiguous));
-        }
-        Conv2dBackward tensors{};
-        tensors.grad_output = address_of(grad);
-        tensors.input = address_of(input);
-        tensors.weight = address_of(weight);
-        tensors.dilation_map = address_of(map);
-        tensors.mask = address_of(mask);
-        tensors.grad_input = new_address_of(grads[0]);
-        tensors.grad_weight = new_address_of(grads[1]);
-        tensors.grad_map = new_address_of(grads[2]);
-        tensors.grad_mask = new_address_of(grads[4]);
-        tensors.input_format = format;
-        const at::Tensor workspace = scratch(cuda::conv2d_backward_workspace_bytes(call, types, tensors, deterministic), input);
+        Conv2dBackward tensors = prepared();
+        const at::Tensor workspace =
+            scratch(cuda::conv2d_backward_workspace_bytes(call, types, tensors, deterministic), given[0]);
         tensors.workspace = workspace.mutable_data_ptr();
         cuda::conv2d_backward(call, types, tensors, deterministic, stream);
       });

@@ -109,8 +109,12 @@ void clear(const Sums<Acc>& sums, std::int64_t channels) {
   const std::int64_t pixels = (sums.last_row - sums.first_row) * sums.width, step = sums.image.pixel_stride;
   if (sums.image.is_channels_last() && step != 1) {
     for (std::int64_t p = 0; p < pixels; ++p) std::fill_n(sums.at(0, sums.first_row, p), channels, Acc(0));
-  } else {
-    for (std::int64_t c = 0; c < channels; ++c) std::fill_n(sums.at(c, sums.first_row, 0), pixels, Acc(0));
+    return;
+  }
+  for (std::int64_t c = 0; c < channels; ++c) {
+    Acc* const first = sums.at(c, sums.first_row, 0);
+    if (step == 1) std::fill_n(first, pixels, Acc(0));
+    for (std::int64_t p = 0; step != 1 && p < pixels; ++p) first[p * step] = 0;
   }
 }
 
@@ -121,6 +125,7 @@ struct BackwardTensors {
   DType map_type;
   void* grad_image;  // null if not wanted
   MemoryFormat format;
+  std::int64_t parts = 1;  // of each of the geometry's channels in image and grad_image: see Image
 };
 
 /// Both gradients of a slice, as far as the band goes: to the image, and to `map_sums`, a value for each position; null if not
@@ -133,8 +138,8 @@ void backward_walk(const Geometry& g, const BackwardTensors& tensors, const Slic
   constexpr bool kApart = sizeof(T) < sizeof(Acc);  // sums are rounded at the end
   const std::int64_t first_pixel = band.first_row * g.w.size, pixels = (band.last_row - band.first_row) * g.w.size;
   T* const grad_image = static_cast<T*>(tensors.grad_image);
-  const Image<T> result(grad_image, tensors.format, g, slice);
-  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice);
+  const Image<T> result(grad_image, tensors.format, g, slice, tensors.parts);
+  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.parts);
   const auto sums = [&]() -> Sums<Acc> {
     if constexpr (kApart)
       return {{static_cast<Acc*>(scratch.sums), pixels, 1}, band.first_row, band.first_row, band.last_row, g.w.size};

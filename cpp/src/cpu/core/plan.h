@@ -82,6 +82,7 @@ struct ForwardPlan {
 struct BackwardPlan {
   Tiling tiling;
   int lanes;
+  std::int64_t parts;         // of each channel, which are slices of their own
   std::int64_t group_slices;  // of a group's channels
   std::int64_t slices;
   std::int64_t bands;  // of a slice: as few as keep the threads busy, since neighbours both read the tiles between them
@@ -91,9 +92,11 @@ struct BackwardPlan {
   std::size_t thread_bytes;  // of scratch memory
   std::size_t map_sums;      // bytes of a slice
 
-  BackwardPlan(const Geometry& g, Types types, bool to_input, bool to_map, bool heads, int lanes, int max_threads)
-      : tiling(g), lanes(lanes) {
-    group_slices = ceil_div(g.group_channels(), lanes);
+  /// `values` as in ScratchSizes.
+  BackwardPlan(const Geometry& g, Types types, bool to_input, bool to_map, std::int64_t values, int lanes, int max_threads,
+               std::int64_t parts = 1)
+      : tiling(g), lanes(lanes), parts(parts) {
+    group_slices = parts * ceil_div(g.group_channels(), lanes);
     slices = g.batch * g.groups * group_slices;
     const std::int64_t wanted = slices == 0 || slices >= max_threads ? 1 : ceil_div(2 * std::int64_t{max_threads}, slices);
     bands = std::clamp<std::int64_t>(wanted, 1, std::min(g.h.size, tiling.down));
@@ -103,7 +106,7 @@ struct BackwardPlan {
     scratch.value = value_bytes(types);
     scratch.lanes = lanes;
     scratch.backward = true;
-    scratch.heads = heads;
+    scratch.values = values;
     scratch.sums = to_input && is_half(types.input) ? sums : 0;
     thread_bytes = Scratch(nullptr, g, scratch).bytes;
     map_sums = to_map ? static_cast<std::size_t>(g.positions()) * value_bytes(types) : 0;
@@ -116,12 +119,12 @@ struct BackwardPlan {
     const std::int64_t rows = ceil_div(g.h.size, bands), tiles = ceil_div(tiling.count(), bands);
     return {std::min(index * rows, g.h.size), std::min((index + 1) * rows, g.h.size), index * tiles, (index + 1) * tiles};
   }
-  /// Slices are in the order group, image, channels, so that the sums of one map plane lie together, of all images if they
-  /// share it.
+  /// Slices are in the order group, image, channels, parts, so that the sums of one map plane lie together, of all images if
+  /// they share it.
   Slice slice(const Geometry& g, std::int64_t index) const {
-    const std::int64_t first = index % group_slices * lanes;
+    const std::int64_t first = index % group_slices / parts * lanes;
     const std::int64_t image = index / group_slices % g.batch, group = index / group_slices / g.batch;
-    return {image, group, first, std::min<std::int64_t>(lanes, g.group_channels() - first)};
+    return {image, group, first, std::min<std::int64_t>(lanes, g.group_channels() - first), index % parts};
   }
 };
 

@@ -55,8 +55,8 @@ struct ScratchSizes {
   std::size_t value = sizeof(float);  // bytes of a sum
   int lanes = 1;                      // of a Vec
   bool backward = false;
-  bool heads = false;     // of an operator with heads
-  std::int64_t sums = 0;  // numbers
+  std::int64_t values = 0;  // Vecs for each position, of tensors that have channels and positions; 0 without heads
+  std::int64_t sums = 0;    // numbers
 };
 
 struct Scratch {
@@ -67,7 +67,7 @@ struct Scratch {
   void* grad_window;  // sums of gradients of the input; only a backward has it, and the next two
   void* vec_sums;     // gradients of the rates, a Vec for each position
   void* rate_sums;    // the same, a number for each
-  void* values;       // a Vec for each position, of the tensor that has channels and positions; only with heads, and the next
+  void* values;       // Vecs for each position, of tensors that have channels and positions; only with heads, and the next
   void* factors;      // a number for each position
   void* sums;         // in a backward of half inputs the band's rows for each channel of the slice, else scores of a tile
   std::size_t bytes;
@@ -90,8 +90,8 @@ struct Scratch {
     grad_window = workspace.take<char>(sizes.backward ? pixels : 0);
     vec_sums = workspace.take<char>(sizes.backward ? vecs : 0);
     rate_sums = workspace.take<char>(sizes.backward ? numbers * tiling.most : 0);
-    values = workspace.take<char>(sizes.heads ? vecs : 0);
-    factors = workspace.take<char>(sizes.heads ? numbers * tiling.most : 0);
+    values = workspace.take<char>(sizes.values * vecs);
+    factors = workspace.take<char>(sizes.values > 0 ? numbers * tiling.most : 0);
     sums = workspace.take<char>(numbers * sizes.sums);
     bytes = workspace.bytes();
   }

@@ -91,6 +91,7 @@ struct Slice {
   std::int64_t group;
   std::int64_t first_channel;  // within the group
   std::int64_t channels;
+  std::int64_t part = 0;  // where each of the geometry's channels stands for several in memory (see Image): which of them
 
   std::int64_t channel(const Geometry& g) const { return group * g.group_channels() + first_channel; }
   std::int64_t plane(const Geometry& g) const { return image * g.channels + channel(g); }
@@ -99,6 +100,12 @@ struct Slice {
 /// Whether Vecs of `lanes` channels are cut where heads end, so that they have one factor: unless that leaves more than half of
 /// their lanes idle.
 inline bool has_own_vecs(const HeadGeometry& heads, int lanes) { return 2 * heads.head_channels() >= lanes; }
+
+/// Heads whose scores a task of sum_channels works out.
+struct HeadRun {
+  std::int64_t image;  // of the result
+  std::int64_t first, last;
+};
 
 /// A share of a slice's backward: some rows of grad_input and some tiles of grad_map.
 struct Band {

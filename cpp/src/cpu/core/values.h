@@ -84,7 +84,7 @@ struct FactorRows {
   void load(int n, typename Stage<Acc, N>::Block& block) const { rows.load(n, block); }
 };
 
-/// Reads them, tap by tap.
+/// Reads them, tap by tap. Where there are none, they are ones.
 template <int N, class T, class Acc>
 class Factors {
  public:
@@ -98,6 +98,12 @@ class Factors {
         channel_(channel),
         used_(used) {
     const std::int64_t first = channel / heads_;
+    if (!factors) {
+      source_ = nullptr;
+      of_tap.shared = true;
+      std::fill_n(of_tap.row, tile.padded, Acc(1));
+      return;
+    }
     source_ = static_cast<const T*>(factors) + heads.factors_offset(image, first);
     of_tap.shared = N == 1 || first == (channel + used - 1) / heads_;
     for (int c = used; !of_tap.shared && c < N; ++c) std::fill_n(of_tap.rows.row[c], tile.padded, Acc(0));
@@ -106,6 +112,7 @@ class Factors {
   FactorRows<Acc, N> of_tap;  // that has begun
 
   void begin(std::int64_t tap) {
+    if (!source_) return;
     if (of_tap.shared) return read(source_, tap, of_tap.row);
     for (int c = 0; c < used_; ++c) {
       const std::int64_t head = (channel_ + c) / heads_ - channel_ / heads_;
