@@ -115,6 +115,7 @@ def main(arguments: Any = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", type=int, nargs=3, default=[4, 64, 128], metavar=("B", "C", "SIZE"))
+    parser.add_argument("--channels-last", action="store_true", help="time a channels_last image")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small image, once: for a try")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write a record to FILE")
@@ -124,6 +125,8 @@ def main(arguments: Any = None) -> dict[str, Any]:
     print(f"difference from {OTHER.__name__}, in float64, of values and gradients")
     print("\n".join(aligned([[name, f"{value:.1e}"] for name, value in found.items()], left=1)))
     x, weight, module = problem(batch, channels, size, args.device, torch.float32)
+    if args.channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
     inputs = [t.detach().requires_grad_() for t in (x, *module(x), weight)]
     figures = {}
     for mode, way in progress([(m, w) for m in MODES for w in (by_the_rate, OTHER)], "timing"):
@@ -139,6 +142,7 @@ def main(arguments: Any = None) -> dict[str, Any]:
     if args.json:
         about = environment(torch.device(args.device))
         command = f"python examples/fadc.py --device {args.device} --shape {batch} {channels} {size}"
+        command += " --channels-last" * args.channels_last
         record = {"about": about, "command": command, "differences": found, "figures": figures}
         args.json.write_text(json.dumps(record, indent=1) + "\n")
         print(f"record: {args.json}")
