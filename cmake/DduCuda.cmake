@@ -42,26 +42,29 @@ if(DDU_HAS_CUDA)
   message(STATUS "CUDA ${CMAKE_CUDA_COMPILER_VERSION} for architectures ${CMAKE_CUDA_ARCHITECTURES}")
 endif()
 
+# A target's architectures. No line of the kernels differs between compute capabilities 8.0 and 8.6, nor between 10.0 and 12.0:
+# one run of the compiler's front, which takes three quarters of an architecture's time, serves both of each.
+function(ddu_set_architectures target architectures)
+  set(firsts 80 100)
+  set(seconds 86 120)
+  foreach(first second IN ZIP_LISTS firsts seconds)
+    if(architectures MATCHES "(^|;)${first}(-real)?(;|$)" AND architectures MATCHES "(^|;)${second}-real(;|$)")
+      list(REMOVE_ITEM architectures ${second}-real)
+      set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS --generate-code=arch=compute_${first},code=[sm_${second}])
+    endif()
+  endforeach()
+  set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
+endfunction()
+
 # Kernels that are compiled for architectures of their own: a target by itself, since architectures are a target's.
 function(ddu_cuda_part library name architectures)
   add_library(${library}_${name} OBJECT ${ARGN})
-  set_target_properties(${library}_${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}" CUDA_VISIBILITY_PRESET hidden
-                                                      POSITION_INDEPENDENT_CODE ON)
+  ddu_set_architectures(${library}_${name} "${architectures}" ${ARGN})
+  set_target_properties(${library}_${name} PROPERTIES CUDA_VISIBILITY_PRESET hidden POSITION_INDEPENDENT_CODE ON)
   target_include_directories(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},INCLUDE_DIRECTORIES>)
   target_compile_definitions(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},COMPILE_DEFINITIONS>)
   target_compile_options(${library}_${name} PRIVATE $<TARGET_PROPERTY:${library},COMPILE_OPTIONS>)
   target_sources(${library} PRIVATE $<TARGET_OBJECTS:${library}_${name}>)
-endfunction()
-
-# No line of the kernels differs between compute capabilities 8.0 and 8.6, so one run of the compiler's front, which takes three
-# quarters of an architecture's time, serves both.
-function(ddu_share_compilation target)
-  if(CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)80(-real)?(;|$)" AND CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)86-real(;|$)")
-    set(architectures ${CMAKE_CUDA_ARCHITECTURES})
-    list(REMOVE_ITEM architectures 86-real)
-    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
-    set_property(SOURCE ${ARGN} APPEND PROPERTY COMPILE_OPTIONS --generate-code=arch=compute_80,code=[sm_86])
-  endif()
 endfunction()
 
 # Those of the architectures that have the convolution's products of matrices, but for what runs code of another as it is: a
@@ -115,7 +118,7 @@ function(ddu_cuda_sources library)
               cuda/attention.cu cuda/channels_last/columns.cu cuda/channels_last/columns_backward.cu
               cuda/channels_last/image_rows.cu cuda/channels_last/outer_product.cu cuda/conv2d.cu cuda/depthwise.cu)
   target_sources(${library} PRIVATE ${sources})
-  ddu_share_compilation(${library} ${sources})
+  ddu_set_architectures(${library} "${CMAKE_CUDA_ARCHITECTURES}" ${sources})
   # The runtime is linked in, so that the library stands beside any torch. The device code is compressed.
   set_target_properties(${library} PROPERTIES CUDA_RUNTIME_LIBRARY Static CUDA_VISIBILITY_PRESET hidden
                                               CUDA_SEPARABLE_COMPILATION OFF)
