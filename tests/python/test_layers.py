@@ -134,6 +134,17 @@ def test_resets_to_rates_and_masks_of_one(source):
     torch.testing.assert_close(layer(x), expected)
 
 
+def test_attention_resets_to_where_it_starts():
+    layer = DynamicDilationAttention2d(4, 2, 3)
+    for parameter in layer.parameters():
+        nn.init.ones_(parameter)
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert not layer.position_bias.any()
+    assert (layer.predictor(image(1, 4, 5, 6)) == 1).all()
+
+
 def test_half_rates_stay_float32():
     layer = DynamicDilationConv2d(2, 2, 3, padding=1, modulated=True).bfloat16()
     x = image(1, 2, 6, 6, dtype=torch.bfloat16)
@@ -271,6 +282,9 @@ def test_a_damaged_state_dict_is_refused():
         model.load_state_dict(state)
     with pytest.raises(RuntimeError, match="Missing key"):
         model.load_state_dict({"0.weight": state["0.weight"]})
+    normed = torch.nn.utils.parametrizations.weight_norm(DynamicDilationConv2d(2, 2, 3, bias=False))
+    with pytest.raises(RuntimeError, match=r"Missing key.*parametrizations\.weight"):
+        normed.load_state_dict({})
 
 
 def test_in_a_compiled_model():

@@ -87,6 +87,11 @@ class DynamicDilationAttention2d(nn.Module):
         if rates == "predicted":
             self.predictor = DilationPredictor(channels, map_groups, self.stride, max_rate=max_rate, **made)
 
+    def reset_parameters(self) -> None:
+        """Of those that are the module's own: its parts have theirs."""
+        if self.position_bias is not None:
+            nn.init.zeros_(self.position_bias)
+
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
         if (dilation_map is None) == (self.predictor is None):
             needs = (

@@ -208,7 +208,7 @@ def kind_of(module: Any) -> str:
 
 def _allow_plain(module: nn.Module, incompatible: Any) -> None:
     """A state dict that has nothing of a layer's rates and mask is a plain convolution's: nothing is missing."""
-    own = [name for name in module.state_dict() if name not in ("weight", "bias")]
+    own = [name for name in module.state_dict() if name.startswith(("predictor.", "rate_weight", "mask_predictor."))]
     missing = set(incompatible.missing_keys)
     for prefix in {key.removesuffix(own[0]) for key in missing if own and key.endswith(own[0])}:
         names = {prefix + name for name in own}
