@@ -118,13 +118,13 @@ class CpuConv2d : public testing::Test {
 using Kinds = testing::Types<float, double>;
 TYPED_TEST_SUITE(CpuConv2d, Kinds);
 
-// Depthwise, of one to eight outputs a channel; groups of two to eight channels; groups and heads that cross; maps and masks of
+// Depthwise, of one to three outputs a channel; groups of two to eight channels; groups and heads that cross; maps and masks of
 // all images; strides, even kernels, border; one channel; a part of the positions.
 const std::vector<ConvCase> kCases = {
     {{2, 36, 6, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 36, 36, 0, false, true},
     {{2, 12, 9, 7, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}}, 24, 12, 2, false, true},
     {{2, 5, 8, 9, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 1, ddu::PaddingMode::border}, true}, 15, 5, 1, true},
-    {{1, 1, 8, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 8, 1, 1},
+    {{1, 1, 8, 9, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}}, 1, 1, 1},
     {{1, 16, 4, 9, {{3, 3}, {1, 1}, {2, 2}, {2, 2}, 2, ddu::PaddingMode::border}}, 16, 16, 16, false, true},
     {{2, 8, 9, 11, {{3, 3}, {1, 2}, {1, 1}, {1, 1}, 2, ddu::PaddingMode::zeros, true, {3, 1}}, false, {4, 5}}, 8, 8},
     {{2, 24, 7, 40, {{3, 2}, {1, 1}, {1, 1}, {1, 1}, 2}}, 12, 12, 3, false, true},
@@ -218,6 +218,10 @@ TEST_F(CpuConv2dFloat, WhatIsNotServed) {
   c.weight_groups = c.heads = 12;
   EXPECT_TRUE(supported(c));
   c.heads = 36;  // of a third of a group
+  EXPECT_FALSE(supported(c));
+  EXPECT_TRUE(supported(kCases[3]));
+  c = kCases[3];
+  c.outputs = 2;  // of the only channel
   EXPECT_FALSE(supported(c));
   const P problem(c, near_rates);
   EXPECT_THROW(forward(problem), ddu::unsupported_device);

@@ -59,8 +59,9 @@ struct Conv2dBackward {
 namespace cpu {
 
 /// Whether conv2d_forward and conv2d_backward serve such calls: float32 and float64, with weight groups of up to 8 channels and
-/// 8 outputs, whole numbers of which make a group and a head. Unless it is depthwise, a group of the map has four of them or
-/// more. A caller with half types converts what it has: the result is rounded once then too.
+/// 8 outputs, whole numbers of which make a group and a head. A group of the map has four of them or more; if they are of one
+/// channel, two, or one with a single output. A caller with half types converts what it has: the result is rounded once then
+/// too.
 DDU_API bool conv2d_supported(const Conv2dGeometry& geometry, Types types);
 /// Throws ddu::unsupported_device where conv2d_supported says false. Results do not depend on the number of threads.
 DDU_API void conv2d_forward(const Conv2dGeometry& geometry, Types types, const Conv2d& tensors, int threads);

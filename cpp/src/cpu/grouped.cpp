@@ -130,7 +130,9 @@ bool conv2d_supported(const Conv2dGeometry& c, Types types) {
   const Geometry& g = c.geometry;
   if (is_half(types.input) || g.channels == 0 || c.out_channels == 0 || g.taps() == 0) return false;
   const std::int64_t channels = c.weight_group_channels();
-  const bool fills_lanes = channels == 1 || c.weight_groups / g.groups >= 4;
+  // One channel with several outputs is an ordinary convolution too, and products of matrices have them all at once.
+  const std::int64_t lanes = c.weight_groups / g.groups;
+  const bool fills_lanes = lanes >= 4 || (channels == 1 && (lanes > 1 || c.weight_group_outputs() == 1));
   return channels <= kMostChannels && c.weight_group_outputs() <= kMostGroupOutputs && fills_lanes &&
          c.weight_groups % g.groups == 0 && c.weight_groups % c.heads == 0;
 }
