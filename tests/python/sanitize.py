@@ -134,6 +134,8 @@ def conv2d(dtype: torch.dtype) -> None:
         (Case(1, 32, 12, 17, kernel_size=5, padding=2, stride=2), 16, 2, 1),
         (Case(1, 10, 9, 10, padding=1).border, 130, 1, 0),  # no whole vectors: a channels_last input is padded
         (Case(1, 64, 9, 10, kernel_size=(1, 3), padding=(0, 1)), 64, 4, 2),
+        (Case(2, 24, 9, 11, padding=1), 24, 6, 0),  # small groups, several at once
+        (Case(1, 30, 9, 10, padding=1, stride=2), 20, 10, 1),
         (Case(2, 20, 9, 11, padding=1, groups=2), 40, 20, 2),  # depthwise
     ]
     for (case, outputs, groups, heads), format in itertools.product(cases, FORMATS):
