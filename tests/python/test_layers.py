@@ -1,5 +1,7 @@
 """DynamicDilationConv2d and convert: what a layer starts as, where its rates come from, and whose weights it takes."""
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -132,6 +134,21 @@ def test_resets_to_rates_and_masks_of_one(source):
     assert mask is None or (mask == 1).all()
     expected = F.conv2d(x, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(layer(x), expected)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_copies_and_weight_norm(source):
+    layer = DynamicDilationConv2d(4, 2, 3, padding="same", **source)
+    for parameter in layer.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    x = image(1, 4, 5, 6)
+    expected = layer(x)
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert torch.equal(copied(x), expected)
+    normed = torch.nn.utils.parametrizations.weight_norm(layer)
+    torch.testing.assert_close(normed(x), expected)
+    normed(x).sum().backward()
+    assert all(parameter.grad is not None for parameter in normed.parameters())
 
 
 def test_attention_resets_to_where_it_starts():
