@@ -58,18 +58,15 @@ template <class V, int M, class Acc>
 void sample(const Tap<Acc>& tap, int n, const V* window, V (&values)[M]) {
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   if (tap.whole_y && tap.whole_x) {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) values[i] = window[tap.cell(n + i)];
   } else if (tap.whole_y || tap.whole_x) {
     const Acc* fraction = tap.whole_y ? fx : fy;
     const std::int32_t next = tap.whole_y ? 1 : tap.pitch;
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       values[i] = interpolate(cell[0], cell[next], fraction[i]);
     }
   } else {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       values[i] = interpolate(cell[0], cell[1], cell[tap.pitch], cell[tap.pitch + 1], fy[i], fx[i]);
@@ -82,12 +79,10 @@ template <class V, int M, class Acc>
 void scatter(const Tap<Acc>& tap, int n, const V (&grad)[M], V* window) {
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   if (tap.whole_y && tap.whole_x) {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) window[tap.cell(n + i)] += grad[i];
   } else if (tap.whole_y || tap.whole_x) {
     const Acc* fraction = tap.whole_y ? fx : fy;
     const std::int32_t next = tap.whole_y ? 1 : tap.pitch;
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       V* cell = window + tap.cell(n + i);
       const AxisWeights<Acc> weights(fraction[i]);
@@ -95,7 +90,6 @@ void scatter(const Tap<Acc>& tap, int n, const V (&grad)[M], V* window) {
       cell[next] += weights.second * grad[i];
     }
   } else {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       V* cell = window + tap.cell(n + i);
       const Weights<Acc> weights(fy[i], fx[i]);
@@ -115,13 +109,11 @@ void add_derivatives(const Tap<Acc>& tap, int n, const V (&grad)[M], const V* wi
   if (tap.centered_y || tap.centered_x) {
     const Acc offset = tap.centered_y ? tap.offset_x : tap.offset_y;
     const std::int32_t next = tap.centered_y ? 1 : tap.pitch;
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       sums[i] += grad[i] * ((cell[next] - cell[0]) * offset);
     }
   } else {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       sums[i] +=

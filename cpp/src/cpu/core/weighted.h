@@ -34,7 +34,6 @@ void for_each_sample(const Tap<Acc>& tap, int n, const Acc* factor, const V* win
   const Acc *fy = tap.fy + n, *fx = tap.fx + n;
   factor += n;
   if (tap.whole_y && tap.whole_x) {
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) body(i, factor[i] * window[tap.cell(n + i)]);
   } else if (tap.whole_y || tap.whole_x) {
     const Acc* fraction = tap.whole_y ? fx : fy;
@@ -45,14 +44,12 @@ void for_each_sample(const Tap<Acc>& tap, int n, const Acc* factor, const V* win
       first[i] = factor[i] * weights.first;
       second[i] = factor[i] * weights.second;
     }
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       body(i, first[i] * cell[0] + second[i] * cell[next]);
     }
   } else {
     const CornerWeights<Acc, M> weights(fy, fx, factor);
-#pragma GCC unroll 16
     for (int i = 0; i < M; ++i) {
       const V* cell = window + tap.cell(n + i);
       body(i, weights.a[i] * cell[0] + weights.b[i] * cell[1] + weights.c[i] * cell[tap.pitch] +
