@@ -1,6 +1,9 @@
 // The host side of unfold: which kernel, cut how, launched with what.
 
+#include <optional>
+
 #include "channels_last/columns.h"
+#include "channels_last/plan.h"
 #include "core/make_params.h"
 #include "core/workspace.h"
 #include "planar/forward.cuh"
@@ -29,15 +32,31 @@ bool leaves_tiles(const Geometry& g, const Params<float>& p, bool single_channel
   return !single_channel && largest_window(g, kWindowPadding) > p.capacity;
 }
 
-/// What a planar call needs of the workspace before that of the channels-last kernels.
-TileMarks take_marks(const Geometry& g, const Params<float>& p, Workspace& workspace) {
-  return {TileMarks::take(workspace, tiles_of(p, g)),
-          p.tile_height,
-          p.tile_columns,
-          p.by_tiles.divisor,
-          p.by_tile_width,
-          tiles_of(p, g)};
+/// Whether blocks of marked tiles turn shares of the input to rows: where the kernel that stores columns has lanes without
+/// channels, blocks of one vector each are faster at it, and else it is.
+template <class T>
+bool turns_shares(const Geometry& g) {
+  const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
+  return kTurnsShares<T> && vectors % (std::int64_t{1} << channels_last::log2_at_least(vectors, 3)) != 0;
 }
+
+/// What a planar call needs of the workspace before that of the channels-last kernels.
+struct LeftTiles {
+  TileMarks marks;
+  unsigned char* strange = nullptr;  // of shares, as in SharedCopy
+
+  LeftTiles(const Geometry& g, const Params<float>& p, bool turns, Workspace& workspace)
+      : marks{TileMarks::take(workspace, tiles_of(p, g)),
+              p.tile_height,
+              p.tile_columns,
+              p.by_tiles.divisor,
+              p.by_tile_width,
+              tiles_of(p, g)} {
+    if (!turns) return;
+    strange = workspace.take<unsigned char>(work_tiles(p, g));
+    marks.share = static_cast<int>(ceil_div(ceil_div(g.pixels(), std::int64_t{p.by_tiles.divisor}), 32) * 32);
+  }
+};
 
 /// Asks L2 for the map, and lets the planar kernel start beside it: the map is what its blocks wait for first.
 __global__ void __launch_bounds__(256) prefetch_kernel(const void* map, std::int64_t bytes) {
@@ -62,9 +81,17 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   }
   Workspace workspace(given.workspace);
   const bool leaves = leaves_tiles(g, p, kSingleChannel);
-  const TileMarks marks = leaves ? take_marks(g, p, workspace) : TileMarks{};
-  const ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output),
-                                   marks.marks, most_reach(p)};
+  ForwardPointers<T> tensors{static_cast<const T*>(given.input), given.dilation_map, static_cast<T*>(given.output), nullptr,
+                             most_reach(p)};
+  Unfold rest = given;
+  std::optional<LeftTiles> left;
+  if (leaves) {
+    left.emplace(g, p, turns_shares<T>(g), workspace);
+    rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
+    const auto copy = channels_last::input_copy(g, types, rest, left->marks);
+    tensors.marks = left->marks.marks;
+    if (left->marks.share) tensors.copy = {static_cast<T*>(copy.rows), copy.layout, left->marks.share, left->strange};
+  }
   const bool ahead = current_device().overlaps && blocks >= std::int64_t{kConfig.min_blocks} * current_device().multiprocessors;
   if (ahead) {
     launch(prefetch_kernel, {2, 256}, stream, given.dilation_map,
@@ -73,9 +100,7 @@ void run_planar(const Geometry& g, Types types, const Unfold& given, Stream stre
   launch(forward_kernel<T, K, kSingleChannel>, {blocks, kConfig.threads, p.capacity * kConfig.element_bytes, ahead}, stream, p,
          tensors, input_bytes);
   if (!leaves) return;
-  Unfold rest = given;
-  rest.workspace = static_cast<unsigned char*>(given.workspace) + workspace.bytes();
-  channels_last::unfold(g, types, rest, marks, stream);
+  channels_last::unfold(g, types, rest, left->marks, stream, {left->strange, static_cast<int>(p.by_channel_blocks.divisor)});
 }
 
 /// Calls body(K, kSingleChannel) for the kernel that serves a call. Square kernels of the usual sizes keep their cells in
@@ -133,15 +158,17 @@ std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold&
   Unfold given = tensors;
   given.input_format = format_to_read(g, types, tensors.input_format);
   Workspace workspace;
+  TileMarks tiles;
   bool channels_last = true;
   if (!goes_channels_last(g, types, given)) {
     visit_planar(g, types, [&](auto* type, auto kernel, auto single) {
-      const auto p = planar_params<std::remove_pointer_t<decltype(type)>, kernel.value, single.value>(g, types);
+      using T = std::remove_pointer_t<decltype(type)>;
+      const auto p = planar_params<T, kernel.value, single.value>(g, types);
       channels_last = leaves_tiles(g, p, single.value);
-      if (channels_last) take_marks(g, p, workspace);
+      if (channels_last) tiles = LeftTiles(g, p, turns_shares<T>(g), workspace).marks;
     });
   }
-  return channels_last ? workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given) : 0;
+  return channels_last ? workspace.bytes() + channels_last::unfold_workspace_bytes(g, types, given, tiles) : 0;
 }
 
 void unfold(const Geometry& g, Types types, const Unfold& tensors, Stream stream) {

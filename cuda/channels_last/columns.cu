@@ -14,24 +14,28 @@ struct Forward {
   int strange_count = 0;
   std::size_t bytes;
 
-  Forward(const Geometry& g, const Unfold& given) {
+  Forward(const Geometry& g, const Unfold& given, const TileMarks& tiles) {
     Workspace workspace(given.workspace);
     if (given.input_format == MemoryFormat::channels_last) {
       rows = own_rows(g);
     } else {
       rows = padded_rows(g, kVec<T>);
       copy = workspace.template take<T>(numel(g, rows));
-      strange_count = Conversion<T>(g, rows).image_blocks;
+      strange_count = Conversion<T>(g, rows, tiles).image_blocks;
       strange = workspace.template take<unsigned char>(strange_count * g.batch);
     }
     bytes = workspace.bytes();
   }
-  void run(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) const {
-    const Conversion<T> conversion(g, rows);
-    const PlanesToRows<T> work = conversion.work(given.input, copy, {}, strange);
+  void run(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream,
+           const TurnedShares& shares) const {
+    const Conversion<T> conversion(g, rows, tiles);
+    PlanesToRows<T> work = conversion.work(given.input, copy, {}, strange);
+    work.turned_strange = shares.strange;
+    work.turned_blocks = shares.channel_blocks;
     if (copy && !tiles.marks)  // else with the columns
       planes_to_rows(g, types.input, rows, {}, given.input, copy, {}, strange, stream);
     auto p = make_params<T>(g, types, rows, kTurnsInMemory<T>);
+    fill_rounds(g, kColumnsBlocks<T> * current_device().multiprocessors, p);
     p.tiles = tiles;
     const ColumnsPointers<T> tensors{copy ? copy : static_cast<const T*>(given.input),
                                      given.dilation_map,
@@ -55,15 +59,26 @@ struct Forward {
 
 }  // namespace
 
-std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given) {
+std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles) {
   std::size_t bytes = 0;
-  visit(types.input, [&](auto* type) { bytes = Forward<std::remove_pointer_t<decltype(type)>>(g, given).bytes; });
+  visit(types.input, [&](auto* type) { bytes = Forward<std::remove_pointer_t<decltype(type)>>(g, given, tiles).bytes; });
   return bytes;
 }
 
-void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream) {
-  visit(types.input,
-        [&](auto* type) { Forward<std::remove_pointer_t<decltype(type)>>(g, given).run(g, types, given, tiles, stream); });
+InputCopy input_copy(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles) {
+  InputCopy found{};
+  visit(types.input, [&](auto* type) {
+    const Forward<std::remove_pointer_t<decltype(type)>> forward(g, given, tiles);
+    found = {forward.copy, forward.rows};
+  });
+  return found;
+}
+
+void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream,
+            const TurnedShares& turned) {
+  visit(types.input, [&](auto* type) {
+    Forward<std::remove_pointer_t<decltype(type)>>(g, given, tiles).run(g, types, given, tiles, stream, turned);
+  });
 }
 
 }  // namespace ddu::cuda::channels_last

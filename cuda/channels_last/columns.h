@@ -5,13 +5,27 @@
 #include "../core/ordered_sums.cuh"
 #include "ddu/geometry.h"
 #include "ddu/unfold.h"
-#include "marks.cuh"
+#include "params.cuh"
 
 namespace ddu::cuda::channels_last {
 
-std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given);
+std::size_t unfold_workspace_bytes(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles);
+/// What planar blocks have found of the shares of marked tiles that they turned, as in SharedCopy; where TileMarks::share is 0,
+/// nothing.
+struct TurnedShares {
+  const unsigned char* strange = nullptr;  // [image, group, block of channels, tile]
+  int channel_blocks = 0;                  // of a group
+};
 /// The columns of the marked tiles, or all of them.
-void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream);
+void unfold(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles, Stream stream,
+            const TurnedShares& turned = {});
+
+/// The copy of a planar call's input, in the workspace of these kernels.
+struct InputCopy {
+  void* rows;
+  RowLayout layout;
+};
+InputCopy input_copy(const Geometry& g, Types types, const Unfold& given, const TileMarks& tiles);
 
 /// The part of a backward call that planar kernels leave to these.
 struct Rest {

@@ -58,6 +58,12 @@ __device__ __forceinline__ void store_lines(const TurnTile<T>& tile, T* out, std
 /// of half types, whole ones of a copy, whose conversion found out whether its pixels are finite.
 enum class ForwardKind { whole, rows, any, copy };
 
+/// Whether such a kernel may take what planar kernels leave: they are given planes, of which there is a copy; not of float64.
+template <class T, ForwardKind kKind>
+constexpr bool kMayFollowPlanar =
+    kKind == ForwardKind::rows ? sizeof(T) < 8
+                               : kKind == (sizeof(T) == 2 ? ForwardKind::copy : ForwardKind::whole) && sizeof(T) < 8;
+
 /// Keeps values where they are until everything that was asked for ahead of this is on its way: a compiler takes the first
 /// position's values, and waits for them, before it asks for the others'.
 template <class T>
@@ -79,8 +85,8 @@ struct TapReader {
   /// so (sample_in_turn).
   static constexpr bool kAhead = kRows && sizeof(T) < 8;
 
-  const T* input;           // the lane's first channel of the image
-  std::int64_t pixel, row;  // distances
+  const char* input;        // the lane's first channel of the image
+  std::int64_t pixel, row;  // distances, in bytes: a compiler would work each corner's address out from the beginning
   std::int64_t second;      // of the corners of a pair
   unsigned mine;            // corners that this lane may read
   int shift;                // to the mask of corners, as in StrangePixels
@@ -88,26 +94,27 @@ struct TapReader {
 
   __device__ __forceinline__ void set_place(const RowParams<Acc>& p, const ColumnsPointers<T>& tensors,
                                             const WarpWork<T>& work) {
-    input = tensors.input + work.pixels(p);
-    pixel = p.rows.pixel;
-    row = p.width * p.rows.pixel;
+    input = reinterpret_cast<const char*>(tensors.input + work.pixels(p));
+    pixel = p.rows.pixel * std::int64_t{sizeof(T)};
+    row = p.width * pixel;
   }
 
   /// Loads a position's corners. Of a copy, those without weight are -0, whose product with the weight 0 leaves a zero its
   /// sign.
   template <bool kPair>
   __device__ __forceinline__ Corners<T> load(typename Table::Where where) const {
-    const T* at = input + (where >> 8);
+    const char* at = input + (where >> 8) * std::int64_t{sizeof(T)};
+    const auto corner = [&](const char* of) { return load_channels<kRows, kN>(reinterpret_cast<const T*>(of), channels); };
     const unsigned needed = (unsigned(where) >> shift) & mine;
     Corners<T> of;
     if constexpr (kCopy) {
 #pragma unroll
       for (int w = 0; w < 4; ++w) of.b.word[w] = of.c.word[w] = of.d.word[w] = 0x80008000;
     }
-    if (needed & 1) of.a = load_channels<kRows, kN>(at, channels);
-    if (needed & (kPair ? 6 : 2)) of.b = load_channels<kRows, kN>(at + (kPair ? second : pixel), channels);
-    if (!kPair && (needed & 4)) of.c = load_channels<kRows, kN>(at + row, channels);
-    if (!kPair && (needed & 8)) of.d = load_channels<kRows, kN>(at + row + pixel, channels);
+    if (needed & 1) of.a = corner(at);
+    if (needed & (kPair ? 6 : 2)) of.b = corner(at + (kPair ? second : pixel));
+    if (!kPair && (needed & 4)) of.c = corner(at + row);
+    if (!kPair && (needed & 8)) of.d = corner(at + row + pixel);
     return of;
   }
 
@@ -189,14 +196,16 @@ __device__ __forceinline__ void sample_in_turn(const TapTable<accumulator_t<T>, 
 template <class T, ForwardKind kKind>
 __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>& p, const ColumnsPointers<T>& tensors,
                                               const WarpWork<T>& work, const TurnTile<T>& tile,
-                                              const TapTable<accumulator_t<T>, false>& table) {
+                                              const TapTable<accumulator_t<T>, false>& table, const StrangePixels& strange) {
   using Table = TapTable<accumulator_t<T>, false>;
   constexpr int kN = kVec<T>;
   __syncwarp();  // what was there before has been read
   table.load_rates(p, work, tensors.map);
   constexpr bool kAhead = TapReader<T, kKind>::kAhead;
   TapReader<T, kKind> reader{};
-  if constexpr (!kAhead) reader.set_place(p, tensors, work);  // early or late: a compiler's choice of registers follows
+  [[maybe_unused]] const T* in_turn = nullptr;  // what sample_in_turn reads, and how far its rows are apart
+  [[maybe_unused]] std::int64_t row = 0;
+  if constexpr (!kAhead) in_turn = tensors.input + work.pixels(p), row = p.width * p.rows.pixel;
   const std::int64_t from_channel = p.taps * p.positions;
   const int first_channel = work.slice * (work.lanes * kN);
   const int channels = min(p.group_channels - first_channel, work.lanes * kN);
@@ -207,7 +216,7 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
   const int there = positions - work.quad * kN;
   if constexpr (kAhead) reader.set_place(p, tensors, work);
   reader.mine = work.channels > 0 ? 15 : 0;
-  reader.shift = tensors.strange.corner_shift(work.image);
+  reader.shift = strange.corner_shift(work.image);
   reader.channels = work.channels;
   const int at_once = Table::entries(work.run) / work.run;
   constexpr bool kAny = kKind == ForwardKind::any, kCopy = kKind == ForwardKind::copy;
@@ -229,7 +238,7 @@ __device__ __forceinline__ void store_columns(const RowParams<accumulator_t<T>>&
         const int entry = t * work.run + unit * kN;
         Square<T> square;
         if constexpr (!kAhead) {
-          sample_in_turn<!kAny, kAny ? 2 : kN>(table, entry, reader.input, p.rows.pixel, reader.row, reader.mine, reader.shift,
+          sample_in_turn<!kAny, kAny ? 2 : kN>(table, entry, in_turn, p.rows.pixel, row, reader.mine, reader.shift,
                                                work.channels, square);
         } else if (kCopy && pair) {
           reader.template sample<true, kN>(table, entry, square);
@@ -267,18 +276,28 @@ __global__ void __launch_bounds__(kRowThreads, kColumnsBlocks<T>)
     columns_forward_kernel(const RowParams<accumulator_t<T>> p, const ColumnsPointers<T> tensors, unsigned blocks,
                            const PlanesToRows<T> conversion) {
   extern __shared__ char shared[];
-  if (p.tiles.nothing_left()) return;
+  if (kMayFollowPlanar<T, kKind> && p.tiles.nothing_left()) return;
   wait_for_previous();
   const TurnTile<T> tile(shared, p.log_lanes);
-  if constexpr (kKind != ForwardKind::any) {
-    if (p.tiles.marks) turn_marked_planes(conversion, p.tiles, shared);
+  StrangePixels strange = tensors.strange;
+  if constexpr (kMayFollowPlanar<T, kKind>) {
+    if (p.tiles.marks) {
+      // Planar blocks that have no window have turned their shares: most often there are no others.
+      const bool turned = conversion.params.share != 0 && p.tiles.template every<TileMarks::kMarked>();
+      if (turned) {
+        strange = {conversion.turned_strange, p.groups * conversion.turned_blocks * int(p.tiles.tiles)};
+      } else {
+        turn_marked_planes(conversion, p.tiles, shared);
+      }
+    }
   }
   const TapTable<accumulator_t<T>, false> table(shared + (kTurnsInMemory<T> ? kRowWarps * TurnTile<T>::bytes(p.log_lanes) : 0),
                                                 p.run);
 #pragma unroll 1
   for (unsigned block = blockIdx.x; block < blocks; block += gridDim.x) {
     const WarpWork<T> work(p, block);
-    if (work.any && work.any_marked(p)) store_columns<T, kKind>(p, tensors, work, tile, table);
+    if (work.any && (!kMayFollowPlanar<T, kKind> || work.any_marked(p)))
+      store_columns<T, kKind>(p, tensors, work, tile, table, strange);
   }
 }
 

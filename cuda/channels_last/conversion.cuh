@@ -14,6 +14,7 @@ struct ConversionParams {
   RowLayout rows;
   int log_lanes;  // channel vectors that a warp takes
   int slices, groups;
+  int share = 0;  // pixels of a block, where it takes those of a tile that no planar block turned
   Divider by_blocks, by_pixel_blocks, by_slices, by_groups;
 };
 
@@ -80,7 +81,11 @@ struct PlanesToRows {
     unsigned group = plane;
     const unsigned image = params.by_groups.take(group);
     bool finite = true;
-    if (tiles.any(std::int64_t{plane} * tiles.tiles, tiles.tiles)) {
+    const std::int64_t first_tile = std::int64_t{plane} * tiles.tiles;
+    const bool turned = params.share != 0 && (tiles.marks[first_tile + block] & TileMarks::kMarked);
+    if (turned) {
+      finite = slice != 0 || !turned_is_strange(std::int64_t{plane} * turned_blocks * tiles.tiles + block, tiles.tiles);
+    } else if (tiles.any(first_tile, tiles.tiles)) {
       const int first_channel = (int(slice) << params.log_lanes) * kVec<T>;
       const T* from = planes + (std::int64_t{plane} * params.group_channels + first_channel) * params.pixels;
       const std::int64_t to = image * params.rows.image + group * params.rows.group + first_channel;
@@ -91,7 +96,16 @@ struct PlanesToRows {
     if (threadIdx.x == 0) strange[index] = found;
   }
 
+  const unsigned char* turned_strange = nullptr;  // of planar blocks that turned shares: [plane, block of channels, tile]
+  int turned_blocks = 0;                          // of channels
+
  private:
+  __device__ bool turned_is_strange(std::int64_t first, unsigned tiles) const {
+    bool found = false;
+    for (int i = int(threadIdx.x); i < turned_blocks; i += kRowThreads)
+      found |= turned_strange[first + std::int64_t{i} * tiles];
+    return found;
+  }
   __device__ bool copy(unsigned block, int first_channel, const T* from, std::int64_t to, const TurnTile<T>& tile) const;
 };
 
@@ -104,9 +118,12 @@ __device__ __forceinline__ bool PlanesToRows<T>::copy(unsigned block, int first_
   const int channels = min(p.group_channels - first_channel, lanes * kN);
   const int vector = lane & (lanes - 1);
   unsigned found = 0;  // whether anything is not finite
-  const std::int64_t step = std::int64_t{p.by_blocks.divisor} * kRowWarps * run;
-  for (std::int64_t pixel = (std::int64_t{block} * kRowWarps + threadIdx.x / 32) * run; pixel < p.pixels; pixel += step) {
-    const int there = int(min(p.pixels - pixel, std::int64_t{run}));
+  const bool shares = p.share != 0;
+  const std::int64_t step = std::int64_t{shares ? 1 : p.by_blocks.divisor} * kRowWarps * run;
+  const std::int64_t first = shares ? std::int64_t{block} * p.share : std::int64_t{block} * kRowWarps * run,
+                     last = shares ? min(first + p.share, p.pixels) : p.pixels;
+  for (std::int64_t pixel = first + std::int64_t{threadIdx.x / 32} * run; pixel < last; pixel += step) {
+    const int there = int(min(last - pixel, std::int64_t{run}));
     __syncwarp();
     if (whole) {
       const int unit = lane & (units - 1);

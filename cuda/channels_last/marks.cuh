@@ -18,6 +18,7 @@ struct TileMarks {
   unsigned tiles = 1;
   Divider by_tile_width;
   std::int64_t all = 0;  // of all images and groups
+  int share = 0;         // pixels of each image that the planar blocks of a marked tile have turned to rows; 0 where none do
 
   /// Memory for the marks of so many tiles, and ahead of them for two counters of each phase: of pieces taken, and done.
   static unsigned char* take(Workspace& workspace, std::int64_t tiles) {

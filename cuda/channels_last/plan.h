@@ -57,18 +57,24 @@ RowParams<Acc> sizes_of(const Geometry& g, Types types, const RowLayout& rows) {
   return p;
 }
 
-/// Cuts the positions into runs, one for each warp, and runs into blocks of at most so many columns of them.
+/// Cuts runs into blocks of block_columns columns of them.
 template <class Acc>
-void cut_positions(const Geometry& g, int run, RowParams<Acc>& p, int most_columns = kRowWarps) {
-  p.run = run;
-  const std::int64_t runs = ceil_div(g.positions(), run);
-  p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
-  p.block_columns = 1;  // neighbours in a row complete each other's lines of the output
-  while (p.block_columns * 2 <= std::min({p.run_columns, 32 / run, most_columns})) p.block_columns *= 2;
+void cut_blocks(const Geometry& g, RowParams<Acc>& p) {
+  const std::int64_t runs = ceil_div(g.positions(), p.run);
   p.column_blocks = static_cast<int>(ceil_div(p.run_columns, p.block_columns));
   p.row_blocks = static_cast<int>(ceil_div(ceil_div(runs, p.run_columns), kRowWarps / p.block_columns));
   p.by_column_blocks = Divider(static_cast<unsigned>(p.column_blocks));
   p.by_row_blocks = Divider(static_cast<unsigned>(p.row_blocks));
+}
+
+/// Cuts the positions into runs, one for each warp, and runs into blocks of at most so many columns of them.
+template <class Acc>
+void cut_positions(const Geometry& g, int run, RowParams<Acc>& p, int most_columns = kRowWarps) {
+  p.run = run;
+  p.run_columns = static_cast<int>(std::max<std::int64_t>(1, (g.w.out_size + run / 2) / run));
+  p.block_columns = 1;  // neighbours in a row complete each other's lines of the output
+  while (p.block_columns * 2 <= std::min({p.run_columns, 32 / run, most_columns})) p.block_columns *= 2;
+  cut_blocks(g, p);
 }
 
 /// A lane takes `channels` channels, and 2^most_log_lanes lanes share a position if there are so many.
@@ -97,6 +103,34 @@ RowParams<accumulator_t<T>> make_params(const Geometry& g, Types types, const Ro
   return p;
 }
 
+/// Cuts a forward's work anew where the device's last round would be far from full: into blocks of other runs, and into runs of
+/// taps. `resident` blocks run at once.
+template <class Acc>
+void fill_rounds(const Geometry& g, std::int64_t resident, RowParams<Acc>& p) {
+  const auto blocks = [&](const RowParams<Acc>& cut) {
+    return std::int64_t{cut.column_blocks} * cut.row_blocks * cut.slices * g.groups * g.batch *
+           ceil_div(g.taps(), cut.tap_chunk);
+  };
+  const auto time = [&](const RowParams<Acc>& cut) {  // in taps of a block, whose start takes as long as half of one
+    return static_cast<double>(ceil_div(blocks(cut), resident)) * (cut.tap_chunk + 0.5);
+  };
+  RowParams<Acc> best = p;
+  for (int columns = 1; columns <= std::min(p.run_columns, kRowWarps); columns *= 2) {
+    for (int chunks = 1; chunks <= 4; ++chunks) {
+      RowParams<Acc> cut = p;
+      cut.block_columns = columns;
+      cut_blocks(g, cut);
+      cut.tap_chunk = static_cast<int>(ceil_div(g.taps(), std::int64_t{chunks}));
+      if (time(cut) < std::min(time(best), 0.93 * time(p))) best = cut;
+    }
+  }
+  // Blocks of many rounds drift apart, and the last ones run for half a block's time beside idle multiprocessors.
+  if (best.tap_chunk >= p.taps && blocks(best) >= 4 * resident) best.tap_chunk = (p.taps + 1) / 2;
+  p = best;
+  p.tap_chunks = static_cast<int>(ceil_div(g.taps(), std::int64_t{p.tap_chunk}));
+  p.by_tap_chunks = Divider(static_cast<unsigned>(p.tap_chunks));
+}
+
 /// Of so many pieces of work for marked tiles: most often there are none, and no more blocks than run at once end sooner.
 inline unsigned few_blocks(unsigned pieces) {
   return std::min(pieces, static_cast<unsigned>(2 * current_device().multiprocessors));
@@ -114,7 +148,8 @@ struct Conversion {
   int image_blocks;                // of the first, for an image
   std::size_t shared;
 
-  Conversion(const Geometry& g, const RowLayout& rows) {
+  /// Of shares of tiles, where a tile has one.
+  Conversion(const Geometry& g, const RowLayout& rows, const TileMarks& tiles = {}) {
     const std::int64_t vectors = ceil_div(g.group_channels(), kVec<T>);
     params.pixels = g.pixels();
     params.group_channels = static_cast<int>(g.group_channels());
@@ -126,7 +161,9 @@ struct Conversion {
     const std::int64_t planes = std::int64_t{params.slices} * g.groups * g.batch;
     const std::int64_t resident = std::max<std::int64_t>(1, std::int64_t{6} * current_device().multiprocessors / planes);
     const std::int64_t block_pixels = (std::int64_t{kRowWarps} * kVec<T>) << TurnTile<T>::log_units_of(params.log_lanes);
-    const auto pixel_blocks = grid_size(std::min(ceil_div(g.pixels(), block_pixels), resident));
+    params.share = tiles.share;
+    const auto pixel_blocks =
+        tiles.share != 0 ? tiles.tiles : grid_size(std::min(ceil_div(g.pixels(), block_pixels), resident));
     params.by_blocks = Divider(pixel_blocks);
     const auto square_blocks_of_plane = grid_size(ceil_div(g.pixels(), (kRowThreads >> params.log_lanes) * kVec<T>));
     params.by_pixel_blocks = Divider(square_blocks_of_plane);

@@ -143,6 +143,41 @@ __device__ __forceinline__ void prefetch_ahead(const Params<float>& p, const T* 
   prefetch(reinterpret_cast<const char*>(input) + from, to - from);
 }
 
+/// Whether blocks without a window turn shares of the input: those of half types have other vectors.
+template <class T>
+constexpr bool kTurnsShares = sizeof(T) == 4;
+
+/// What a block without a window does: it turns its share of the input to rows. Two blocks of neighbouring vectors of channels
+/// turn both of them, of half of the tile's pixels each, so that they write whole sectors of memory.
+template <class T>
+__device__ __forceinline__ void turn_share(const Params<float>& p, const WorkTile& work, const T* input,
+                                           const SharedCopy<T>& copy) {
+  constexpr int N = 16 / int(sizeof(T));  // channels of a block
+  if (!copy.rows) return;
+  const int log = (work.channel_block | 1) < int(p.by_channel_blocks.divisor) ? 1 : 0;  // vectors, as a power of two
+  const int first_vector = work.channel_block >> log << log, across = 5 - log;          // pixels of a warp, likewise
+  const std::int64_t begin = std::int64_t{work.tile_y * p.tile_columns + work.tile_x} * copy.share +
+                             (work.channel_block - first_vector) * (copy.share >> log);
+  const std::int64_t pixels = p.pixels();
+  const T* planes = input + (std::int64_t{work.image} * p.channels + work.group * p.group_channels) * pixels;
+  T* rows = copy.rows + work.image * copy.layout.image + work.group * copy.layout.group;
+  float zero = 0;  // or NaN, once anything is not finite
+  for (int i = int(threadIdx.x); i < copy.share; i += int(blockDim.x)) {
+    const std::int64_t pixel = begin + ((i >> 5) << across) + (i & ((1 << across) - 1));
+    const int c = (first_vector + (i >> across & log)) * N;
+    if (pixel >= pixels) continue;
+    Vec<T, N> element;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      element.value[j] = c + j < p.group_channels ? __ldg(planes + (c + j) * pixels + pixel) : T(0.f);
+      zero = __fmaf_rn(0.f, widen(element.value[j]), zero);
+    }
+    VecBits<Vec<T, N>>::write(*reinterpret_cast<Vec<T, N>*>(rows + pixel * copy.layout.pixel + c), element);
+  }
+  const bool found = __syncthreads_or(zero != 0);
+  if (threadIdx.x == 0) copy.strange[blockIdx.x] = found;
+}
+
 template <class T, int K, bool kSingleChannel>
 __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads,
                                   forward_config<T, K, kSingleChannel>().min_blocks)
@@ -161,20 +196,25 @@ __global__ void __launch_bounds__(forward_config<T, K, kSingleChannel>().threads
   if (tensors.marks && work.channel_block != 0) let_next_start();  // the others mark their tile first
   const Position<float> position(p, work, tensors.map);
   const float reach = Window::reach_of_tile<kThreads>(position, slots);
-  if (tensors.marks && reach > tensors.most_reach) {
-    if (work.channel_block == 0 && threadIdx.x == 0) mark_tile(p, work, kLeftToRows, tensors.marks);
-    return;
+  const T* planes = tensors.input + work.plane(p) * p.pixels();
+  Window window;
+  bool fits = kSingleChannel || !tensors.marks || reach <= tensors.most_reach;
+  if (fits) {
+    window = Window::of_reach<kWindowPadding>(p, work, reach);
+    fits = window.fits(p.capacity);
   }
-  const Window window = Window::of_reach<kWindowPadding>(p, work, reach);
-  const bool fits = window.fits(p.capacity);
   if (tensors.marks && work.channel_block == 0 && threadIdx.x == 0) {
     mark_tile(p, work, fits ? kDone : kLeftToRows, tensors.marks);
   }
-  const T* planes = tensors.input + work.plane(p) * p.pixels();
   char* out = reinterpret_cast<char*>(tensors.output + work.plane(p) * p.taps() * p.positions() + position.index);
   const unsigned column_bytes = unsigned(p.positions()) * unsigned(sizeof(T));
   if (!fits) {
-    if constexpr (kSingleChannel) store_without_window<K>(p, position, planes, out, column_bytes);
+    if constexpr (kSingleChannel) {
+      store_without_window<K>(p, position, planes, out, column_bytes);
+    } else if constexpr (kTurnsShares<T>) {
+      static_assert(kOneStep && N * sizeof(T) == 16, "a block turns one vector of channels");
+      turn_share(p, work, tensors.input, tensors.copy);
+    }
     return;
   }
 

@@ -2,13 +2,23 @@
 
 // The memory of a call, as its kernels get it.
 
-#include "../channels_last/marks.cuh"
+#include "../channels_last/params.cuh"
 #include "../core/dependent_launch.cuh"
 #include "../core/integer.h"
 #include "../core/numeric.cuh"
 #include "../core/position.cuh"
 
 namespace ddu::cuda {
+
+/// A copy of the input, channels side by side, that the channels-last kernel reads where tiles are left to it. Blocks that have
+/// no window turn a share of it each.
+template <class T>
+struct SharedCopy {
+  T* rows = nullptr;  // null where nobody turns any
+  RowLayout layout{};
+  int share = 0;                     // pixels of a tile's share
+  unsigned char* strange = nullptr;  // of each block that turned some: whether anything it read is not finite
+};
 
 template <class T>
 struct ForwardPointers {
@@ -17,6 +27,7 @@ struct ForwardPointers {
   T* output;
   unsigned char* marks;  // of tiles whose window does not fit: [image, group, tile], as in TileMarks; null if all do
   float most_reach;      // of a tile that has a window, where there are marks
+  SharedCopy<T> copy;    // what such tiles' blocks do instead
 };
 
 /// Index of a tile in arrays of [image, group, tile].

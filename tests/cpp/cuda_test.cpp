@@ -130,7 +130,7 @@ TYPED_TEST(Cuda, PixelsThatAreNotFinite) {
   using Problem = Problem<typename TypeParam::T, typename TypeParam::M>;
   const double strange[] = {NAN, INFINITY, -INFINITY};
   for (const auto rates : {near_rates, wide_rates}) {
-    for (const int which : {0, 1, 5}) {
+    for (const int which : {0, 1, 5, 13}) {
       SCOPED_TRACE(testing::Message() << "case " << which << (rates == near_rates ? ", near rates" : ", wide rates"));
       Problem problem(kCases[which], rates);
       for (std::int64_t i = 0; i < 9; ++i) problem.input.set(i * 7919 % std::int64_t(problem.input.size()), strange[i % 3]);

@@ -79,6 +79,23 @@ def test_values_and_strides(case, kind, dtype, map_dtype, device, reads):
     assert actual.grad_input.stride() == strides_of_gradient(x, reads)
 
 
+@pytest.mark.parametrize("strange", [False, True])
+@pytest.mark.parametrize("wide", [slice(0), slice(24, 40), slice(None)], ids=["no", "some", "all"])
+@pytest.mark.parametrize("channels", [20, 32])
+def test_planes_whose_rates_are_wide_in_some_rows(channels, wide, strange, device):
+    """CUDA turns what is needed of the planes to rows: by blocks without a window, or by those that read rows."""
+    x = random_input((2, channels, 67, 129)).to(device, torch.float32)
+    if strange:
+        x[1, channels // 2, 30, 64], x[0, 0, 3, 4] = torch.inf, torch.nan
+    rates = torch.full((2, 1, 67, 129), 1.25, device=device)
+    rates[:, :, wide] = 13.5
+    actual = dynamic_dilation_unfold(x, 3, rates, padding=1)
+    expected = dynamic_dilation_unfold(channels_last(x), 3, rates, padding=1)
+    assert torch.equal(actual.isnan(), expected.isnan())
+    actual, expected = (columns.nan_to_num(0.0, 0.0, 0.0) for columns in (actual, expected))
+    assert relative_error(actual, expected) <= TOLERANCE[torch.float32]
+
+
 def test_nothing_is_copied():
     """Neither by torch.contiguous nor otherwise: the only memory is the results', and at most scratch beside it."""
     case = Case(1, 32, 64, 64, kernel_size=1)
