@@ -3,6 +3,7 @@
 //     (planes_to_rows_kernel        the input and grad_output, channels-last, unless they lie so; zeros in the sums beside)
 //     pack_for_backward_kernel      the weight, in the orders of the products, and ranges of rates
 //     conv_weight_backward_kernel   the weight's gradient, in sums of each block's → sum_weights_kernel, which adds them up
+//     or, for both, conv_joint_backward_kernel → sum_weights_kernel, for the map's gradient as well
 //     conv_corners_backward_kernel  gradients of map and mask, and zeros in the input's sums, if it has such
 //     conv_input_gather_kernel      the input's gradient of few taps, or its sums in rows
 //     or conv_input_backward_kernel, whatever the taps, which adds to its sums
@@ -13,9 +14,11 @@
 
 #include "../cpp/src/conv2d_products.h"
 #include "channels_last/image_rows.h"
+#include "convolution/backward_pack.cuh"
 #include "convolution/corners.h"
 #include "convolution/image.h"
 #include "convolution/input_plan.h"
+#include "convolution/joint.h"
 #include "convolution/weight.h"
 
 namespace ddu::cuda {
@@ -25,28 +28,6 @@ using namespace channels_last;
 
 using convolution::as_image;
 using convolution::with_heads;
-
-/// The weights, in the orders of the kernels that multiply by them, and what rates boxes of positions have.
-template <class T>
-__global__ void __launch_bounds__(256)
-    pack_for_backward_kernel(const CornersParams corners, int outputs, uint4* slices, std::int64_t of_corners,
-                             const ConvInputParams input, uint4* fragments, std::int64_t of_input,
-                             const InputGatherParams gather, uint4* gathered, std::int64_t of_gather, RateRange* ranges,
-                             std::int64_t boxes, const void* map, const T* weight) {
-  wait_for_previous();
-  let_next_start();  // what that reads before it waits for this kernel was there before
-  const std::int64_t n = std::int64_t{blockIdx.x} * 256 + threadIdx.x;
-  if (n < of_corners) {
-    pack_for_corners(corners, outputs, weight, slices, n);
-  } else if (n - of_corners < of_input) {
-    pack_for_input(input, weight, fragments, n - of_corners);
-  } else if (n - of_corners - of_input < of_gather) {
-    pack_for_gather(gather, weight, gathered, n - of_corners - of_input);
-  } else {
-    const std::int64_t box = (n - of_corners - of_input - of_gather) / 32;  // those before are whole warps
-    if (box < boxes) find_rates(gather, map, box, ranges);
-  }
-}
 
 template <class T>
 class ConvBackward {
@@ -69,6 +50,7 @@ class ConvBackward {
     const bool factors = given.grad_map || given.grad_mask, samples = factors || given.grad_weight;
     if (samples) lay_out_rows(borrowed);
     if (factors) corners_ = convolution::corners_call(c_, types_.input, whole_rows());
+    corners_.params.in_order = joins_ = factors && given.grad_weight && convolution::can_join(corners_.params, types_.input);
     if (gathers_) gather_ = convolution::gather_params(c_, params_, int(sizeof(T)));
     if (given.grad_input && !gathers_) input_ = convolution::input_params(c_, params_, int(sizeof(T)));
     if (given.grad_weight) make_weight_params();
@@ -79,8 +61,8 @@ class ConvBackward {
     if (factors) corners_.slices = borrowed.template take<uint4>(corners_.vectors);
     if (has_sums()) sums_.words = in_place() ? given.grad_input : workspace.template take<float>(image_.numel());
     const std::int64_t slices = corners_.params.by_output_blocks.divisor;  // each adds its outputs' part
-    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), params_.units * slices * (g.map_batch == 1 ? g.batch : 1),
-                 false);
+    const std::int64_t meeting = params_.units * slices * (g.map_batch == 1 ? g.batch : 1);
+    map_.lay_out(workspace, given.grad_map, types.map, g.map_numel(), meeting * (joins_ ? g.h.kernel_size : 1), meeting == 1);
     if (map_.arrays != 1) map_.always_sums(workspace);
     mask_.lay_out(workspace, given.grad_mask, types.input, c.mask_numel(),
                   params_.head_units * slices * (c.mask_batch == 1 ? g.batch : 1), false);
@@ -101,15 +83,16 @@ class ConvBackward {
     prepare(stream);
     pack(stream);
     const void* image = rows_ ? rows_->read(types_.input, given_.input, stream) : copy_;
-    if (given_.grad_weight) run_weight(image, stream);
-    const bool factors = given_.grad_map || given_.grad_mask;
+    if (joins_) run_joint(image, stream);
+    if (given_.grad_weight && !joins_) run_weight(image, stream);
+    const bool factors = (given_.grad_map || given_.grad_mask) && !joins_;
     if (given_.grad_input && !gathers_ && image_.own && !(factors && corners_clear())) {
       DDU_CUDA_CHECK(cudaMemsetAsync(sums_.words, 0, sizeof(float) * static_cast<std::size_t>(image_.numel()), stream));
     }
     if (factors) run_corners(image, stream);
     if (given_.grad_input) gathers_ ? run_gather(stream) : run_input(stream);
     if (given_.grad_input && sums_.words && !in_place()) sums_to_image(image_, types_.input, sums_, given_.grad_input, stream);
-    map_.write(stream);
+    if (map_arrays().count == 0) map_.write(stream);
     mask_.write(stream);
   }
 
@@ -195,7 +178,12 @@ class ConvBackward {
     p.output_slices = static_cast<int>(ceil_div(p.group_outputs, (warpgroups ? 16 : 8) * warps));
     p.padded_channels = static_cast<int>(ceil_div(p.unit_channels, 4) * 4);
     p.part = convolution::all_units(params_) * p.taps * p.group_outputs * p.padded_channels;
-    share_out_positions(weight_shared(), warps);
+    if (joins_) {
+      joint_ = convolution::joint_params(corners_.params, c_.geometry, convolution::all_units(params_), p);
+      p.splits = joint_.splits;
+    } else {
+      share_out_positions(weight_shared(), warps);
+    }
     p.by_splits = Divider(static_cast<unsigned>(p.splits));
     p.by_output_slices = Divider(static_cast<unsigned>(p.output_slices));
     p.by_channel_slices = Divider(static_cast<unsigned>(p.channel_slices));
@@ -259,8 +247,7 @@ class ConvBackward {
   /// Whether the kernel of map and mask clears the sums of the input's gradient beside its work.
   bool corners_clear() const { return image_.own && is_aligned(sums_.words, 16) && image_.numel() % 4 == 0; }
   void run_input(Stream stream) const {
-    const ConvInputParams& p = input_;
-    const convolution::InputCall call{p,           types_.input,        convolution::blocks_of(p),
+    const convolution::InputCall call{input_,      types_.input,        convolution::blocks_of(input_),
                                       outputs(),   packed_weights_,     given_.weight,
                                       given_.mask, given_.dilation_map, static_cast<float*>(sums_.words)};
     if (convolution::has_warpgroup_kernels()) return convolution::launch_input_warpgroup_kernel(call, stream);
@@ -280,7 +267,7 @@ class ConvBackward {
                                        static_cast<float*>(sums_.words)};
     convolution::run_gather(call, stream);
   }
-  void run_corners(const void* image, Stream stream) const {
+  convolution::CornersCall corners_of(const void* image) const {
     convolution::CornersCall call = corners_;
     call.grad_output = outputs();
     call.image = image;
@@ -291,12 +278,20 @@ class ConvBackward {
     call.mask_sums = mask_.sums;
     call.grad_map = given_.grad_map;
     call.grad_mask = given_.grad_mask;
-    if (given_.grad_input && !gathers_ && corners_clear()) {
+    if (given_.grad_input && !gathers_ && !joins_ && corners_clear()) {
       call.zeros = sums_.words;
       call.zeros_count = image_.numel() / 4;
     }
     call.mask_part = mask_.part();
-    convolution::launch_corners_kernels(call, c_.geometry, stream);
+    return call;
+  }
+  void run_corners(const void* image, Stream stream) const {
+    convolution::launch_corners_kernels(corners_of(image), c_.geometry, stream);
+  }
+  MapArrays map_arrays() const { return joins_ ? convolution::map_arrays(map_) : MapArrays{}; }
+  void run_joint(const void* image, Stream stream) const {
+    convolution::launch_joint_kernel({joint_, convolution::all_units(params_), corners_of(image), weight_sums_}, stream);
+    sum_weights(map_arrays(), stream);
   }
   void run_weight(const void* image, Stream stream) const {
     const convolution::WeightCall call{weight_,
@@ -314,8 +309,12 @@ class ConvBackward {
     } else {
       convolution::launch_weight<T, 8, false>(call, stream);
     }
-    launch(sum_weights_kernel<T>, {grid_size(ceil_div(weight_.part, 128)), kRowThreads, 0, true}, stream, weight_,
-           static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight));
+    sum_weights({}, stream);
+  }
+  void sum_weights(const MapArrays& map, Stream stream) const {
+    const unsigned blocks = grid_size(ceil_div(weight_.part, 128));
+    launch(sum_weights_kernel<T>, {blocks + map.blocks(), kRowThreads, 0, true}, stream, weight_,
+           static_cast<const float*>(weight_sums_), static_cast<T*>(given_.grad_weight), blocks, map);
   }
 
   const Conv2dGeometry& c_;
@@ -327,7 +326,8 @@ class ConvBackward {
   ConvBackwardParams params_{};
   ConvInputParams input_{};
   InputGatherParams gather_{};
-  bool gathers_ = false;
+  bool gathers_ = false, joins_ = false;  // joins_: weight, map and mask by one kernel
+  JointParams joint_{};
   RateRange* ranges_ = nullptr;
   ConvWeightParams weight_{};
   convolution::CornersCall corners_;

@@ -2,6 +2,7 @@
 
 #include "convolution/corners_launch.cuh"
 #include "convolution/input.h"
+#include "convolution/joint.h"
 #include "convolution/weight.h"
 
 namespace ddu::cuda::convolution {
@@ -11,6 +12,7 @@ void launch_corners_warpgroup_kernel(const CornersCall&, const Geometry&, Stream
 void launch_input_warpgroup_kernel(const InputCall&, Stream) {}
 void launch_gather_warpgroup_kernel(const GatherCall&, Stream) {}
 void launch_weight_warpgroup_kernel(const WeightCall&, Stream) {}
+void launch_joint_kernel(const JointCall&, Stream) {}
 #endif
 
 void launch_corners_kernel(const CornersCall& call, const Geometry& g, Stream stream) {

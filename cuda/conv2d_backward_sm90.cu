@@ -3,6 +3,7 @@
 
 #include "convolution/corners_launch.cuh"
 #include "convolution/input.h"
+#include "convolution/joint.h"
 #include "convolution/weight.h"
 
 namespace ddu::cuda::convolution {
@@ -14,6 +15,19 @@ void launch_corners_warpgroup_kernel(const CornersCall& call, const Geometry& g,
 void launch_input_warpgroup_kernel(const InputCall& call, Stream stream) { launch_input<true>(call, stream); }
 
 void launch_gather_warpgroup_kernel(const GatherCall& call, Stream stream) { launch_gather<true>(call, stream); }
+
+void launch_joint_kernel(const JointCall& call, Stream stream) {
+  visit(call.corners.type, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    if constexpr (sizeof(T) == 2) {
+      const JointParams& p = call.params;
+      leave_rest_to_l1(conv_joint_backward_kernel<T>, JointMemory::kBytes);
+      launch(conv_joint_backward_kernel<T>,
+             {grid_size(call.units * p.splits * p.kernel_h), kJointThreads, JointMemory::kBytes, true}, stream, p,
+             corners_pointers<T>(call.corners), call.weight_sums);
+    }
+  });
+}
 
 void launch_weight_warpgroup_kernel(const WeightCall& call, Stream stream) {
   visit(call.type, [&](auto* type) {

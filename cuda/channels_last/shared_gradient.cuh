@@ -67,8 +67,8 @@ struct SharedGradient {
     visit(type, [&](auto* to) {
       using M = std::remove_pointer_t<decltype(to)>;
       if constexpr (std::is_same_v<accumulator_t<M>, Acc>) {
-        launch(add_arrays_kernel<M, Acc>, {blocks, 256}, stream, static_cast<const Acc*>(sums), static_cast<M*>(gradient),
-               count, std::max<std::int64_t>(arrays, 1));
+        launch(add_arrays_kernel<M, Acc>, {blocks, 256, 0, true}, stream, static_cast<const Acc*>(sums),
+               static_cast<M*>(gradient), count, std::max<std::int64_t>(arrays, 1));
       }
     });
   }

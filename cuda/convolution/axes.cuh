@@ -33,14 +33,17 @@ struct SquareParams : ConvolutionParams {
 struct WarpPlace {
   int image, y, x;
 
+  /// Of a tile of the block, whose warpgroups lie in `rows` rows; or of one that is the warpgroup's own: `group` 0 of one row.
   template <class Params>
-  __device__ __forceinline__ WarpPlace(const Params& p, unsigned tile) {
+  __device__ __forceinline__ WarpPlace(const Params& p, unsigned tile, int group, int rows) {
     image = int(p.by_tiles.take(tile));
-    const int tile_y = int(p.by_tile_columns.take(tile)), group = int(threadIdx.x) / 128;
-    const int columns = p.block_columns, rows = int(blockDim.x) / 128 / columns;
-    x = (int(tile) * columns + group % columns) * 8;
-    y = (tile_y * rows + group / columns) * 8 + int(threadIdx.x) / 32 % 4 * 2;
+    const int tile_y = int(p.by_tile_columns.take(tile));
+    x = (int(tile) * p.block_columns + group % p.block_columns) * 8;
+    y = (tile_y * rows + group / p.block_columns) * 8 + int(threadIdx.x) / 32 % 4 * 2;
   }
+  template <class Params>
+  __device__ __forceinline__ WarpPlace(const Params& p, unsigned tile)
+      : WarpPlace(p, tile, int(threadIdx.x) / 128, int(blockDim.x) / 128 / p.block_columns) {}
   template <class Params>
   __device__ __forceinline__ int row(const Params& p, int r) const {
     return min(y + r, p.out_height - 1);

@@ -48,6 +48,7 @@ constexpr int corners_threads(int outputs) { return outputs > 64 ? 256 : 512; }
 
 /// Packs vector n of the weights, [weight group][block of outputs][block of channels][tap][depth block]: columns of 128 bytes
 /// each, as load_columns() in core/mma.cuh wants them. Words of the depth are in the order of weights.cuh.
+/// Where grad_output is read from shared memory (`p.in_order`) they are in their own.
 template <class T>
 __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int outputs, const T* weight, uint4* slices,
                                                  std::int64_t n) {
@@ -67,8 +68,9 @@ __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int out
   Bits16<T> packed;
 #pragma unroll
   for (int q = 0; q < 4; ++q) {
-    const int vector = depth * kPieces + piece / 4 * 4 + q;                             // of 16 bytes, that lane q has
-    const int first = output_block * outputs + vector * kVec<T> + piece % 4 * kOfWord;  // of the word's outputs
+    const int vector = depth * kPieces + (p.in_order ? piece : piece / 4 * 4 + q);  // of 16 bytes, that lane q has
+    const int word = p.in_order ? q : piece % 4;
+    const int first = output_block * outputs + vector * kVec<T> + word * kOfWord;  // of the word's outputs
     T element[kOfWord];
 #pragma unroll
     for (int e = 0; e < kOfWord; ++e) {
@@ -86,15 +88,69 @@ __device__ __forceinline__ void pack_for_corners(const CornersParams& p, int out
 /// some position's middle. A second launch then does all of it exactly. `ask`: one kernel for both, as the parameters say.
 enum class CornersMode { ask, finite, exact };
 
-/// A lane's two positions of a tile.
-template <class T, int kOutputs>
-struct CornersLane {
-  static constexpr int kChannels = kStepChannels<T>;
-  StepRow rows[kDepthBlocks<T, kOutputs>][2];  // of grad_output
+/// What a lane reads of its two positions of a tile.
+template <class T>
+struct CornersReader {
   CornerPieces pieces;
   CornerPiece<T> corners[2];  // of each half of a step's channels, those that come next
   float slope[2] = {};        // the map's gradient, of the unit's channels up to now
   unsigned strange = 0;       // whether it met what is not finite
+
+  __device__ __forceinline__ static CornerCell cell(const CornerTable& table, int r, int ky, int kx) {
+    return {table, int(threadIdx.x) % 32 / 4 + 8 * r, ky, kx};
+  }
+  __device__ __forceinline__ void load(const CornerCell& cell, int taken, CornerChoice choice) {
+    corners[taken].load(pieces.taken[taken], cell, choice);
+  }
+  /// Looks at the pixels on which the positions' middles lie.
+  __device__ __forceinline__ void look_at_middles(const CornersParams& p, const WarpPlace& place) {
+    const auto clamped = [](int index, int size) { return unsigned(min(max(index, 0), size - 1)); };
+    const unsigned x = clamped(p.x.base(place.column(p, int(threadIdx.x) % 32 / 4)), p.x.size) * p.pixel_vectors;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const unsigned y = clamped(p.y.base(place.row(p, i / 2)), p.y.size) * p.row_vectors;
+      Bits16<T> pixel;
+      pixel.whole = __ldg(reinterpret_cast<const uint4*>(pieces.taken[i % 2]) + (y + x));
+      strange |= pixel.strange();
+    }
+  }
+  /// Of a tap whose dots are complete. Where those are not finite all is summed again, in a way that minds what there is: then
+  /// each lane has its channels' part.
+  template <CornersMode kMode>
+  __device__ __forceinline__ CornerSums sum(const CornerDots<T>& dots, const CornerCell& cell, const TapGradients<T>& gradients,
+                                            int r, CornerChoice choice, bool taken_to_be_finite) {
+    const CornerSums sums = dots.sums(cell, r, choice);
+    const bool finite = is_finite(sums.value + sums.slope);
+    if (kMode == CornersMode::finite || (kMode == CornersMode::ask && taken_to_be_finite)) {
+      strange |= !finite && (!kDotsByProducts<T> || dots.is_owner());
+      return sums;
+    }
+    if (kDotsByProducts<T> ? !__any_sync(~0u, dots.is_owner() && !finite) : finite) return sums;
+    return sum_again(cell, gradients, r);
+  }
+  /// A tap's sums in a way that minds what there is.
+  __device__ __forceinline__ CornerSums sum_again(const CornerCell& cell, const TapGradients<T>& gradients, int r) const {
+    CornerSums sums;
+#pragma unroll 1
+    for (int taken = 0; taken < 2; ++taken) {
+      if (!(taken ? pieces.there[1] : pieces.there[0])) continue;
+      CornerPiece<T> piece;
+      piece.load(taken ? pieces.taken[1] : pieces.taken[0], cell);
+      piece.add_one_by_one(cell, gradients, taken == 1, r, sums);
+    }
+    if constexpr (kDotsByProducts<T>) {
+      sums.value = add_over_quad(sums.value);
+      sums.slope = add_over_quad(sums.slope);
+    }
+    return sums;
+  }
+};
+
+/// The same, and what it multiplies.
+template <class T, int kOutputs>
+struct CornersLane : CornersReader<T> {
+  static constexpr int kChannels = kStepChannels<T>;
+  StepRow rows[kDepthBlocks<T, kOutputs>][2];  // of grad_output
 
   /// Turns to a tile.
   __device__ __forceinline__ void load_outputs(const CornersParams& p, const CornersPointers<T>& tensors,
@@ -134,50 +190,6 @@ struct CornersLane {
       }
     }
   }
-  __device__ __forceinline__ static CornerCell cell(const CornerTable& table, int r, int ky, int kx) {
-    return {table, int(threadIdx.x) % 32 / 4 + 8 * r, ky, kx};
-  }
-  __device__ __forceinline__ void load(const CornerCell& cell, int taken, CornerChoice choice) {
-    corners[taken].load(pieces.taken[taken], cell, choice);
-  }
-  /// Looks at the pixels on which the positions' middles lie.
-  __device__ __forceinline__ void look_at_middles(const CornersParams& p, const WarpPlace& place) {
-    const auto clamped = [](int index, int size) { return unsigned(min(max(index, 0), size - 1)); };
-    const unsigned x = clamped(p.x.base(place.column(p, int(threadIdx.x) % 32 / 4)), p.x.size) * p.pixel_vectors;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const unsigned y = clamped(p.y.base(place.row(p, i / 2)), p.y.size) * p.row_vectors;
-      Bits16<T> pixel;
-      pixel.whole = __ldg(reinterpret_cast<const uint4*>(pieces.taken[i % 2]) + (y + x));
-      strange |= pixel.strange();
-    }
-  }
-  /// Of a tap whose dots are complete. Where those are not finite all is summed again, in a way that minds what there is: then
-  /// each lane has its channels' part.
-  template <CornersMode kMode>
-  __device__ __forceinline__ CornerSums sum(const CornerDots<T>& dots, const CornerCell& cell, const TapGradients<T>& gradients,
-                                            int r, CornerChoice choice, bool taken_to_be_finite) {
-    CornerSums sums = dots.sums(cell, r, choice);
-    const bool finite = is_finite(sums.value + sums.slope);
-    if (kMode == CornersMode::finite || (kMode == CornersMode::ask && taken_to_be_finite)) {
-      strange |= !finite && (!kDotsByProducts<T> || dots.is_owner());
-      return sums;
-    }
-    if (kDotsByProducts<T> ? !__any_sync(~0u, dots.is_owner() && !finite) : finite) return sums;
-    sums = {};
-#pragma unroll 1
-    for (int taken = 0; taken < 2; ++taken) {
-      if (!(taken ? pieces.there[1] : pieces.there[0])) continue;
-      CornerPiece<T> again;
-      again.load(taken ? pieces.taken[1] : pieces.taken[0], cell);
-      again.add_one_by_one(cell, gradients, taken == 1, r, sums);
-    }
-    if constexpr (kDotsByProducts<T>) {
-      sums.value = add_over_quad(sums.value);
-      sums.slope = add_over_quad(sums.slope);
-    }
-    return sums;
-  }
 };
 
 /// A block of channels of a unit, and where its positions' sums go.
@@ -207,17 +219,8 @@ struct CornersUnit {
   }
   /// This lane's pieces of the image.
   __device__ __forceinline__ CornerPieces pieces(const CornersParams& p, const T* image, int batch, int n) const {
-    const int q = int(threadIdx.x) % 4, block = n % p.unit_blocks, vectors = p.unit_vectors - block * (kStepBytes / 16);
-    CornerPieces lane;
-    lane.odd = threadIdx.x % 8 >= 4;
-    const T* pixels = image + unit.pixels(p, batch) + block * kStepChannels<T>;
-#pragma unroll
-    for (int taken = 0; taken < 2; ++taken) {
-      const int piece = (taken ^ int(lane.odd)) * 4 + q;
-      lane.there[taken] = piece < vectors;
-      lane.taken[taken] = reinterpret_cast<const char*>(pixels + (lane.there[taken] ? piece : 0) * kVec<T>);
-    }
-    return lane;
+    const int block = n % p.unit_blocks;
+    return {image + unit.pixels(p, batch) + block * kStepChannels<T>, p.unit_vectors - block * (kStepBytes / 16)};
   }
   /// Stores a tap's gradient of the mask; `sums` are those of its unit's blocks before.
   __device__ __forceinline__ void store_value(const CornersParams& p, const CornersPointers<T>& tensors, float value, int r,
@@ -297,7 +300,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
     Ring ring(shared, tensors.slices + part * steps * (kOutputs * kStepBytes), steps, work.tiles(p));
     const int sums_bytes = tensors.of_mask() ? p.taps * kWarpRun * int(sizeof(float)) : 0;
     char* const of_warp = shared + Ring::kBytes + int(threadIdx.x) / 32 * (p.table_bytes() + sums_bytes);
-    const CornerTable table(p, of_warp);
+    const CornerTable table(p.kernel_h, of_warp);
     float* const mask_sums = reinterpret_cast<float*>(of_warp + p.table_bytes());
     wait_for_previous();  // which may be reading what is cleared
     ring.start();
@@ -310,7 +313,7 @@ __global__ void __launch_bounds__(corners_threads(kOutputs), 1)
 #pragma unroll 1
       for (int n = 0; n < blocks; ++n) {
         const CornersUnit<T> unit(p, tensors, place, work, n);
-        if (unit.first) table.fill(p, place, tensors.map, unit.unit.group);
+        if (unit.first) table.fill(p, place, table.load_rate(p, place, tensors.map, unit.unit.group));
         lane.pieces = unit.pieces(p, tensors.image, place.image, n);
         const auto load = [&](int r, int ky, int kx, int taken) {
           lane.load(lane.cell(table, r, ky, kx), taken, CornerChoice(p, finite, ky, kx));

@@ -81,12 +81,33 @@ __global__ void __launch_bounds__(32 * kWarps, 16 / kWarps)
   }
 }
 
+/// Sums of a map's gradient that are kept apart, array after array, and are added up beside those of the weight.
+struct MapArrays {
+  const float* sums = nullptr;
+  void* gradient = nullptr;
+  std::int64_t count = 0;  // elements of the gradient; 0 if there is nothing to add
+  int arrays = 0;
+
+  /// A thread has one element of `block` of so many blocks.
+  unsigned blocks() const { return grid_size(ceil_div(count, std::int64_t{kRowThreads})); }
+  __device__ __forceinline__ void add_up(DType map_type, unsigned block) const {
+    const std::int64_t at = std::int64_t{block} * kRowThreads + threadIdx.x;
+    if (at >= count) return;
+    float sum = 0;
+    for (int array = 0; array < arrays; ++array) sum += sums[array * count + at];
+    store_rate(gradient, map_type, at, sum);
+  }
+};
+
 /// Adds up the sums of all splits to the gradient [weight group][output][unit][channel][tap]: a warp every eighth split, and
-/// then all warps, always in the same order. A lane has four channels.
+/// then all warps, always in the same order. A lane has four channels. Blocks behind those have the map's.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads) sum_weights_kernel(const ConvWeightParams p, const float* sums, T* gradient) {
+__global__ void __launch_bounds__(kRowThreads)
+    sum_weights_kernel(const ConvWeightParams p, const float* sums, T* gradient, unsigned blocks, const MapArrays map) {
   __shared__ static float4 of_warps[kRowWarps][32];
   wait_for_previous();
+  let_next_start();
+  if (blockIdx.x >= blocks) return map.add_up(p.map_type, blockIdx.x - blocks);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const std::int64_t index = (std::int64_t{blockIdx.x} * 32 + lane) * 4;
   float4 sum{};

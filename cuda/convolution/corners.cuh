@@ -23,6 +23,7 @@ struct CornersParams : ConvBackwardParams {
   int block_columns;                    // warpgroups of a block side by side
   unsigned tiles;                       // of all images
   bool finite;                          // whether images are taken to be so (CornersMode)
+  bool in_order;                        // of outputs, in the packed weights (pack_for_corners)
   Divider by_tile_columns, by_tiles, by_output_blocks, by_weight_groups;
 
   __host__ __device__ int table_bytes() const { return (kernel_h + kernel_w) * kWarpRun * 32; }
@@ -30,44 +31,57 @@ struct CornersParams : ConvBackwardParams {
 
 /// Two pixels of an axis, one after the other, for a tap.
 struct alignas(16) CornerAxis {
-  unsigned first, second;       // their offsets in vectors; of those that there are none, of the nearest one inside
-  bool has_first, has_second;   // whether they are in the image
   float near, far;              // what they weigh: nothing outside
   float slope_near, slope_far;  // how that changes with the rate
+  unsigned first, second;       // their offsets in vectors; of those that there are none, of the nearest one inside
+  bool has_first, has_second;   // whether they are in the image
 };
 
 /// A warp's table: [rows of taps, columns of taps][16 positions].
 struct CornerTable {
   CornerAxis *rows, *columns;
 
-  __device__ __forceinline__ CornerTable(const CornersParams& p, char* shared)
-      : rows(reinterpret_cast<CornerAxis*>(shared)), columns(rows + p.kernel_h * kWarpRun) {}
+  __device__ __forceinline__ CornerTable(CornerAxis* rows, CornerAxis* columns) : rows(rows), columns(columns) {}
+  /// Of so many rows of taps.
+  __device__ __forceinline__ CornerTable(int tap_rows, char* shared)
+      : rows(reinterpret_cast<CornerAxis*>(shared)), columns(rows + tap_rows * kWarpRun) {}
 
-  /// A lane works out one axis of one position.
-  __device__ __forceinline__ void fill(const CornersParams& p, const WarpPlace& place, const void* map, int group) const {
+  /// The rate of the position of which a lane works out an axis.
+  __device__ __forceinline__ static float load_rate(const CornersParams& p, const WarpPlace& place, const void* map,
+                                                    int group) {
+    const int position = int(threadIdx.x) % kWarpRun;
+    const std::int64_t plane = std::int64_t{p.shared_map ? 0 : place.image} * p.groups + group;
+    const std::int64_t row = std::int64_t{place.row(p, position / 8)} * p.out_width;
+    return cuda::load_rate<float>(map, p.map_type, plane * p.positions + row + place.column(p, position % 8));
+  }
+  /// A lane works out one axis of one position, whose rate it has.
+  __device__ __forceinline__ void fill(const CornersParams& p, const WarpPlace& place, float rate) const {
+    fill(p, place, rate, 0, p.kernel_h, [&](bool across, int k) { return (across ? columns : rows) + k * kWarpRun; });
+  }
+  /// The same of rows of taps from `first_row` to `last_row` - 1; to(across, k) is where entries of a row or column of taps go.
+  template <class To>
+  __device__ __forceinline__ static void fill(const CornersParams& p, const WarpPlace& place, float rate, int first_row,
+                                              int last_row, To to) {
     const int lane = int(threadIdx.x) % 32, position = lane % kWarpRun;
     const bool across = lane >= kWarpRun;
     const int oy = place.row(p, position / 8), ox = place.column(p, position % 8);
-    const std::int64_t plane = std::int64_t{p.shared_map ? 0 : place.image} * p.groups + group;
-    const float rate = load_rate<float>(map, p.map_type, plane * p.positions + std::int64_t{oy} * p.out_width + ox);
     Sampler<float> axis = p.y;
     if (across) axis = p.x;
     const unsigned step = across ? p.pixel_vectors : p.row_vectors;
-    const int taps = across ? p.kernel_w : p.kernel_h, last = axis.size - 1;
-    CornerAxis* to = (across ? columns : rows) + position;
+    const int first = across ? 0 : first_row, end = across ? p.kernel_w : last_row, last = axis.size - 1;
     const float strange = nan_unless_finite(rate);
     __syncwarp();  // the entries before have been read
 #pragma unroll 1
-    for (int k = 0; k < taps; ++k, to += kWarpRun) {
+    for (int k = first; k < end; ++k) {
       const Pixels<float> pixels = axis.pixels(axis.base(across ? ox : oy), axis.offset(k), rate);
-      *to = {unsigned(min(max(pixels.index, 0), last)) * step,
-             unsigned(min(max(pixels.index + 1, 0), last)) * step,
-             pixels.first,
-             pixels.second,
-             (pixels.first ? 1 - pixels.fraction : 0) + strange,
-             (pixels.second ? pixels.fraction : 0) + strange,
-             pixels.first ? -pixels.offset : 0,
-             pixels.second ? pixels.offset : 0};
+      to(across, k)[position] = {(pixels.first ? 1 - pixels.fraction : 0) + strange,
+                                 (pixels.second ? pixels.fraction : 0) + strange,
+                                 pixels.first ? -pixels.offset : 0,
+                                 pixels.second ? pixels.offset : 0,
+                                 unsigned(min(max(pixels.index, 0), last)) * step,
+                                 unsigned(min(max(pixels.index + 1, 0), last)) * step,
+                                 pixels.first,
+                                 pixels.second};
     }
     __syncwarp();
   }
@@ -92,6 +106,18 @@ struct CornerChoice {
 struct CornerPieces {
   const char* taken[2];  // of the image's first pixel
   bool there[2], odd;
+
+  CornerPieces() = default;
+  /// Of a block of channels that has so many vectors from its first one on.
+  template <class T>
+  __device__ __forceinline__ CornerPieces(const T* pixels, int vectors) : odd(threadIdx.x % 8 >= 4) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int piece = (i ^ int(odd)) * 4 + int(threadIdx.x) % 4;
+      there[i] = piece < vectors;
+      taken[i] = reinterpret_cast<const char*>(pixels + (there[i] ? piece : 0) * kVec<T>);
+    }
+  }
 };
 
 /// Where a tap of a position lies.
@@ -114,6 +140,7 @@ struct CornerSums {
   float value = 0, slope = 0;
 
   CornerSums() = default;
+  __device__ __forceinline__ float sum() const { return value + slope; }
   /// `dot` are sums of column gradients times values of corners.
   __device__ __forceinline__ CornerSums(const CornerCell& cell, const float (&dot)[4]) {
     const float above = cell.x.near * dot[0] + cell.x.far * dot[1], below = cell.x.near * dot[2] + cell.x.far * dot[3];

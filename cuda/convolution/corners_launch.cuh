@@ -8,6 +8,33 @@
 
 namespace ddu::cuda::convolution {
 
+template <class T>
+CornersPointers<T> corners_pointers(const CornersCall& call) {
+  return {static_cast<const T*>(call.grad_output),
+          static_cast<const T*>(call.image),
+          reinterpret_cast<const char*>(call.slices),
+          static_cast<const T*>(call.mask),
+          call.map,
+          call.map_sums,
+          call.mask_sums,
+          call.grad_map,
+          static_cast<T*>(call.grad_mask),
+          call.map_part,
+          call.mask_part,
+          static_cast<uint4*>(call.zeros),
+          call.zeros_count,
+          call.flags};
+}
+
+/// What shared memory does not take is L1's, which the corners come from.
+template <class Kernel>
+void leave_rest_to_l1(Kernel kernel, std::size_t shared) {
+  const int percent = static_cast<int>(
+      std::min<std::size_t>(100, (shared + 1024) * 100 / std::size_t(current_device().shared_per_multiprocessor) + 1));
+  DDU_CUDA_CHECK(
+      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+}
+
 template <class T, int kOutputs, bool kWarpgroup, CornersMode kMode>
 void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
   CornersParams p = call.params;
@@ -25,28 +52,10 @@ void launch_corners(const CornersCall& call, const Geometry& g, Stream stream) {
   const std::size_t shared = shared_bytes();
   const auto tiles_at_once =
       static_cast<unsigned>(std::clamp<std::int64_t>(current_device().multiprocessors / blocks_of_tile, 1, p.tiles));
-  const CornersPointers<T> tensors{static_cast<const T*>(call.grad_output),
-                                   static_cast<const T*>(call.image),
-                                   reinterpret_cast<const char*>(call.slices),
-                                   static_cast<const T*>(call.mask),
-                                   call.map,
-                                   call.map_sums,
-                                   call.mask_sums,
-                                   call.grad_map,
-                                   static_cast<T*>(call.grad_mask),
-                                   call.map_part,
-                                   call.mask_part,
-                                   static_cast<uint4*>(call.zeros),
-                                   call.zeros_count,
-                                   call.flags};
   const auto kernel = conv_corners_backward_kernel<T, kOutputs, kWarpgroup, kMode>;
-  // What shared memory does not take is L1's, which the corners come from.
-  const int percent = static_cast<int>(
-      std::min<std::size_t>(100, (shared + 1024) * 100 / std::size_t(current_device().shared_per_multiprocessor) + 1));
-  DDU_CUDA_CHECK(
-      cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributePreferredSharedMemoryCarveout, percent));
+  leave_rest_to_l1(kernel, shared);
   launch(kernel, {grid_size(std::int64_t{tiles_at_once} * blocks_of_tile), groups * kWarpgroupThreads, shared, true}, stream, p,
-         tensors);
+         corners_pointers<T>(call));
 }
 
 template <bool kWarpgroup>

@@ -69,6 +69,7 @@ __global__ void __launch_bounds__(ElementRuns::kThreads)
 /// Adds up `arrays` arrays of `count` sums, one behind the other, in their order.
 template <class M, class Acc>
 __global__ void add_arrays_kernel(const Acc* sums, M* gradient, std::int64_t count, std::int64_t arrays) {
+  wait_for_previous();
   const std::int64_t step = std::int64_t{gridDim.x} * blockDim.x;
   for (std::int64_t i = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
     Acc sum = 0;

@@ -32,6 +32,10 @@ __device__ __forceinline__ std::uint64_t matrix_in_shared(const char* columns) {
   return 0;
 #endif
 }
+/// The same matrix so many times 16 bytes further. Sums of 32 bits: what changes lies there.
+__device__ __forceinline__ std::uint64_t further(std::uint64_t matrix, unsigned vectors) {
+  return (matrix & ~std::uint64_t{0xffffffff}) | (unsigned(matrix) + vectors);
+}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 // Operands in eights; sums come first, so that they are numbers 0 to N / 2 - 1.
@@ -96,6 +100,24 @@ __device__ __forceinline__ void start_turned_product(float (&d)[32], std::uint64
     DDU_TURNED("bf16");
   }
 #undef DDU_TURNED
+#endif
+}
+/// Starts d = a x b, or d += a x b, of half types, 64 rows by 64 columns, of one depth. Both factors lie in shared memory, as
+/// matrix_in_shared() has it: rows of A as columns of B.
+template <class T>
+__device__ __forceinline__ void start_product_of_shared(float (&d)[32], std::uint64_t a, std::uint64_t b, bool adds) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define DDU_OF_SHARED(type)                                                                                       \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %34, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type \
+               " {" DDU_NAMES32 "}, %32, %33, p, 1, 1, 0, 0; }"                                                   \
+               : DDU_SUMS32(0)                                                                                    \
+               : "l"(a), "l"(b), "r"(int(adds)))
+  if constexpr (std::is_same_v<T, __half>) {
+    DDU_OF_SHARED("f16");
+  } else {
+    DDU_OF_SHARED("bf16");
+  }
+#undef DDU_OF_SHARED
 #endif
 }
 /// Before the first of several products: what threads wrote to a and d is seen by them.

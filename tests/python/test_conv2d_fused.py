@@ -12,6 +12,7 @@ TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 6e-3, torch.float32: 1e-3}  # 
 # Input, weight, groups of the map, heads of the mask (0: none), stride, padding, padding_mode.
 CASES = [
     ((2, 64, 40, 33), (64, 64, 3, 3), 1, 0, 1, 1, "zeros"),
+    ((2, 64, 99, 90), (48, 64, 3, 3), 1, 1, 1, 1, "zeros"),  # more positions than all blocks have at once
     ((1, 5, 31, 30), (21, 5, 5, 5), 1, 1, (2, 1), 2, "zeros"),
     ((2, 96, 18, 17), (130, 48, 3, 3), 4, 3, 1, 1, "border"),
     ((256, 20, 19), (256, 256, 3, 3), 1, 1, 1, 1, "zeros"),
