@@ -109,7 +109,7 @@ class ConvBackward {
   /// Of the weight, for the input's gradient.
   std::int64_t packed_vectors() const {
     if (!given_.grad_input) return 0;
-    return gathers_ ? convolution::packed_vectors(gather_) : convolution::packed_vectors(input_);
+    return gathers_ ? convolution::packed_vectors(gather_, int(sizeof(T))) : convolution::packed_vectors(input_);
   }
   /// Whether the gradient of the input is summed up in rows of float32 at first.
   bool has_sums() const { return given_.grad_input && !(gathers_ && image_.own); }

@@ -91,8 +91,8 @@ struct ConvUnit {
 };
 
 /// The gradient of a column, without tensor cores: of a channel of a unit and a tap, from a position's outputs.
-template <class T>
-__device__ __forceinline__ float column_gradient(const ConvBackwardParams& p, const ConvUnit& unit, const T* outputs,
+template <class G, class T>
+__device__ __forceinline__ float column_gradient(const ConvBackwardParams& p, const ConvUnit& unit, const G* outputs,
                                                  const T* weight, int channel, int tap) {
   const int of_group = unit.of_weight_group * p.unit_channels + channel, first = p.own.first_output(of_group);
   const std::int64_t at = p.weight(unit.weight_group, first, of_group) + tap;

@@ -17,6 +17,18 @@ __device__ __forceinline__ Bits16<T> as_factor(Bits16<T> bits) {
   return bits;
 }
 
+/// Two values as a word of a factor of a half type.
+template <class T>
+__device__ __forceinline__ unsigned pack_pair(float first, float second) {
+  if constexpr (std::is_same_v<T, __half>) {
+    const __half2 two = __floats2half2_rn(first, second);
+    return reinterpret_cast<const unsigned&>(two);
+  } else {
+    const __nv_bfloat162 two = __floats2bfloat162_rn(first, second);
+    return reinterpret_cast<const unsigned&>(two);
+  }
+}
+
 /// 16 bytes of factors from values that were computed.
 template <class T>
 __device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
@@ -27,13 +39,7 @@ __device__ __forceinline__ uint4 factors_of(const float (&value)[kVec<T>]) {
   } else {
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
-      if constexpr (std::is_same_v<T, __half>) {
-        const __half2 two = __floats2half2_rn(value[2 * k], value[2 * k + 1]);
-        bits.word[k] = reinterpret_cast<const unsigned&>(two);
-      } else {
-        const __nv_bfloat162 two = __floats2bfloat162_rn(value[2 * k], value[2 * k + 1]);
-        bits.word[k] = reinterpret_cast<const unsigned&>(two);
-      }
+      bits.word[k] = pack_pair<T>(value[2 * k], value[2 * k + 1]);
     }
   }
   return bits.whole;

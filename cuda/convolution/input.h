@@ -52,8 +52,8 @@ struct GatherCall {
   float* sums;
 };
 
-template <bool kWarpgroup>
-constexpr int kGatherBytes = StepRing<kGatherSliceBytes, kGatherTaps, kWarpgroup, true>::kBytes + InputLists::kBytes;
+template <class T, bool kWarpgroup>
+constexpr int kGatherBytes = StepRing<kGatherSliceBytes<T>, kGatherTaps, kWarpgroup, true>::kBytes + InputLists::kBytes;
 
 template <bool kWarpgroup>
 void launch_gather(const GatherCall& call, Stream stream) {
@@ -70,7 +70,7 @@ void launch_gather(const GatherCall& call, Stream stream) {
                                            call.sums};
       const auto kernel =
           call.mask ? conv_input_gather_kernel<T, kWarpgroup, true> : conv_input_gather_kernel<T, kWarpgroup, false>;
-      launch(kernel, {call.blocks, kGatherThreads, kGatherBytes<kWarpgroup>, true}, stream, call.params, tensors);
+      launch(kernel, {call.blocks, kGatherThreads, kGatherBytes<T, kWarpgroup>, true}, stream, call.params, tensors);
     }
   });
 }

@@ -6,8 +6,9 @@
 //   1  z [16 pixels, 64 outputs]    = S x grad_output [positions, 64 outputs]     S [16 pixels, positions] = hat(y) * hat(x)
 //   2  sums [16 pixels, 64 channels] += z x weights [64 outputs, 64 channels]      hat(d) = max(0, 1 - |d|)
 //
-// Both are products of TF32: 11 bits of S and of z, sums in float32. S is worked out in the lanes that multiply by it; rows of
-// grad_output come straight from memory, z stays in registers:
+// The first is a product of TF32: 11 bits of S, all of grad_output in a half type, sums in float32. For the second z is rounded
+// to the type, as a gradient of columns would be. S is worked out in the lanes that multiply by it; rows of grad_output come
+// straight from memory, z stays in registers:
 //
 //   grad_output [8 positions, 64 outputs]   lane 4g + q has of positions q and q + 4 piece g of 16 bytes (of float32 then
 //                                           g + 8): word i is its row of factor B of product i, whose column is g
@@ -25,35 +26,39 @@
 
 namespace ddu::cuda {
 
-constexpr int kGatherSliceBytes = kGatherOutputs * kGatherChannels * 4;  // two halves of 128 bytes of each column
-
-/// Which output of its slice word `word` of half `half` of a column multiplies.
+/// Which output of its slice element `element` of run `run` of a column multiplies.
 template <class T>
-__host__ __device__ constexpr int output_of_word(int half, int word) {
-  const int product = half * 4 + word / 8, k = word % 8, g = k < 4 ? 2 * k : 2 * k - 7;
-  return sizeof(T) == 4 ? half * 32 + g * 4 + word / 8 : g * 8 + product;
+__host__ __device__ constexpr int output_of_element(int run, int element) {
+  if (sizeof(T) == 4) {
+    const int product = element / 8, k = element % 8, g = k < 4 ? 2 * k : 2 * k - 7;
+    return run * 32 + g * 4 + product;
+  }
+  const int word = element / 2, product = word / 4, g = word % 4 * 2 + element % 2;
+  return g * 8 + product;
 }
 
-/// Packs vector `index` of the weights, [unit][slice of channels][tap][half][column][16-byte piece ^ column % 8].
+/// Packs vector `index` of the weights, [unit][slice of channels][tap][run][column][16-byte piece ^ column % 8].
 template <class T>
 __device__ __forceinline__ void pack_for_gather(const InputGatherParams& p, const T* weight, uint4* to, std::int64_t index) {
   const int column = int(index / 8 % kGatherChannels), piece = int(index % 8) ^ column % 8;
-  const int half = int(index / (8 * kGatherChannels) % 2);
-  std::int64_t rest = index / (16 * kGatherChannels);
+  const int run = int(index / (8 * kGatherChannels) % kGatherRuns<T>);
+  std::int64_t rest = index / (8 * kGatherRuns<T> * kGatherChannels);
   const int tap = int(rest % p.taps);
   rest /= p.taps;
   const int slice = int(rest % p.by_channel_slices.divisor);
   const ConvUnit unit(p, int(rest / p.by_channel_slices.divisor));
   const int channel = slice * kGatherChannels + output_of_column<T>(column / kMmaColumns, column % kMmaColumns);
-  Bits16<float> bits;
+  float value[kVec<T>];
 #pragma unroll
-  for (int word = 0; word < 4; ++word) {
-    const int output = output_of_word<T>(half, piece * 4 + word);
+  for (int i = 0; i < kVec<T>; ++i) {
+    const int output = output_of_element<T>(run, piece * kVec<T> + i);
+    value[i] = 0;
     if (channel >= p.unit_channels || output >= p.group_outputs) continue;
     const std::int64_t at = p.weight(unit.weight_group, output, unit.of_weight_group * p.unit_channels + channel);
-    if (at >= 0) bits.word[word] = to_tf32(widen(__ldg(weight + at + tap)));
+    if (at >= 0) value[i] = widen(__ldg(weight + at + tap));
+    if (sizeof(T) == 4) value[i] = __uint_as_float(to_tf32(value[i]));
   }
-  to[index] = bits.whole;
+  to[index] = factors_of<T>(value);
 }
 
 /// Element `index` of 16 bytes as a factor of TF32, which has all digits of a half type.
@@ -84,22 +89,21 @@ __device__ __forceinline__ unsigned nearest_tf32(float value) {
 /// A lane's part of 8 entries of a list: entries q and q + 4 of them.
 template <class T>
 struct ListedRows {
-  float2 place[2];
-  const char* from[2];
   T factor[2];
   uint4 row[2];
 
-  /// Entries from `at` on, and 16 bytes of their outputs.
+  __device__ __forceinline__ static const uint4* row_of(const InputGatherParams& p, const char* outputs, int position) {
+    return reinterpret_cast<const uint4*>(outputs + std::uint64_t{unsigned(position)} * unsigned(p.output_bytes));
+  }
+  /// 16 bytes of the outputs of entries from `at` on.
   template <bool kMasked>
   __device__ __forceinline__ void load(const InputGatherParams& p, const InputLists& lists, int at, const char* outputs,
                                        const T* mask) {
     const int q = int(threadIdx.x) % 4;
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      place[e] = lists.places[at + q + 4 * e];
       const int position = lists.positions[at + q + 4 * e];
-      from[e] = outputs + std::int64_t{position} * p.output_bytes;
-      row[e] = *reinterpret_cast<const uint4*>(from[e]);
+      row[e] = *row_of(p, outputs, position);
       if (kMasked) factor[e] = __ldg(mask + position);
     }
   }
@@ -113,26 +117,30 @@ struct PatchProducts {
 
   const InputGatherParams& p;
   const InputLists& lists;
-  float row, column;  // of the lane's first pixel
+  float row, column;  // of the lane's first pixel, from the patch's middle
   float z[kGatherOutputs / 8][4];
 
-  /// Adds the entries that `now` has, while `ahead` loads those from `next` on; the other half of the outputs of `now` lies
-  /// `high` bytes further.
-  __device__ __forceinline__ void add(ListedRows<T>& now, int high, ListedRows<T>& ahead, int next, const char* outputs,
+  /// Adds the entries from `at` on, whose rows `now` has, while `ahead` loads those behind them; the other half of the outputs
+  /// lies `high` bytes further.
+  __device__ __forceinline__ void add(int at, const ListedRows<T>& now, int high, ListedRows<T>& ahead, const char* outputs,
                                       const T* mask) {
     uint4 second[2];
+    const int first = at + int(threadIdx.x) % 4;
     if (kHalves == 2) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) second[e] = *reinterpret_cast<const uint4*>(now.from[e] + high);
+      for (int e = 0; e < 2; ++e) {
+        second[e] = *ListedRows<T>::row_of(p, outputs + high, lists.positions[first + 4 * e]);
+      }
     }
-    ahead.template load<kMasked>(p, lists, next, outputs, mask);
+    ahead.template load<kMasked>(p, lists, at + kPass, outputs, mask);
     unsigned a[4];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      float x = __saturatef(1 - fabsf(now.place[e].y - column));
+      const float2 place = lists.places[first + 4 * e];
+      float x = __saturatef(1 - fabsf(place.y - column));
       if (kMasked) x *= widen(now.factor[e]);
-      a[2 * e] = nearest_tf32(x * __saturatef(1 - fabsf(now.place[e].x - row)));
-      a[2 * e + 1] = nearest_tf32(x * __saturatef(1 - fabsf(now.place[e].x - (row + 2))));
+      a[2 * e] = nearest_tf32(x * __saturatef(1 - fabsf(place.x - row)));
+      a[2 * e + 1] = nearest_tf32(x * __saturatef(1 - fabsf(place.x - (row + 2))));
     }
     multiply(a, now.row, 0);
     if (kHalves == 2) multiply(a, second, kVec<T>);
@@ -148,6 +156,22 @@ struct PatchProducts {
   }
 };
 
+/// Rows g and g + 8 of z, 128 bytes of the type of each, as the next product's factor.
+template <class T>
+__device__ __forceinline__ void round_run(const float (&z)[kGatherOutputs / 8][4], int run, StepRow (&rows)[2]) {
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if constexpr (sizeof(T) == 4) {
+        rows[r].word[k] = nearest_tf32(z[run * 4 + k / 2][2 * r + k % 2]);
+      } else {
+        rows[r].word[k] = pack_pair<T>(z[k][2 * r], z[k][2 * r + 1]);
+      }
+    }
+  }
+}
+
 /// Adds what the lists have to the sums of this warp's patch.
 template <class T, bool kWarpgroup, bool kMasked, class Ring>
 __device__ __forceinline__ void add_listed(const InputGatherParams& p, const InputGatherWork& work,
@@ -155,37 +179,31 @@ __device__ __forceinline__ void add_listed(const InputGatherParams& p, const Inp
                                            float (&sums)[kGatherChannels / 2]) {
   using Products = PatchProducts<T, kMasked>;
   constexpr int kPass = Products::kPass;
-  const auto passes_of = [](int count) { return max((count + kPass - 1) / kPass, 1); };
-  const int g = int(threadIdx.x) % 32 / 4, patch = int(threadIdx.x) / 32;
-  lists.end(patch, p.taps, kPass);
+  const int g = int(threadIdx.x) % 32 / 4;
   // Of outputs that there are not, whose weights are zero, a lane reads others.
   const T* const first_output = tensors.grad_output + work.unit.outputs(p, work.image);
   const auto outputs = reinterpret_cast<const char*>(first_output + (g * kVec<T> < p.group_outputs ? g * kVec<T> : 0));
   const int high = (g + 8) * kVec<T> < p.group_outputs ? 128 : 0;
   const T* next_mask = kMasked ? tensors.mask + work.unit.mask(p, work.image) : nullptr;
-  Products products{p, lists, float(g / 4), float(g % 4), {}};
+  Products products{p, lists, float(g / 4) - kPatchMiddle, float(g % 4) - kPatchMiddle, {}};
   ListedRows<T> even, odd;
   bool in_odd = false;  // which of them is the next tap's first
-  int list = patch * kGatherTaps;
-  even.template load<kMasked>(p, lists, list * kListed, outputs, next_mask);
+  int at = 0;
+  even.template load<kMasked>(p, lists, at, outputs, next_mask);
 #pragma unroll 1
-  for (int taps = p.taps; taps > 0; --taps) {
-    int left = passes_of(lists.counts[list]), at = list * kListed;
+  for (int tap = 0; tap < p.taps; ++tap) {
+    int left = (lists.starts[tap + 1] - at) / kPass;
     const T* const mask = next_mask;
-    if (taps > 1) {  // or the last one's entries are loaded once more
-      ++list;
-      if (kMasked) next_mask += p.positions;
-    }
-    const int at_next = list * kListed;
+    if (kMasked && tap + 1 < p.taps) next_mask += p.positions;
 #pragma unroll
     for (auto& tile : products.z) {
 #pragma unroll
       for (float& sum : tile) sum = 0;
     }
     const auto pass = [&](ListedRows<T>& now, ListedRows<T>& ahead) {
-      at += kPass;
       const bool last = --left == 0;
-      products.add(now, high, ahead, last ? at_next : at, outputs, last ? next_mask : mask);
+      products.add(at, now, high, ahead, outputs, last ? next_mask : mask);
+      at += kPass;
       return last;
     };
     // Rows that are ahead stay where they are loaded: a copy would wait for them.
@@ -199,14 +217,10 @@ __device__ __forceinline__ void add_listed(const InputGatherParams& p, const Inp
     in_odd = in_odd ? !passes(odd, even) : passes(even, odd);
     const char* const slice = ring.wait();
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int run = 0; run < kGatherRuns<T>; ++run) {
       StepRow rows[2];
-#pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        rows[0].word[k] = nearest_tf32(products.z[half * 4 + k / 2][k % 2]);
-        rows[1].word[k] = nearest_tf32(products.z[half * 4 + k / 2][2 + k % 2]);
-      }
-      multiply<float, kGatherChannels, kWarpgroup>(sums, rows, slice + half * (kGatherSliceBytes / 2), true);
+      round_run<T>(products.z, run, rows);
+      multiply<T, kGatherChannels, kWarpgroup>(sums, rows, slice + run * (kGatherChannels * 128), true);
     }
     if constexpr (kWarpgroup) finish_products(sums);
     ring.release();
@@ -222,23 +236,21 @@ __device__ __forceinline__ void add_taps(const InputGatherParams& p, const Input
 #pragma unroll 1
   for (int box = 0; box < p.boxes;) {
     const int end = min(box + boxes_at_once, p.boxes);
-    const int found = lists.find(p, InputGatherWork(p, unit_slice, tile), tensors.ranges, box, end);
+    const int found = lists.find(p, InputGatherWork(p, unit_slice, tile), tensors.ranges, tensors.map, box, end);
     if (found > kGatherBoxes) {
       boxes_at_once = (end - box + 1) / 2;
-      __syncthreads();  // all know how many there are, before they are counted again
       continue;
     }
     int first = 0, at_once = found;
 #pragma unroll 1
     do {
-      const InputGatherWork work(p, unit_slice, tile);
       const int last = min(first + at_once, found);
-      if (!lists.fill(p, work, tensors.map, first, last)) {
+      const bool fits = lists.fill(p, first, last, PatchProducts<T, kMasked>::kPass);
+      if (__syncthreads_or(!fits)) {
         at_once = (last - first + 1) / 2;
         continue;
       }
-      add_listed<T, kWarpgroup, kMasked>(p, work, tensors, lists, ring, sums);
-      __syncthreads();
+      add_listed<T, kWarpgroup, kMasked>(p, InputGatherWork(p, unit_slice, tile), tensors, lists, ring, sums);
       first = last;
     } while (first < found);
     box = end;
@@ -250,12 +262,13 @@ __global__ void __launch_bounds__(kGatherThreads, 1)
     conv_input_gather_kernel(const __grid_constant__ InputGatherParams p,
                              const __grid_constant__ InputGatherPointers<T> tensors) {
   if constexpr (kHasSquareKernel<kWarpgroup>) {
-    using Ring = StepRing<kGatherSliceBytes, kGatherTaps, kWarpgroup, true>;
+    using Ring = StepRing<kGatherSliceBytes<T>, kGatherTaps, kWarpgroup, true>;
     extern __shared__ char shared[];
     const InputLists lists(shared + Ring::kBytes);
+    lists.set_taps(p);
     const unsigned unit_slice = blockIdx.x / unsigned(p.tiles_at_once);
     unsigned tile = blockIdx.x % unsigned(p.tiles_at_once);
-    Ring ring(shared, tensors.slices + std::int64_t{unit_slice} * p.taps * kGatherSliceBytes, p.taps,
+    Ring ring(shared, tensors.slices + std::int64_t{unit_slice} * p.taps * kGatherSliceBytes<T>, p.taps,
               (p.tiles - int(tile) - 1) / p.tiles_at_once + 1);
     ring.start();
     wait_for_previous();
@@ -266,11 +279,8 @@ __global__ void __launch_bounds__(kGatherThreads, 1)
       float check = 0;
 #pragma unroll
       for (const float sum : sums) check += sum * 0;
-      if (__any_sync(~0u, check != 0)) {  // NaN
-        store_exact_patch(p, tensors, unit_slice, tile);
-      } else {
-        store_patch(p, InputGatherWork(p, unit_slice, tile), tensors, sums);
-      }
+      if (__any_sync(~0u, check != 0)) sum_exact_patch(p, tensors, lists, unit_slice, tile, ring.slices, sums);
+      store_patch(p, InputGatherWork(p, unit_slice, tile), tensors, sums);
     }
   }
 }

@@ -52,8 +52,8 @@ inline InputGatherParams gather_params(const Conv2dGeometry& c, const ConvBackwa
   p.tiles_at_once = static_cast<int>(std::clamp<std::int64_t>(current_device().multiprocessors / slices, 1, p.tiles));
   return p;
 }
-inline std::int64_t packed_vectors(const InputGatherParams& p) {
-  return all_units(p) * p.by_channel_slices.divisor * p.taps * (kGatherSliceBytes / 16);
+inline std::int64_t packed_vectors(const InputGatherParams& p, int element_bytes) {
+  return all_units(p) * p.by_channel_slices.divisor * p.taps * (kGatherOutputs * kGatherChannels * element_bytes / 16);
 }
 inline std::int64_t all_boxes(const Conv2dGeometry& c, const InputGatherParams& p) {
   return std::int64_t{p.boxes} * c.geometry.map_batch * c.geometry.groups;

@@ -12,6 +12,7 @@ namespace oracle {
 
 struct ConvGradients {
   std::vector<Sum> input, weight, map, mask;
+  std::vector<Sum> weighted_input;  // as Results has it
 };
 
 template <class T, class M>
@@ -40,6 +41,7 @@ ConvGradients gradients_of(const ConvProblem<T, M>& problem) {
     if (c.has_mask) add(e.mask[static_cast<std::size_t>(mask)], problem.grad_output[output] * problem.weight[weight]);
   });
   e.input = std::move(columns.grad_input);
+  e.weighted_input = std::move(columns.weighted);
   e.map = std::move(columns.grad_map);
   return e;
 }

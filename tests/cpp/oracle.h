@@ -86,6 +86,7 @@ struct Sum {
 
 struct Results {
   std::vector<Sum> output, grad_input, grad_map;
+  std::vector<Sum> weighted;  // grad_input without what pixels get by no weight, be it NaN
 };
 
 /// With padding_mode border a coordinate is clamped to the image, and where it is outside or on the last pixel it does not
@@ -103,6 +104,7 @@ Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map
   Results r;
   r.output.resize(static_cast<std::size_t>(g.columns_numel()));
   r.grad_input.resize(static_cast<std::size_t>(g.input_numel()));
+  r.weighted.resize(r.grad_input.size());
   r.grad_map.resize(static_cast<std::size_t>(g.map_numel()));
   const double middle_y = double(g.h.kernel_size - 1) / 2, middle_x = double(g.w.kernel_size - 1) / 2;
   std::size_t index = 0;
@@ -142,6 +144,7 @@ Results run(const ddu::Geometry& g, const Tensor<T>& input, const Tensor<M>& map
                   corner[down][right] = input[pixel];
                   r.output[index].add(weight * input[pixel]);
                   r.grad_input[static_cast<std::size_t>(pixel)].add(weight * grad);
+                  if (weight != 0) r.weighted[static_cast<std::size_t>(pixel)].add(weight * grad);
                 }
               const double dy = (1 - fx) * (corner[1][0] - corner[0][0]) + fx * (corner[1][1] - corner[0][1]);
               const double dx = (1 - fy) * (corner[0][1] - corner[0][0]) + fy * (corner[1][1] - corner[1][0]);
