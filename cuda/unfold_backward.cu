@@ -22,7 +22,7 @@ namespace ddu::cuda {
 namespace {
 
 /// Beyond these taps of a window, so many can meet in a pixel that integer sums would lose float32's precision.
-constexpr std::int64_t kMaxFixedPointTaps = 81;
+constexpr std::int64_t kMaxFixedPointTaps = 121;
 
 /// The scratch memory of a call.
 template <class T>
@@ -185,8 +185,9 @@ class Call {
       sums.grad_input = tensors_.grad_input;
       sums.window_sums = tensors_.window_sums;
       sums.window_rects = tensors_.window_rects;
-      const std::int64_t blocks = AddWindows::blocks(g_.pixels(), g_.group_channels()) * g_.groups * g_.batch;
-      launch(add_windows_kernel, {grid_size(blocks), AddWindows::kThreads}, stream_, plan_.p, sums, AddWindows::kChannels);
+      const AddWindows cut(plan_.p);
+      launch(add_windows_kernel, {grid_size(cut.blocks(g_.groups * g_.batch)), AddWindows::kThreads}, stream_, plan_.p, sums,
+             cut);
     }
   }
 

@@ -20,10 +20,16 @@ namespace ddu::cuda {
 /// How add_windows_kernel shares the work: a thread owns one pixel of a run of channels.
 struct AddWindows {
   static constexpr int kThreads = 256;
-  static constexpr int kChannels = 16;  // an argument of the kernel: as a constant it made registers spill
-  /// Blocks for each group of each image.
-  static std::int64_t blocks(std::int64_t pixels, std::int64_t group_channels) {
-    return ceil_div(pixels, kThreads) * ceil_div(group_channels, kChannels);
+  int channels = 16;  // of a run; in the kernel, as a constant, it made registers spill
+  // What is divided fits 32 bits: divisions of 64 took most of the kernel's time where there is one channel.
+  Divider by_pixel_blocks, by_channel_blocks, by_width;
+
+  explicit AddWindows(const Params<float>& p)
+      : by_pixel_blocks(static_cast<unsigned>(ceil_div(std::int64_t{p.height} * p.width, kThreads))),
+        by_channel_blocks(static_cast<unsigned>(ceil_div(p.group_channels, channels))),
+        by_width(static_cast<unsigned>(p.width)) {}
+  std::int64_t blocks(std::int64_t planes) const {
+    return std::int64_t{by_pixel_blocks.divisor} * by_channel_blocks.divisor * planes;
   }
 };
 
@@ -48,18 +54,17 @@ __device__ __forceinline__ void add_offsets(const int (&offsets)[kCount], int an
 
 /// The input's gradient from the windows that the tiles stored.
 __global__ void __launch_bounds__(AddWindows::kThreads, 4)
-    add_windows_kernel(const Params<float> p, const BackwardPointers<float> tensors, int block_channels) {
+    add_windows_kernel(const Params<float> p, const BackwardPointers<float> tensors, const AddWindows cut) {
   let_next_start();
-  const unsigned pixel_blocks = unsigned(ceil_div(p.pixels(), AddWindows::kThreads)), tiles = p.by_tiles.divisor;
-  const std::int64_t pixel = std::int64_t{blockIdx.x % pixel_blocks} * AddWindows::kThreads + threadIdx.x;
-  unsigned rest = blockIdx.x / pixel_blocks;
-  const unsigned channel_blocks = unsigned(ceil_div(p.group_channels, block_channels));
-  const int first = int(rest % channel_blocks) * block_channels;
-  rest /= channel_blocks;
-  const int group = int(rest % unsigned(p.groups)), image = int(rest / unsigned(p.groups));
+  const unsigned tiles = p.by_tiles.divisor;
+  unsigned block = blockIdx.x, run = cut.by_pixel_blocks.take(block), group = cut.by_channel_blocks.take(run);
+  const unsigned image = p.by_groups.take(group);
+  const std::int64_t pixel = std::int64_t{block} * AddWindows::kThreads + threadIdx.x;
   if (pixel >= p.pixels()) return;
 
-  const int iy = int(pixel / p.width), ix = int(pixel % p.width);
+  const int first = int(run) * cut.channels;
+  unsigned column = unsigned(pixel);
+  const int iy = int(cut.by_width.take(column)), ix = int(column);
   const int tile_pixels_y = p.tile_height * p.y.stride, tile_pixels_x = p.tile_width * p.x.stride;
   const int tile_y = (iy - p.y.base(0)) / tile_pixels_y, tile_x = (ix - p.x.base(0)) / tile_pixels_x;
   // The tile that is nearer comes first: the others hardly ever reach the pixel.
@@ -83,7 +88,7 @@ __global__ void __launch_bounds__(AddWindows::kThreads, 4)
   const std::int64_t plane_stride = std::int64_t{tiles} * p.capacity, own = std::int64_t{tile_y} * p.tile_columns + tile_x;
   const float* windows = tensors.window_sums + (plane + first) * plane_stride + own * p.capacity;
   float* target = tensors.grad_input + (plane + first) * p.pixels() + pixel;
-  const int channels = min(block_channels, p.group_channels - first);
+  const int channels = min(cut.channels, p.group_channels - first);
   if (any == kNoWindow) {  // no tile reaches the pixel
     for (int left = channels; left > 0; --left, target += p.pixels()) *target = 0;
     return;
