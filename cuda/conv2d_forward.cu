@@ -152,9 +152,11 @@ void run_own_sums(const Conv2dGeometry& c, Types types, const Conv2d& tensors, c
                          scratch.weight.own,
                          static_cast<int>(c.out_channels),
                          types.input};
-  const std::int64_t rows = c.geometry.batch * c.geometry.h.out_size;
-  const std::int64_t enough = std::int64_t{4} * current_device().multiprocessors;
-  launch(own_sums_kernel, {grid_size(std::min(rows, enough)), 256, 0, true}, stream, params, call);
+  const std::int64_t at_once = std::int64_t{4} * current_device().multiprocessors;
+  const std::int64_t warps = c.geometry.batch * c.geometry.h.out_size * std::max(c.geometry.w.out_size, c.out_channels);
+  launch(own_sums_kernel,
+         {grid_size(std::min(ceil_div(warps, std::int64_t{kOwnSumsLines}), at_once)), kOwnSumsThreads, 0, true}, stream, params,
+         call);
 }
 
 template <class T, int kShare>

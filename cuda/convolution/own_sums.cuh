@@ -8,6 +8,8 @@
 
 namespace ddu::cuda {
 
+constexpr int kOwnSumsThreads = 256, kOwnSumsLines = kOwnSumsThreads / 32;
+
 /// A kernel's call. Pointers are those of elements of `type`.
 struct OwnSumsCall {
   ConvolutionPointers<void> tensors;
@@ -16,9 +18,18 @@ struct OwnSumsCall {
   int outputs;
   DType type;
 
-  __device__ __forceinline__ float load(const void* tensor, std::int64_t index) const {
-    return load_rate<float>(tensor, type, index);
+  /// An element as it lies, so that several are on their way at once; and as a number.
+  __device__ __forceinline__ unsigned bits(const void* tensor, std::int64_t index) const {
+    return type == DType::float32 ? static_cast<const unsigned*>(tensor)[index]
+                                  : static_cast<const unsigned short*>(tensor)[index];
   }
+  __device__ __forceinline__ float number(unsigned bits) const {
+    if (type == DType::float32) return __uint_as_float(bits);
+    if (type == DType::bfloat16) return __uint_as_float(bits << 16);
+    const auto half = static_cast<unsigned short>(bits);
+    return widen(reinterpret_cast<const __half&>(half));
+  }
+  __device__ __forceinline__ float load(const void* tensor, std::int64_t index) const { return number(bits(tensor, index)); }
   /// A factor of a product.
   __device__ __forceinline__ float rounded(float value) const {
     if (type == DType::float16) return widen(narrow<__half>(value));
@@ -50,35 +61,39 @@ __device__ __forceinline__ float own_sum(const ConvolutionParams& p, const OwnSu
     const std::int64_t corner = pixels + y.index * p.row + x.index * p.rows.pixel;
 #pragma unroll 1
     for (int c = 0; c < call.own.channels(); ++c) {
-      float value = nan_unless_finite(rate);
-#pragma unroll 1
+      unsigned pixel[4];
+#pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int down = i / 2, right = i % 2;
-        if (!(down ? y.second : y.first) || !(right ? x.second : x.first)) continue;
-        value += corner_weight(down, right, y.fraction, x.fraction) *
-                 call.load(tensors.input, corner + down * p.row + right * p.rows.pixel + c);
+        const bool there = (i / 2 ? y.second : y.first) && (i % 2 ? x.second : x.first);
+        pixel[i] = there ? call.bits(tensors.input, corner + i / 2 * p.row + i % 2 * p.rows.pixel + c) : 0;
       }
-      const std::int64_t of_weight = (std::int64_t{output} * call.own.channels() + c) * p.taps + tap;
-      sum += call.rounded(value * factor) * call.load(call.weight, of_weight);
+      const unsigned weight = call.bits(call.weight, (std::int64_t{output} * call.own.channels() + c) * p.taps + tap);
+      float value = nan_unless_finite(rate);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value += corner_weight(i / 2, i % 2, y.fraction, x.fraction) * call.number(pixel[i]);
+      sum += call.rounded(value * factor) * call.number(weight);
     }
   }
   return sum;
 }
 
-/// All outputs of the images that are left, or, where nobody has looked for those, the ones that are NaN. A block has rows of
-/// positions, its warps' lanes what lies side by side: outputs, or a row's positions.
-__global__ void __launch_bounds__(256) own_sums_kernel(const ConvolutionParams p, const OwnSumsCall call) {
+/// All outputs of the images that are left, or, where nobody has looked for those, the ones that are NaN. Lanes of a warp have
+/// what lies side by side, a line: a position's outputs, or an output's row of positions; a block has as many lines as warps.
+__global__ void __launch_bounds__(kOwnSumsThreads) own_sums_kernel(const ConvolutionParams p, const OwnSumsCall call) {
   wait_for_previous();
   const unsigned* const left = call.tensors.left;
   if (left && !any_left(left, p.images)) return;
   const bool by_outputs = p.output.channel == 1;
   const int lines = by_outputs ? p.out_width : call.outputs, line_size = by_outputs ? call.outputs : p.out_width;
+  const int blocks_of_row = (lines - 1) / kOwnSumsLines + 1;
 #pragma unroll 1
-  for (std::int64_t row = blockIdx.x; row < std::int64_t{p.images} * p.out_height; row += gridDim.x) {
-    const int image = int(row / p.out_height), oy = int(row - std::int64_t{image} * p.out_height);
+  for (int image = 0; image < p.images; ++image) {
     if (left && !left[image]) continue;
 #pragma unroll 1
-    for (int line = int(threadIdx.x) / 32; line < lines; line += int(blockDim.x) / 32) {
+    for (std::int64_t block = blockIdx.x; block < std::int64_t{blocks_of_row} * p.out_height; block += gridDim.x) {
+      const int oy = int(block / blocks_of_row);
+      const int line = int(block - std::int64_t{oy} * blocks_of_row) * kOwnSumsLines + int(threadIdx.x) / 32;
+      if (line >= lines) continue;
 #pragma unroll 1
       for (int n = int(threadIdx.x) % 32; n < line_size; n += 32) {
         const int output = by_outputs ? n : line, ox = by_outputs ? line : n;
