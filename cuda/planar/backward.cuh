@@ -237,9 +237,12 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
   const WorkTile work = WorkTile::of_block(p);
   const bool of_left = kWide && tensors.wide.part_height != 0;  // what another kernel left, which does all but that
   if (!of_left) start_next<kInput>(tensors, work);
-  if (of_left && !LeftParts(p, tensors, work).wait_for_any()) return;
-  Position<float> position(p, work, tensors.map);
-  if (of_left) LeftParts(p, tensors, work).keep(p, position);
+  Position<float> position(p, work, tensors.map);  // asks for its rate before it is known whether it is wanted
+  if (of_left) {
+    const LeftParts left(p, tensors, work);
+    if (!left.wait_for_any()) return;
+    left.keep(p, position);
+  }
   if constexpr (kForm == BackwardForm::ordered) note_exponents<kThreads>(p, tensors, work);
   if (kInput && !of_left && tensors.block_clears) clear_planes<kThreads>(p, work, tensors.grad_input);  // before the barriers
   const Window window = Window::of_tile<kThreads, 0>(p, work, position, slots);
