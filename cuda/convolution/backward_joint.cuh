@@ -41,11 +41,13 @@ struct JointMemory {
   __device__ __forceinline__ char* outputs(int stage) const { return shared + kOutputs + stage % 2 * kJointFactorBytes; }
   __device__ __forceinline__ char* samples(int step) const { return shared + kSamples + step % 2 * kJointFactorBytes; }
   __device__ __forceinline__ CopyBarrier& weights_there() const { return *reinterpret_cast<CopyBarrier*>(shared + kBarrier); }
-  /// The block has to meet before it waits at the barrier.
+  /// The block meets behind it, as racecheck wants it, though one thread alone makes the barrier and asks for copies.
   __device__ __forceinline__ void start_barrier() const {
-    if (threadIdx.x > 0) return;
-    weights_there().init(1);
-    CopyBarrier::publish();
+    if (threadIdx.x == 0) {
+      weights_there().init(1);
+      CopyBarrier::publish();
+    }
+    __syncthreads();
   }
   __device__ __forceinline__ void copy_weights(const char* slices) const {
     if (threadIdx.x == 0) weights_there().copy(shared, slices, kJointTaps * kJointSliceBytes);
