@@ -180,37 +180,30 @@ __device__ __forceinline__ FixedPointScales<kVec> choose_scales(const ColumnRead
   return FixedPointScales<kVec>::template of_block<kThreads>(largest.bits, max_taps, slots);
 }
 
-/// What is left to a wide tile of its parts, the tiles of the first kernel.
-struct LeftParts {
-  const volatile unsigned char* marks;  // of the first part; past L1, for they may change
-  int stride, height, count;            // from one part to the next; their positions; how many there are
-
-  template <class T>
-  __device__ __forceinline__ LeftParts(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work)
-      : stride(p.tile_columns), height(tensors.wide.part_height) {
-    const int rows = (p.out_height + height - 1) / height, first = work.tile_y * (p.tile_height / height);
-    count = min(p.tile_height / height, rows - first);
+/// Leaves out of a wide tile what is not left to it. Whether anything is; the same in all threads of a block.
+template <class T>
+__device__ __forceinline__ bool take_left(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
+                                          Position<float>& position) {
+  const int part_rows = (p.out_height + tensors.wide.part_height - 1) / tensors.wide.part_height;
+  unsigned column = threadIdx.x;
+  const int row = work.tile_y * p.tile_height + int(p.by_tile_width.take(column));
+  if (position.active) {
     const std::int64_t plane = std::int64_t{work.image} * p.groups + work.group;
-    marks = tensors.marks + (plane * rows + first) * stride + work.tile_x;
+    const volatile unsigned char* marks = tensors.marks + plane * part_rows * p.tile_columns;  // past L1: they may change
+    position.active = marks[row / tensors.wide.part_height * p.tile_columns + work.tile_x] == kLeftToWideTiles;
   }
-  /// Whether any part is; the same in all threads of a block.
-  __device__ __forceinline__ bool any() const {
-    return __syncthreads_or(int(threadIdx.x) < count && marks[int(threadIdx.x) * stride] == kLeftToWideTiles);
-  }
-  /// Waits for them while the first kernel may still run, as TileMarks::nothing_left: who finds marks waits, and looks again.
-  __device__ __forceinline__ bool wait_for_any() const {
-    let_next_start();
-    const bool perhaps = any();
-    if (perhaps || blockIdx.x == 0) wait_for_previous();
-    return perhaps && any();
-  }
-  /// Leaves out of the tile's positions those that are not.
-  __device__ __forceinline__ void keep(const Params<float>& p, Position<float>& position) const {
-    unsigned column = threadIdx.x;
-    const int row = int(p.by_tile_width.take(column));
-    if (position.active) position.active = marks[row / height * stride] == kLeftToWideTiles;
-  }
-};
+  return __syncthreads_or(position.active);
+}
+
+/// The same while the first kernel may still run, as TileMarks::nothing_left: who finds marks waits, and looks again.
+template <class T>
+__device__ __forceinline__ bool wait_for_left(const Params<float>& p, const BackwardPointers<T>& tensors, const WorkTile& work,
+                                              Position<float>& position) {
+  let_next_start();
+  const bool perhaps = take_left(p, tensors, work, position);
+  if (perhaps || blockIdx.x == 0) wait_for_previous();
+  return perhaps && take_left(p, tensors, work, position);
+}
 
 /// Lets a next kernel start that is ours: one that reads marks, which are written first, or one that rounds. Any other waits
 /// for the end.
@@ -237,12 +230,8 @@ __global__ void __launch_bounds__(backward_config<T, K, kInput, kMap, kForm>().t
   const WorkTile work = WorkTile::of_block(p);
   const bool of_left = kWide && tensors.wide.part_height != 0;  // what another kernel left, which does all but that
   if (!of_left) start_next<kInput>(tensors, work);
-  Position<float> position(p, work, tensors.map);  // asks for its rate before it is known whether it is wanted
-  if (of_left) {
-    const LeftParts left(p, tensors, work);
-    if (!left.wait_for_any()) return;
-    left.keep(p, position);
-  }
+  Position<float> position(p, work, tensors.map);
+  if (of_left && !wait_for_left(p, tensors, work, position)) return;
   if constexpr (kForm == BackwardForm::ordered) note_exponents<kThreads>(p, tensors, work);
   if (kInput && !of_left && tensors.block_clears) clear_planes<kThreads>(p, work, tensors.grad_input);  // before the barriers
   const Window window = Window::of_tile<kThreads, 0>(p, work, position, slots);
