@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu_rates.h"
 #include "ddu/aggregate.h"
 #include "ddu/correlate.h"
 #include "heads_oracle.h"
@@ -20,18 +21,6 @@ using oracle::worst_error;
 
 constexpr auto kContiguous = ddu::MemoryFormat::contiguous;
 constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
-
-/// A multiple of 1/256: see cpu_test.cpp.
-double between(std::mt19937& random, double low, double high) {
-  return std::round(std::uniform_real_distribution<double>(low, high)(random) * 256) / 256;
-}
-double near_rates(std::mt19937& random) { return between(random, -3, 3); }
-/// Of which a few are far, or not finite.
-double any_rates(std::mt19937& random) {
-  const double strange[] = {4096, -6e4, INFINITY, NAN, 0, 1};
-  const unsigned which = random() % 32;
-  return which < 6 ? strange[which] : near_rates(random);
-}
 
 struct How {
   ddu::MemoryFormat format = kContiguous;

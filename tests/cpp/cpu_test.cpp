@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu_rates.h"
 #include "oracle.h"
 
 namespace {
@@ -24,12 +25,6 @@ class Cpu : public testing::Test {};
 using Pairs = testing::Types<Types<ddu::float16, ddu::float16>, Types<ddu::float16, float>, Types<ddu::bfloat16, ddu::bfloat16>,
                              Types<ddu::bfloat16, float>, Types<float, float>, Types<double, double>>;
 TYPED_TEST_SUITE(Cpu, Pairs);
-
-/// A multiple of 1/256, so that positions are exact in every type: else one that is rounded across a pixel would have a
-/// different slope.
-double between(std::mt19937& random, double low, double high) {
-  return std::round(std::uniform_real_distribution<double>(low, high)(random) * 256) / 256;
-}
 
 template <class T, class M>
 void check(const Case& c, typename Problem<T, M>::Rate rate) {
