@@ -36,6 +36,13 @@ class Tensor {
     ASAN_POISON_MEMORY_REGION(memory_.data() + first_ + size_ * sizeof(T), memory_.size() - first_ - size_ * sizeof(T));
 #endif
   }
+  /// A copy has guards of its own, and reads none.
+  Tensor(const Tensor& other) : Tensor(static_cast<std::int64_t>(other.size_)) {
+    std::memcpy(data(), other.data(), size_ * sizeof(T));
+  }
+  Tensor(Tensor&&) = default;
+  Tensor& operator=(Tensor&&) = default;
+
   std::size_t size() const { return size_; }
   T* data() { return reinterpret_cast<T*>(memory_.data() + first_); }
   const T* data() const { return reinterpret_cast<const T*>(memory_.data() + first_); }
@@ -62,7 +69,7 @@ class Tensor {
   std::vector<unsigned char> memory_;
 };
 
-/// A tensor [batch, channels, count] with its channels last, or back. Not a copy, which would read the guards.
+/// A tensor [batch, channels, count] with its channels last, or back.
 template <class T>
 Tensor<T> turned(std::int64_t batch, std::int64_t channels, std::int64_t count, const Tensor<T>& from, bool back = false) {
   Tensor<T> to(static_cast<std::int64_t>(from.size()));
@@ -199,9 +206,8 @@ struct Problem {
 
   /// A tensor of the input's shape in a memory format.
   Tensor<T> laid_out(const Tensor<T>& tensor, ddu::MemoryFormat format) const {
-    const bool contiguous = format == ddu::MemoryFormat::contiguous;
-    return contiguous ? turned(1, 1, geometry.input_numel(), tensor)
-                      : turned(geometry.batch, geometry.channels, geometry.pixels(), tensor);
+    if (format == ddu::MemoryFormat::contiguous) return tensor;
+    return turned(geometry.batch, geometry.channels, geometry.pixels(), tensor);
   }
   static std::int64_t workspace_floats(std::size_t bytes) { return static_cast<std::int64_t>((bytes + 3) / 4); }
   static constexpr ddu::Types types() { return {dtype_of<T>(), dtype_of<M>()}; }
