@@ -56,6 +56,9 @@ TYPED_TEST(Cpu, Geometries) {
       {3, 4, 10, 9, options(3, 1, 2), true},
       {1, 2, 20, 24, options(7, 3)},
       {1, 2, 6, 5, options(3, 9)},
+      // Strides that leap over a narrow image: cells are cut at both of its sides.
+      {1, 1, 3, 1, {{3, 3}, {1, 2}, {1, 4}, {1, 1}, 1}},
+      {1, 1, 5, 6, {{3, 3}, {1, 2}, {1, 7}, {1, 1}, 1}},
   };
   for (const Case& c : cases) {
     SCOPED_TRACE(&c - cases.data());
@@ -83,6 +86,7 @@ TYPED_TEST(Cpu, Border) {
       {3, 17, 10, 40, options(3, 1), true},
       {1, 2, 60, 70, options(7, 20)},
       {1, 3, 30, 40, part(options(4, 2, 1, 2), 3, 7), true, {9, 11}},
+      {1, 1, 3, 1, {{3, 3}, {1, 2}, {1, 4}, {1, 1}, 1}},
   };
   for (Case& c : cases) {
     c.options.padding_mode = ddu::PaddingMode::border;

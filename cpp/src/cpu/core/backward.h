@@ -150,11 +150,12 @@ void backward_walk(const Geometry& g, const BackwardTensors& tensors, const Slic
 
   const Tiling tiling(g);
   for (std::int64_t index = 0; index < tiling.count(); ++index) {
-    const Tile<Acc> tile(g, tensors.map, tensors.map_type, g.map_offset(slice.image, slice.group), tiling.region(index),
-                         scratch.tile);
-    const bool to_image = grad_image && tile.reaches(band.first_row, band.last_row);
+    const Rates<Acc> rates(g, tensors.map, tensors.map_type, g.map_offset(slice.image, slice.group), tiling.region(index),
+                           scratch.tile);
+    const bool to_image = grad_image && rates.reaches(band.first_row, band.last_row);
     const bool to_map = map_sums && index >= band.first_tile && index < band.last_tile;
     if (!to_image && !to_map) continue;
+    const Tile<Acc> tile(rates);
     Acc* const rate_sums = to_map ? static_cast<Acc*>(scratch.rate_sums) : nullptr;  // over taps and channels
     if (to_map) std::fill_n(rate_sums, tile.padded, Acc(0));
     each_vec(tile, [&](auto lanes, std::int64_t first, int used) {

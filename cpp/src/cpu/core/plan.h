@@ -85,7 +85,7 @@ struct BackwardPlan {
   std::int64_t parts;         // of each channel, which are slices of their own
   std::int64_t group_slices;  // of a group's channels
   std::int64_t slices;
-  std::int64_t bands;  // of a slice: as few as keep the threads busy, since neighbours both read the tiles between them
+  std::int64_t bands;  // of a slice
   std::int64_t tasks;
   int threads;
   ScratchSizes scratch;
@@ -98,8 +98,7 @@ struct BackwardPlan {
       : tiling(g), lanes(lanes), parts(parts) {
     group_slices = parts * ceil_div(g.group_channels(), lanes);
     slices = g.batch * g.groups * group_slices;
-    const std::int64_t wanted = slices == 0 || slices >= max_threads ? 1 : ceil_div(2 * std::int64_t{max_threads}, slices);
-    bands = std::clamp<std::int64_t>(wanted, 1, std::min(g.h.size, tiling.down));
+    bands = bands_of(g, max_threads);
     tasks = to_input || to_map ? slices * bands : 0;
     threads = tasks == 0 ? 0 : team_size(tasks, max_threads);
     const std::int64_t sums = std::min<std::int64_t>(lanes, g.group_channels()) * ceil_div(g.h.size, bands) * g.w.size;
@@ -125,6 +124,22 @@ struct BackwardPlan {
     const std::int64_t first = index % group_slices / parts * lanes;
     const std::int64_t image = index / group_slices % g.batch, group = index / group_slices / g.batch;
     return {image, group, first, std::min<std::int64_t>(lanes, g.group_channels() - first), index % parts};
+  }
+
+ private:
+  /// The number of bands whose rows of tiles, one after the other, are fewest for the busiest thread. Those between two bands
+  /// are taken by both: one row of them, if rates are small.
+  std::int64_t bands_of(const Geometry& g, int max_threads) const {
+    const std::int64_t team = std::max(max_threads, 1);
+    const auto rows_of_a_thread = [&](std::int64_t count) {
+      const std::int64_t shared = std::min<std::int64_t>(count - 1, 2);
+      return ceil_div(slices * count, team) * (ceil_div(tiling.down, count) + shared);
+    };
+    std::int64_t best = 1;
+    for (std::int64_t count = 2; count <= std::min({g.h.size, tiling.down, 2 * team}); ++count) {
+      if (rows_of_a_thread(count) < rows_of_a_thread(best)) best = count;
+    }
+    return best;
   }
 };
 

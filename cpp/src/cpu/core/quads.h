@@ -148,8 +148,12 @@ class ChannelWindow {
         if (!tap.whole_y && !tap.whole_x) add(tap.pitch + 1, weights.d());
       });
     }
-    if (tap.centered_y && tap.centered_x && tap.column[tile_.region.columns - 1] - tap.column[0] == tile_.region.columns - 1) {
-      return for_each_row([&](int n, int length) {  // cells are neighbours, for no rate moves them
+    // No rate moves the tap, so its cells are neighbours as positions are: unless a stride lies between them, or some were cut
+    // where the image is far away.
+    const auto columns = static_cast<std::int32_t>(tile_.region.columns);
+    if (tap.centered_y && tap.centered_x && tile_.sample_x.stride == 1 &&
+        tap.column[columns - 1] - tap.column[0] == columns - 1) {
+      return for_each_row([&](int n, int length) {
         Acc* __restrict target = sum_ + tap.cell(n);
         const Acc* __restrict grad = grads.row(n, length);
         for (int i = 0; i < length; ++i) target[i] += grad[i];

@@ -30,42 +30,30 @@ inline void load_rates(const void* map, DType, std::int64_t index, int count, do
   widen(at<double>(map, index), rates, count);
 }
 
+/// The rates of a region: what there is of a Tile before its cells are found.
 template <class Acc>
-class Tile {
+class Rates {
  public:
-  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n. Of both axes these add up to an
-  /// element of the window.
-  struct Taps {
-    std::int32_t* offset;
-    Acc* fraction;
-    bool* whole;          // of tap k: all its fractions are 0, so that the second pixel of its cells weighs nothing
-    std::int32_t first;   // pixel where the window starts
-    std::int32_t extent;  // pixels that it spans
-  };
-
   const Geometry& geometry;
   Sampler<Acc> sample_y, sample_x;
   Region region;
   int count;
-  int padded;  // whole blocks: the positions beyond count have the cells of the first row and column, and are nobody's
-  bool all_finite = true;  // no rate of the tile is NaN or infinite
-  bool fits;               // the taps fit the arrays
-  Acc* rate;               // 0 where it is not finite
-  Acc* nan;                // NaN where the rate is not finite, else 0
-  Taps y, x;
+  int padded;              // whole blocks
+  bool all_finite = true;  // no rate of the region is NaN or infinite
+  TileArrays<Acc> arrays;
+  Acc* rate;  // 0 where it is not finite
+  Acc* nan;   // NaN where the rate is not finite, else 0
 
-  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_offset, const Region& r, void* memory)
+  Rates(const Geometry& g, const void* map, DType map_type, std::int64_t map_offset, const Region& r, void* memory)
       : geometry(g),
         sample_y(g.h, g.padding_mode),
         sample_x(g.w, g.padding_mode),
         region(r),
         count(static_cast<int>(r.rows * r.columns)),
-        padded(static_cast<int>(round_up<std::int64_t>(count, Tiling::kBlock))) {
-    const std::int64_t rows = g.h.kernel_size * padded;
-    fits = rows + g.w.kernel_size * padded <= Tiling::kEntries;
-    const TileArrays<Acc> arrays(memory, g, padded);
-    rate = arrays.rate;
-    nan = arrays.nan;
+        padded(static_cast<int>(round_up<std::int64_t>(count, Tiling::kBlock))),
+        arrays(memory, g, padded),
+        rate(arrays.rate),
+        nan(arrays.nan) {
     for_each_run(
         [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_offset + position, length, rate + n); });
     std::fill(rate + count, rate + padded, rate[0]);
@@ -78,6 +66,69 @@ class Tile {
     if (!all_finite) {
       for (int n = 0; n < padded; ++n) rate[n] = is_finite(rate[n]) ? rate[n] : Acc(0);
     }
+  }
+
+  /// Whether a corner of a tap may lie in these rows of the image. A cell moves one way with each of its position's row, its
+  /// tap and its rate, so those at the ends of the three say how far the others go, to one pixel: loops over cells may round
+  /// their product and sum once or twice.
+  bool reaches(std::int64_t first_row, std::int64_t last_row) const {
+    Acc least[Tiling::kBlock], most[Tiling::kBlock];
+    std::copy_n(rate, Tiling::kBlock, least);
+    std::copy_n(rate, Tiling::kBlock, most);
+    for (int n = 0; n < padded; n += Tiling::kBlock) {
+      for (int i = 0; i < Tiling::kBlock; ++i) least[i] = rate[n + i] < least[i] ? rate[n + i] : least[i];
+      for (int i = 0; i < Tiling::kBlock; ++i) most[i] = rate[n + i] > most[i] ? rate[n + i] : most[i];
+    }
+    std::int32_t first = INT32_MAX, last = INT32_MIN;
+    for (const std::int64_t row : {region.first_row, region.first_row + region.rows - 1}) {
+      for (const std::int64_t tap : {std::int64_t{0}, geometry.h.kernel_size - 1}) {
+        for (const Acc r : {*std::min_element(least, least + Tiling::kBlock), *std::max_element(most, most + Tiling::kBlock)}) {
+          const Cell<Acc> cell =
+              sample_y.cell(sample_y.base(static_cast<std::int32_t>(row)), sample_y.offset(static_cast<int>(tap)), r);
+          first = std::min(first, cell.index - 1);
+          last = std::max(last, cell.index + 2);
+        }
+      }
+    }
+    return sample_y.pixel(first) < last_row && sample_y.pixel(last) >= first_row;
+  }
+
+  /// Runs of positions that are contiguous in the output: body(first of the region, first of the output, length).
+  template <class Body>
+  void for_each_run(Body body) const {
+    region.for_each_run(geometry.w.out_size, body);
+  }
+};
+
+template <class Acc>
+class Tile : public Rates<Acc> {
+ public:
+  /// The cells of one axis, tap by tap: offset[k * padded + n] of tap k and position n. Of both axes these add up to an
+  /// element of the window. The positions beyond count have the cells of the first row and column, and are nobody's.
+  struct Taps {
+    std::int32_t* offset;
+    Acc* fraction;
+    bool* whole;          // of tap k: all its fractions are 0, so that the second pixel of its cells weighs nothing
+    std::int32_t first;   // pixel where the window starts
+    std::int32_t extent;  // pixels that it spans
+  };
+
+  bool fits;  // the taps fit the arrays
+  Taps y, x;
+
+  using Rates<Acc>::padded;
+  using Rates<Acc>::sample_y;
+  using Rates<Acc>::sample_x;
+
+  Tile(const Geometry& g, const void* map, DType map_type, std::int64_t map_offset, const Region& r, void* memory)
+      : Tile(Rates<Acc>(g, map, map_type, map_offset, r, memory)) {}
+
+  explicit Tile(const Rates<Acc>& rates) : Rates<Acc>(rates) {
+    const Geometry& g = this->geometry;
+    const Region& r = this->region;
+    const TileArrays<Acc>& arrays = this->arrays;
+    const std::int64_t rows = g.h.kernel_size * padded;
+    fits = rows + g.w.kernel_size * padded <= Tiling::kEntries;
     if (!fits) return;
     y = {arrays.offset, arrays.fraction, arrays.whole, 0, 0};
     x = {arrays.offset + rows, arrays.fraction + rows, arrays.whole + g.h.kernel_size, 0, 0};
@@ -94,24 +145,13 @@ class Tile {
     for (std::int64_t i = 0; i < rows; ++i) y.offset[i] = (y.offset[i] - y.first) * x.extent - x.first;
   }
 
-  /// Whether a corner of a tap may lie in these rows of the image.
-  bool reaches(std::int64_t first_row, std::int64_t last_row) const {
-    return !fits || (sample_y.pixel(y.first) < last_row && sample_y.pixel(y.first + y.extent - 1) >= first_row);
-  }
-
   /// Pixels of the window.
   std::int64_t extent() const { return std::int64_t{y.extent} * x.extent; }
-
-  /// Runs of positions that are contiguous in the output: body(first of the tile, first of the output, length).
-  template <class Body>
-  void for_each_run(Body body) const {
-    region.for_each_run(geometry.w.out_size, body);
-  }
 
  private:
   void find_cells(const Sampler<Acc> sampler, std::int64_t kernel_size, const std::int32_t* __restrict base, Taps& taps) const {
     const int positions = padded;  // copies, which stores through pointers cannot change
-    const Acc* __restrict rates = rate;
+    const Acc* __restrict rates = this->rate;
     std::int32_t least = INT32_MAX, most = INT32_MIN;
     for (int k = 0; k < kernel_size; ++k) {
       const Acc offset = sampler.offset(k);
