@@ -62,6 +62,7 @@ def unfold(dtype: torch.dtype) -> None:
         Case(1, 2, 18, 20, kernel_size=7, padding=3),
         Case(1, 3, 15, 17, kernel_size=(2, 3), stride=2),
         Case(1, 64, 5, 9, padding=1),  # sixteen lanes for a position
+        Case(1, 2, 14, 15, kernel_size=11, padding=5),  # as many taps as integer sums take
         Case(1, 9, 150, 130, padding=1, stride=5),  # does not fit in the windows of wide tiles
     ]
     # What the call would choose, often windows that hold a small image whole; and what DDU_CUDA_PATH asks for: windows

@@ -102,10 +102,8 @@ def captured(step):
         return graph, step()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_graph_replays_forward_and_backward(case, dtype):
-    x, rates, grad = tensors(case, dtype=dtype)
+def step_of(x, rates, grad, case):
+    """A function that computes the output and both gradients of what is in the tensors when it is called."""
     x.requires_grad_()
     rates.requires_grad_()
 
@@ -113,6 +111,14 @@ def test_graph_replays_forward_and_backward(case, dtype):
         output = dynamic_dilation_unfold(x, dilation_map=rates, **case.options)
         return output.detach(), *torch.autograd.grad(output, (x, rates), grad)
 
+    return step
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_graph_replays_forward_and_backward(case, dtype):
+    x, rates, grad = tensors(case, dtype=dtype)
+    step = step_of(x, rates, grad, case)
     graph, results = captured(step)
     with torch.no_grad():
         x.copy_(random_input(case.shape, seed=7))
@@ -120,6 +126,36 @@ def test_graph_replays_forward_and_backward(case, dtype):
     graph.replay()
     for one, other in zip(results, step(), strict=True):
         assert relative_error(one, other) <= TOLERANCE[dtype]
+
+
+def maps_after_ones(shape):
+    """Maps under which windows leave ever more to other kernels, one that is not all numbers, and ones again."""
+    uniform = torch.rand(shape, generator=torch.Generator().manual_seed(3))
+    strange = 16 * uniform
+    strange[..., ::7, ::5] = torch.nan
+    return [random_map("fractional", shape), 16 * uniform, 40 * uniform, strange, torch.ones(shape)]
+
+
+@pytest.mark.parametrize("ordered", [False, True], ids=["default", "deterministic"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize("kernel_size", [3, 7])
+def test_graph_of_ones_serves_any_map(kernel_size, memory_format, ordered, request):
+    """Of an image that no window holds: a replay has work for kernels that had none when they were captured."""
+    if ordered:
+        request.getfixturevalue("deterministic")
+    case = Case(1, 16, 128, 128, kernel_size, padding=kernel_size // 2)
+    x, rates, grad = tensors(case, "ones")
+    step = step_of(x.contiguous(memory_format=memory_format), rates, grad, case)
+    graph, results = captured(step)
+    for values in maps_after_ones(case.map_shape):
+        with torch.no_grad():
+            rates.copy_(values)
+        graph.replay()
+        for one, other in zip(results, step(), strict=True):
+            if ordered:
+                assert_same_bits(one, other)
+            assert_same_bits(one.isnan(), other.isnan())
+            assert relative_error(one.nan_to_num(nan=0.0), other.nan_to_num(nan=0.0)) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
