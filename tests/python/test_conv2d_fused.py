@@ -1,5 +1,7 @@
 """dynamic_dilation_conv2d by kernels of its own, where a build and a device have them, beside chunks of columns."""
 
+import os
+
 import pytest
 import torch
 from dynamic_dilation_unfold import _C, dynamic_dilation_conv2d
@@ -31,6 +33,19 @@ def tf32():
     torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.fixture
+def fused(tf32):
+    """Calls are those of kernels by tensor cores, which devices have from compute capability 8.0 on.
+
+    No build tells that it was made with ``-DDDU_FUSED_CONV2D=OFF``: such a one is tested under
+    ``DDU_CUDA_CONV2D=columns``.
+    """
+    if torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("this device has no such kernels")
+    if os.environ.get("DDU_CUDA_CONV2D") == "columns":
+        pytest.skip("DDU_CUDA_CONV2D asks for columns")
+
+
 def tensors_of(case: tuple, dtype: torch.dtype, device: str, memory_format: torch.memory_format) -> tuple:
     input_shape, weight_shape, groups, heads, stride, padding, _ = case
     generator = torch.Generator().manual_seed(0)
@@ -55,21 +70,20 @@ def tensors_of(case: tuple, dtype: torch.dtype, device: str, memory_format: torc
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case[1]))
-def test_equals_chunks(case, dtype, memory_format, tf32, monkeypatch):
+def test_equals_chunks(case, dtype, memory_format, fused, monkeypatch):
     tensors = tensors_of(case, dtype, "cuda", memory_format)
     options = CONV2D.read((*case[4:6], 1, case[6]))
-    if not _C.conv2d_supported(*tensors, *options, True):
-        pytest.skip("this build, or this device, has no such kernels")
+    assert _C.conv2d_supported(*tensors, *options, True)
     x, weight, rates, bias, mask = tensors
-    fused = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
-    assert torch.equal(_C.conv2d_plain(*tensors, *options), fused)  # without a step of Python
+    ours = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
+    assert torch.equal(_C.conv2d_plain(*tensors, *options), ours)  # without a step of Python
     monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
     assert _C.conv2d_plain(*tensors, *options) is None
     assert not _C.conv2d_supported(*tensors, *options, True)
     chunks = dynamic_dilation_conv2d(x, weight, rates, bias, *options[:3], mask, options[3])
-    assert (fused.shape, fused.stride()) == (chunks.shape, chunks.stride())
+    assert (ours.shape, ours.stride()) == (chunks.shape, chunks.stride())
     exact = CONV2D.reference(tuple(t if t is None else t.double() for t in tensors), options)
-    assert relative_error(fused, exact) < TOLERANCE[dtype]
+    assert relative_error(ours, exact) < TOLERANCE[dtype]
     assert relative_error(chunks, exact) < TOLERANCE[dtype]
 
 
@@ -84,17 +98,16 @@ def gradients_of(tensors: tuple, options: tuple, grad: Tensor) -> tuple[Tensor, 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: str(case[1]))
-def test_gradients_equal_those_of_chunks(case, dtype, memory_format, tf32, monkeypatch):
+def test_gradients_equal_those_of_chunks(case, dtype, memory_format, fused, monkeypatch):
     tensors = tensors_of(case, dtype, "cuda", memory_format)
     options = CONV2D.read((*case[4:6], 1, case[6]))
-    if not _C.conv2d_backward_supported(*tensors, *options, True):
-        pytest.skip("this build, or this device, has no such kernels")
+    assert _C.conv2d_backward_supported(*tensors, *options, True)
     grad = torch.randn(CONV2D.output_shape(tensors, options), device="cuda").to(dtype)
-    fused = gradients_of(tensors, options, grad)
+    gradients = gradients_of(tensors, options, grad)
     monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
     assert not _C.conv2d_backward_supported(*tensors, *options, True)
     chunks = gradients_of(tensors, options, grad)
-    for ours, theirs in zip(fused, chunks, strict=True):
+    for ours, theirs in zip(gradients, chunks, strict=True):
         assert (ours.shape, ours.stride(), ours.dtype) == (theirs.shape, theirs.stride(), theirs.dtype)
         assert relative_error(ours, theirs) < 2 * TOLERANCE[dtype]  # both round
 
@@ -123,17 +136,19 @@ def test_what_is_not_finite_stays_in_its_group(memory_format, stride, tf32):
 
 
 @pytest.mark.cuda
-def test_deterministic_gradients_are_those_of_chunks(tf32):
-    tensors = tensors_of(CASES[0], torch.bfloat16, "cuda", torch.channels_last)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_deterministic_gradients_are_those_of_chunks(dtype, fused, deterministic, monkeypatch):
+    tensors = tensors_of(CASES[0], dtype, "cuda", torch.channels_last)
     options = CONV2D.read((1, 1, 1, "zeros"))
-    if not _C.conv2d_backward_supported(*tensors, *options, True):
-        pytest.skip("this build, or this device, has no such kernels")
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert not _C.conv2d_backward_supported(*tensors, *options, True)
-        assert _C.conv2d_supported(*tensors, *options, True)
-    finally:
-        torch.use_deterministic_algorithms(False)
+    assert not _C.conv2d_backward_supported(*tensors, *options, True)
+    assert _C.conv2d_supported(*tensors, *options, True)
+    grad = torch.randn(CONV2D.output_shape(tensors, options), device="cuda").to(dtype)
+    once, again = (gradients_of(tensors, options, grad) for _ in range(2))
+    monkeypatch.setenv("DDU_CUDA_CONV2D", "columns")
+    chunks = gradients_of(tensors, options, grad)
+    for ours, same, theirs in zip(once, again, chunks, strict=True):
+        assert torch.equal(ours, same)
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.cuda
