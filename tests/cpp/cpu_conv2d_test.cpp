@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "conv2d_backward_oracle.h"
+#include "cpu_call.h"
 #include "cpu_rates.h"
 #include "ddu/conv2d.h"
 #include "ddu/error.h"
@@ -14,37 +15,20 @@
 
 namespace {
 
+using cpu_call::How;
+using cpu_call::kChannelsLast;
+using cpu_call::kContiguous;
+using cpu_call::laid_out;
+using cpu_call::with_workspace;
 using oracle::ConvCase;
 using oracle::Tensor;
 using oracle::worst_error;
-
-constexpr auto kContiguous = ddu::MemoryFormat::contiguous;
-constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
-
-struct How {
-  ddu::MemoryFormat format = kContiguous;
-  int threads = 2;
-  bool input = true, weight = true, map = true, mask = true;  // gradients wanted
-};
-
-template <class T>
-Tensor<T> laid_out(const How& how, std::int64_t batch, std::int64_t channels, std::int64_t count, const Tensor<T>& tensor,
-                   bool back = false) {
-  return how.format == kContiguous ? oracle::turned(batch, 1, channels * count, tensor)
-                                   : oracle::turned(batch, channels, count, tensor, back);
-}
-
-template <class T>
-struct Gradients {
-  Tensor<T> input, weight, map, mask;
-
-  bool operator==(const Gradients& g) const { return input == g.input && weight == g.weight && map == g.map && mask == g.mask; }
-};
 
 template <class T>
 class CpuConv2d : public testing::Test {
  protected:
   using P = oracle::ConvProblem<T, T>;
+  using Gradients = cpu_call::Gradients<T, T>;
 
   static Tensor<T> forward(const P& p, const How& how = {}) {
     const ddu::Geometry& g = p.c.geometry;
@@ -58,18 +42,18 @@ class CpuConv2d : public testing::Test {
                   output.data(),
                   nullptr,
                   how.format};
-    Tensor<double> workspace(std::int64_t(ddu::cpu::conv2d_forward_workspace_bytes(p.c, p.types(), t, how.threads) + 7) / 8);
-    t.workspace = workspace.data();
-    ddu::cpu::conv2d_forward(p.c, p.types(), t, how.threads);
-    EXPECT_TRUE(output.guarded() && workspace.guarded());
+    with_workspace(
+        t, [&] { return ddu::cpu::conv2d_forward_workspace_bytes(p.c, p.types(), t, how.threads); },
+        [&] { ddu::cpu::conv2d_forward(p.c, p.types(), t, how.threads); });
+    EXPECT_TRUE(output.guarded());
     return laid_out(how, g.batch, p.c.out_channels, g.positions(), output, true);
   }
-  static Gradients<T> backward(const P& p, const How& how = {}) {
+  static Gradients backward(const P& p, const How& how = {}) {
     const ddu::Geometry& g = p.c.geometry;
     const Tensor<T> input = laid_out(how, g.batch, g.channels, g.pixels(), p.input),
                     grad = laid_out(how, g.batch, p.c.out_channels, g.positions(), p.grad_output);
-    Gradients<T> grads{Tensor<T>(g.input_numel()), Tensor<T>(p.c.weight_numel()), Tensor<T>(g.map_numel()),
-                       Tensor<T>(p.c.mask_numel())};
+    Gradients grads{Tensor<T>(g.input_numel()), Tensor<T>(p.c.weight_numel()), Tensor<T>(g.map_numel()),
+                    Tensor<T>(p.c.mask_numel())};
     ddu::Conv2dBackward t{};
     t.grad_output = grad.data();
     t.input = input.data();
@@ -77,16 +61,15 @@ class CpuConv2d : public testing::Test {
     t.dilation_map = p.map.data();
     t.input_format = how.format;
     if (p.c.has_mask) t.mask = p.mask.data();
-    if (how.input) t.grad_input = grads.input.data();
-    if (how.weight) t.grad_weight = grads.weight.data();
+    if (how.image) t.grad_input = grads.image.data();
+    if (how.other) t.grad_weight = grads.other.data();
     if (how.map) t.grad_map = grads.map.data();
     if (how.mask && p.c.has_mask) t.grad_mask = grads.mask.data();
-    Tensor<double> workspace(std::int64_t(ddu::cpu::conv2d_backward_workspace_bytes(p.c, p.types(), t, how.threads) + 7) / 8);
-    t.workspace = workspace.data();
-    ddu::cpu::conv2d_backward(p.c, p.types(), t, how.threads);
-    EXPECT_TRUE(grads.input.guarded() && grads.weight.guarded() && grads.map.guarded() && grads.mask.guarded() &&
-                workspace.guarded());
-    grads.input = laid_out(how, g.batch, g.channels, g.pixels(), grads.input, true);
+    with_workspace(
+        t, [&] { return ddu::cpu::conv2d_backward_workspace_bytes(p.c, p.types(), t, how.threads); },
+        [&] { ddu::cpu::conv2d_backward(p.c, p.types(), t, how.threads); });
+    EXPECT_TRUE(grads.guarded());
+    grads.image = laid_out(how, g.batch, g.channels, g.pixels(), grads.image, true);
     return grads;
   }
   static void check(const ConvCase& c, const std::function<double(std::mt19937&)>& rate) { check(P(c, rate)); }
@@ -94,11 +77,11 @@ class CpuConv2d : public testing::Test {
     ASSERT_TRUE(ddu::cpu::conv2d_supported(problem.c, P::types()));
     EXPECT_LE(worst_error(forward(problem), output_of(problem)), 1);
     const oracle::ConvGradients expected = oracle::gradients_of(problem);
-    const Gradients<T> grads = backward(problem);
+    const Gradients grads = backward(problem);
     if (to_input) {
-      EXPECT_LE(worst_error(grads.input, expected.input), 1) << "input";
+      EXPECT_LE(worst_error(grads.image, expected.input), 1) << "input";
     }
-    EXPECT_LE(worst_error(grads.weight, expected.weight), 1) << "weight";
+    EXPECT_LE(worst_error(grads.other, expected.weight), 1) << "weight";
     EXPECT_LE(worst_error(grads.mask, expected.mask), 1) << "mask";
     if (to_map) {
       EXPECT_LE(worst_error(grads.map, expected.map), 1) << "map";
@@ -163,8 +146,8 @@ TYPED_TEST(CpuConv2d, FormatsThreadsAndMasks) {
     for (unsigned wanted : {1u, 2u, 4u, 8u}) {
       const How how{kContiguous, 3, wanted == 1, wanted == 2, wanted == 4, wanted == 8};
       const auto one = this->backward(problem, how);
-      EXPECT_EQ(one.input == grads.input, how.input);
-      EXPECT_EQ(one.weight == grads.weight, how.weight);
+      EXPECT_EQ(one.image == grads.image, how.image);
+      EXPECT_EQ(one.other == grads.other, how.other);
       EXPECT_EQ(one.map == grads.map, how.map);
       EXPECT_EQ(one.mask == grads.mask, how.mask || !problem.c.has_mask);
     }
@@ -192,6 +175,23 @@ TYPED_TEST(CpuConv2d, ValuesThatAreNotFinite) {
 }
 
 using CpuConv2dFloat = CpuConv2d<float>;
+
+TEST_F(CpuConv2dFloat, EmptyBatch) {
+  const P problem({{0, 8, 5, 6, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, true}, 8, 8, 2, true, true}, near_rates);
+  EXPECT_EQ(forward(problem).size(), 0u);
+  const Gradients grads = backward(problem);
+  for (const Tensor<float>* tensor : {&grads.other, &grads.map, &grads.mask}) {
+    EXPECT_GT(tensor->size(), 0u);
+    for (std::size_t i = 0; i < tensor->size(); ++i) EXPECT_EQ((*tensor)[static_cast<std::int64_t>(i)], 0);
+  }
+}
+
+TEST_F(CpuConv2dFloat, NothingWantedNeedsNoMemory) {
+  const P problem(kCases[0], near_rates);
+  const ddu::Conv2dBackward none{};
+  EXPECT_EQ(ddu::cpu::conv2d_backward_workspace_bytes(problem.c, P::types(), none, 4), 0u);
+  ddu::cpu::conv2d_backward(problem.c, P::types(), none, 4);
+}
 
 TEST_F(CpuConv2dFloat, WhatIsNotServed) {
   const auto supported = [](const ConvCase& c, ddu::DType type = ddu::DType::float32) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu_call.h"
 #include "cpu_rates.h"
 #include "ddu/aggregate.h"
 #include "ddu/correlate.h"
@@ -13,65 +14,38 @@
 
 namespace {
 
+using cpu_call::Gradients;
+using cpu_call::How;
+using cpu_call::kChannelsLast;
+using cpu_call::kContiguous;
+using cpu_call::laid_out;
+using cpu_call::options;
+using cpu_call::with_workspace;
 using oracle::Case;
 using oracle::HeadCase;
 using oracle::HeadProblem;
 using oracle::Tensor;
 using oracle::worst_error;
 
-constexpr auto kContiguous = ddu::MemoryFormat::contiguous;
-constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
-
-struct How {
-  ddu::MemoryFormat format = kContiguous;
-  int threads = 2;
-  bool image = true, other = true, map = true;  // gradients wanted
-};
-
-/// The elements of [batch, channels, count] in a memory format, or back from there.
-template <class T>
-Tensor<T> laid_out(const ddu::Geometry& g, std::int64_t count, const Tensor<T>& tensor, ddu::MemoryFormat format,
-                   bool back = false) {
-  return format == kContiguous ? oracle::turned(g.batch, 1, g.channels * count, tensor)
-                               : oracle::turned(g.batch, g.channels, count, tensor, back);
-}
-
-/// Runs a function of libddu with as much scratch memory as it asks for, and no more.
-template <class Tensors, class Bytes, class Run>
-void with_workspace(Tensors& tensors, Bytes bytes, Run run) {
-  Tensor<double> workspace(static_cast<std::int64_t>((bytes() + 7) / 8));
-  tensors.workspace = workspace.data();
-  run();
-  EXPECT_TRUE(workspace.guarded());
-}
-
-template <class T, class M>
-struct Gradients {
-  Tensor<T> image, other;
-  Tensor<M> map;
-
-  bool operator==(const Gradients& g) const { return image == g.image && other == g.other && map == g.map; }
-};
-
 /// What differs between the two operators: their structs and functions.
 struct Aggregate {
   template <class T, class M>
   static Tensor<T> forward(const HeadProblem<T, M>& p, const How& how) {
     const ddu::Geometry& g = p.h.geometry;
-    const Tensor<T> image = laid_out(g, g.pixels(), p.image, how.format);
+    const Tensor<T> image = laid_out(how, g.batch, g.channels, g.pixels(), p.image);
     Tensor<T> output(p.h.values_numel());
     ddu::Aggregate t{image.data(), p.factors.data(), p.map.data(), output.data(), nullptr, how.format};
     with_workspace(
         t, [&] { return ddu::cpu::aggregate_workspace_bytes(p.h, p.types(), t, how.threads); },
         [&] { ddu::cpu::aggregate(p.h, p.types(), t, how.threads); });
     EXPECT_TRUE(output.guarded());
-    return laid_out(g, g.positions(), output, how.format, true);
+    return laid_out(how, g.batch, g.channels, g.positions(), output, true);
   }
   template <class T, class M>
   static Gradients<T, M> backward(const HeadProblem<T, M>& p, const How& how) {
     const ddu::Geometry& g = p.h.geometry;
-    const Tensor<T> image = laid_out(g, g.pixels(), p.image, how.format),
-                    grad = laid_out(g, g.positions(), p.values, how.format);
+    const Tensor<T> image = laid_out(how, g.batch, g.channels, g.pixels(), p.image),
+                    grad = laid_out(how, g.batch, g.channels, g.positions(), p.values);
     Gradients<T, M> grads{Tensor<T>(g.input_numel()), Tensor<T>(p.h.factors_numel()), Tensor<M>(g.map_numel())};
     ddu::AggregateBackward t{grad.data(), image.data(), p.factors.data(), p.map.data(), nullptr, nullptr, nullptr};
     t.input_format = how.format;
@@ -81,8 +55,8 @@ struct Aggregate {
     with_workspace(
         t, [&] { return ddu::cpu::aggregate_backward_workspace_bytes(p.h, p.types(), t, how.threads); },
         [&] { ddu::cpu::aggregate_backward(p.h, p.types(), t, how.threads); });
-    EXPECT_TRUE(grads.image.guarded() && grads.other.guarded() && grads.map.guarded());
-    return {laid_out(g, g.pixels(), grads.image, how.format, true), std::move(grads.other), std::move(grads.map)};
+    EXPECT_TRUE(grads.guarded());
+    return {laid_out(how, g.batch, g.channels, g.pixels(), grads.image, true), std::move(grads.other), std::move(grads.map)};
   }
   static const auto& output(const oracle::HeadResults& expected) { return expected.values; }
   static const auto& other(const oracle::HeadResults& expected) { return expected.factors; }
@@ -93,8 +67,8 @@ struct Correlate {
   static Tensor<T> forward(const HeadProblem<T, M>& p, const How& how) {
     const ddu::HeadGeometry h = p.of_scores();
     const ddu::Geometry& g = h.geometry;
-    const Tensor<T> query = laid_out(g, g.positions(), p.values, how.format),
-                    key = laid_out(g, g.pixels(), p.image, how.format);
+    const Tensor<T> query = laid_out(how, g.batch, g.channels, g.positions(), p.values),
+                    key = laid_out(how, g.batch, g.channels, g.pixels(), p.image);
     Tensor<T> scores(h.factors_numel());
     ddu::Correlate t{query.data(), key.data(), p.map.data(), scores.data(), nullptr, how.format};
     with_workspace(
@@ -107,8 +81,8 @@ struct Correlate {
   template <class T, class M>
   static Gradients<T, M> backward(const HeadProblem<T, M>& p, const How& how) {
     const ddu::Geometry& g = p.h.geometry;
-    const Tensor<T> query = laid_out(g, g.positions(), p.values, how.format),
-                    key = laid_out(g, g.pixels(), p.image, how.format);
+    const Tensor<T> query = laid_out(how, g.batch, g.channels, g.positions(), p.values),
+                    key = laid_out(how, g.batch, g.channels, g.pixels(), p.image);
     Gradients<T, M> grads{Tensor<T>(g.input_numel()), Tensor<T>(p.h.values_numel()), Tensor<M>(g.map_numel())};
     ddu::CorrelateBackward t{p.factors.data(), query.data(), key.data(), p.map.data(), nullptr, nullptr, nullptr};
     t.input_format = how.format;
@@ -118,9 +92,9 @@ struct Correlate {
     with_workspace(
         t, [&] { return ddu::cpu::correlate_backward_workspace_bytes(p.h, p.types(), t, how.threads); },
         [&] { ddu::cpu::correlate_backward(p.h, p.types(), t, how.threads); });
-    EXPECT_TRUE(grads.image.guarded() && grads.other.guarded() && grads.map.guarded());
-    return {laid_out(g, g.pixels(), grads.image, how.format, true), laid_out(g, g.positions(), grads.other, how.format, true),
-            std::move(grads.map)};
+    EXPECT_TRUE(grads.guarded());
+    return {laid_out(how, g.batch, g.channels, g.pixels(), grads.image, true),
+            laid_out(how, g.batch, g.channels, g.positions(), grads.other, true), std::move(grads.map)};
   }
   static const auto& output(const oracle::HeadResults& expected) { return expected.scores; }
   static const auto& other(const oracle::HeadResults& expected) { return expected.values; }
@@ -154,11 +128,6 @@ using Kinds = testing::Types<Given<Aggregate, ddu::float16, ddu::float16>, Given
                              Given<Correlate, ddu::float16, float>, Given<Correlate, ddu::bfloat16, ddu::bfloat16>,
                              Given<Correlate, float, float>, Given<Correlate, double, double>>;
 TYPED_TEST_SUITE(CpuSums, Kinds);
-
-ddu::Options options(std::int64_t kernel_size, std::int64_t padding, std::int64_t groups = 1, std::int64_t stride = 1,
-                     std::int64_t dilation = 1) {
-  return {{kernel_size, kernel_size}, {stride, stride}, {padding, padding}, {dilation, dilation}, groups};
-}
 
 // Heads finer and coarser than groups, and neither; with Vecs of their own, and several to a Vec; factors and maps of all
 // images.

@@ -5,11 +5,14 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu_call.h"
 #include "cpu_rates.h"
 #include "oracle.h"
 
 namespace {
 
+using cpu_call::kChannelsLast;
+using cpu_call::options;
 using oracle::Case;
 using oracle::Problem;
 using oracle::worst_error;
@@ -37,11 +40,6 @@ void check(const Case& c, typename Problem<T, M>::Rate rate) {
   EXPECT_LE(worst_error(grads.input, expected.grad_input), 1);
   EXPECT_LE(worst_error(grads.map, expected.grad_map), 1);
   EXPECT_TRUE(grads.guarded);
-}
-
-ddu::Options options(std::int64_t kernel_size, std::int64_t padding, std::int64_t groups = 1, std::int64_t stride = 1,
-                     std::int64_t dilation = 1) {
-  return {{kernel_size, kernel_size}, {stride, stride}, {padding, padding}, {dilation, dilation}, groups};
 }
 
 TYPED_TEST(Cpu, Geometries) {
@@ -94,7 +92,6 @@ TYPED_TEST(Cpu, Border) {
       SCOPED_TRACE(testing::Message() << "case " << &c - cases.data() << ", rates to " << reach);
       const auto rate = [=](auto& random) { return random() % 5 == 0 ? 1 : between(random, -reach, reach); };
       check<typename TypeParam::Input, typename TypeParam::Map>(c, rate);
-      constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
       const P problem(c, rate);
       EXPECT_TRUE(problem.forward(5, kChannelsLast) == problem.forward(1));
       const auto expected = problem.backward(true, true, 1), grads = problem.backward(true, true, 5, kChannelsLast);
@@ -168,7 +165,6 @@ TYPED_TEST(Cpu, RatesNearAndFar) {
 // A channels_last input is read, and its gradient written, as it lies: the same numbers to the bit, in another place.
 TYPED_TEST(Cpu, ChannelsLast) {
   using P = Problem<typename TypeParam::Input, typename TypeParam::Map>;
-  constexpr auto kChannelsLast = ddu::MemoryFormat::channels_last;
   std::vector<Case> cases = {{2, 6, 13, 17, options(3, 1, 3)}, {1, 5, 1, 1, options(3, 1)}, {2, 20, 33, 9, options(2, 1, 2)}};
   for (std::int64_t channels : {1, 2, 3, 4, 8, 17, 35}) cases.push_back({1, channels, 12, 33, options(3, 1)});
   for (const Case& c : cases) {
