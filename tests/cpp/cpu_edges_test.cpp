@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cctype>
 #include <cmath>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <string>
@@ -13,6 +14,7 @@
 #include <xmmintrin.h>
 #endif
 
+#include "cpu/core/tile.h"
 #include "ddu/error.h"
 #include "oracle.h"
 #include "small_stack.h"
@@ -88,6 +90,18 @@ TEST(CpuEdges, PixelsThatAreNotFinite) {
         EXPECT_LE(worst_error(grads.input, expected.grad_input), 1);
       }
     }
+  }
+}
+
+// Far rates of both signs spread a tile over a large image, which may have more pixels than 32 bits count.
+TEST(CpuEdges, TilesOfMorePixelsThan32BitsCount) {
+  const ddu::Geometry g = Case{1, 1, 46400, 46400, kThree}.geometry();
+  oracle::Tensor<float> rates(16);
+  oracle::Tensor<float> memory(static_cast<std::int64_t>(ddu::cpu::TileArrays<float>(nullptr, g, 16).bytes / sizeof(float)));
+  for (const double reach : {2.0, 1e9}) {
+    for (std::int64_t i = 0; i < 16; ++i) rates.set(i, i % 2 == 0 ? reach : -reach);
+    const ddu::cpu::Tile<float> tile(g, rates.data(), ddu::DType::float32, 0, {0, 0, 1, 16}, memory.data());
+    EXPECT_EQ(tile.fits, reach == 2);
   }
 }
 

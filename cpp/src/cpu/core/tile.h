@@ -113,7 +113,7 @@ class Tile : public Rates<Acc> {
     std::int32_t extent;  // pixels that it spans
   };
 
-  bool fits;  // the taps fit the arrays
+  bool fits;  // the taps fit the arrays, and their pixels a window
   Taps y, x;
 
   using Rates<Acc>::padded;
@@ -142,6 +142,9 @@ class Tile : public Rates<Acc> {
     }
     find_cells(sample_y, g.h.kernel_size, arrays.base_y, y);
     find_cells(sample_x, g.w.kernel_size, arrays.base_x, x);
+    // Rates that differ widely spread a tile over more pixels than 32 bits count: no window holds those.
+    fits = extent() <= static_cast<std::int64_t>(kWindowBytes / sizeof(Acc));
+    if (!fits) return;
     for (std::int64_t i = 0; i < rows; ++i) y.offset[i] = (y.offset[i] - y.first) * x.extent - x.first;
   }
 
