@@ -12,10 +12,10 @@ namespace ddu {
 /// The channels are divided into groups, which share rates, and into heads, which share weights or scores: two divisions that
 /// know nothing of each other. Channel c has group c / (channels / groups) and head c / (channels / heads).
 ///
-/// image        [batch, channels, h.size, w.size]                          what is sampled: input of aggregate, key of
-/// correlate dilation_map [map_batch, groups, h.out_size, w.out_size] values       [batch, channels, h.out_size, w.out_size]
-/// output of aggregate, query of correlate factors      [factors_batch, heads, taps, h.out_size, w.out_size]       weights of
-/// aggregate, scores of correlate
+/// image         [batch, channels, h.size, w.size]                         input of aggregate, key of correlate: it is sampled
+/// dilation_map  [map_batch, groups, h.out_size, w.out_size]
+/// values        [batch, channels, h.out_size, w.out_size]                 output of aggregate, query of correlate
+/// factors       [factors_batch, heads, taps, h.out_size, w.out_size]      weights of aggregate, scores of correlate
 struct HeadGeometry {
   Geometry geometry;
   std::int64_t heads;

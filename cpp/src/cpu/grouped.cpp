@@ -18,6 +18,8 @@ const GroupedKernels& kernels_of(Types types) {
   check_types(types);
   const int which = types.input == DType::float64 ? 1 : 0;
 #if defined(DDU_X86_TARGETS)
+  // Not DDU_KERNELS_FOR: there are none for AVX-512, for which a wheel has no room (cmake/DduCpuTargets.cmake). Processors that
+  // have it run those for AVX2.
   if (target() != Target::baseline) return avx2::grouped_kernels[which];
 #endif
   return baseline::grouped_kernels[which];
@@ -39,7 +41,7 @@ GroupedTensors tensors_of(const Conv2dGeometry& c, const Conv2d& t) {
   tensors.bias = t.bias;
   tensors.output = t.output;
   tensors.format = t.input_format;
-  tensors.parts = c.weight_group_channels();
+  tensors.channels = c.weight_group_channels();
   tensors.outputs = c.weight_group_outputs();
   return tensors;
 }
@@ -57,18 +59,16 @@ GroupedTensors tensors_of(const Conv2dGeometry& c, const Conv2dBackward& t) {
 /// weight is, one after the other, and added up in that order; runs are long enough for them to be a small part of an image.
 struct WeightPlan {
   Tiling tiling;
-  std::int64_t lanes, parts, group_slices, slices, run_tiles, runs, tasks, weights;
+  std::int64_t lanes, members, group_slices, slices, run_tiles, runs, tasks, weights;
   int threads;
   ScratchSizes scratch;
   std::size_t thread_bytes, sums;
 
   WeightPlan(const Conv2dGeometry& c, Types types, int given_lanes, int max_threads)
-      : tiling(c.geometry), lanes(given_lanes), parts(c.weight_group_channels()), weights(c.weight_numel()) {
-    const HeadGeometry heads = with_groups(c);
-    const Geometry& g = heads.geometry;
-    tiling = Tiling(g);
+      : tiling(with_groups(c).geometry), lanes(given_lanes), members(c.weight_group_channels()), weights(c.weight_numel()) {
+    const Geometry g = with_groups(c).geometry;
     group_slices = ceil_div(g.group_channels(), lanes);
-    slices = g.batch * g.groups * group_slices * parts;
+    slices = g.batch * g.groups * group_slices * members;
     run_tiles = ceil_div(4 * g.taps() * c.weight_group_outputs(), std::max<std::int64_t>(tiling.most, 1));
     runs = ceil_div(tiling.count(), run_tiles);
     tasks = slices * runs;
@@ -81,8 +81,9 @@ struct WeightPlan {
   std::size_t sums_at() const { return static_cast<std::size_t>(threads) * thread_bytes; }
   std::size_t bytes(const Geometry& g) const { return sums_at() + static_cast<std::size_t>(copies(g)) * sums; }
   Slice slice(const Geometry& g, std::int64_t task) const {
-    const std::int64_t index = task / runs, plane = index / parts / group_slices, first = index / parts % group_slices * lanes;
-    return {plane / g.groups, plane % g.groups, first, std::min(lanes, g.group_channels() - first), index % parts};
+    const std::int64_t index = task / runs, plane = index / members / group_slices,
+                       first = index / members % group_slices * lanes;
+    return {plane / g.groups, plane % g.groups, first, std::min(lanes, g.group_channels() - first), index % members};
   }
 };
 

@@ -13,16 +13,16 @@
 namespace ddu::cpu::DDU_TARGET {
 namespace {
 
-/// Weights of one tap and the slice's part: of each output of a group a Vec, with 0 in idle lanes.
+/// Weights of one tap and the slice's member: of each output of a group a Vec, with 0 in idle lanes.
 template <int N, class T, class Acc>
 class GroupWeights {
  public:
   using V = Vec<Acc, N>;
 
   GroupWeights(const GroupedTensors& tensors, const Geometry& g, const Slice& slice, std::int64_t first, int used)
-      : taps_(g.taps()), output_(tensors.parts * taps_), outputs_(static_cast<int>(tensors.outputs)), used_(used) {
+      : taps_(g.taps()), output_(tensors.channels * taps_), outputs_(static_cast<int>(tensors.outputs)), used_(used) {
     const std::int64_t group = slice.channel(g) + first;
-    first_ = static_cast<const T*>(tensors.weight) + (group * outputs_ * output_ + slice.part * taps_);
+    first_ = static_cast<const T*>(tensors.weight) + (group * outputs_ * output_ + slice.member * taps_);
   }
 
   V of_output[kMostGroupOutputs];  // of the tap that has begun
@@ -46,9 +46,9 @@ template <int N, class T, class Acc, class Body>
 void for_each_output(const HeadGeometry& heads, const GroupedTensors& tensors, T* tensor, Slice slice, std::int64_t first,
                      const Tile<Acc>& tile, void* vecs, Body body) {
   auto* const values = static_cast<Vec<Acc, N>*>(vecs);
-  for (slice.part = 0; slice.part < tensors.outputs; ++slice.part) {
+  for (slice.member = 0; slice.member < tensors.outputs; ++slice.member) {
     const auto image = Image<T>::of_positions(tensor, tensors.format, heads.geometry, slice, tensors.outputs);
-    body(image.from(first), values + slice.part * tile.padded);
+    body(image.from(first), values + slice.member * tile.padded);
   }
 }
 
@@ -145,12 +145,12 @@ void forward(const HeadGeometry& heads, DType map_type, const GroupedTensors& te
       std::memcpy(&start, bias, sizeof bias);
       for (int n = 0; n < tile.padded; ++n) sums[j * tile.padded + n] = n < tile.count ? start + tile.nan[n] : V{};
     }
-    Slice part = slice;
-    for (part.part = 0; part.part < tensors.parts; ++part.part) {
+    Slice channel = slice;
+    for (channel.member = 0; channel.member < tensors.channels; ++channel.member) {
       const auto input =
-          Image<const T>(static_cast<const T*>(tensors.image), tensors.format, g, part, tensors.parts).from(first);
+          Image<const T>(static_cast<const T*>(tensors.image), tensors.format, g, channel, tensors.channels).from(first);
       Factors<N, T, Acc> factors(heads, tile, tensors.mask, slice.image, group, used, scratch.factors, scratch.rows);
-      GroupWeights<N, T, Acc> weights(tensors, g, part, first, used);
+      GroupWeights<N, T, Acc> weights(tensors, g, channel, first, used);
       Window<Acc, N> window(scratch.window, scratch.transfer);
       const bool finite = lanes == 0 || window.load(tile, input, used);
       for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
@@ -241,7 +241,7 @@ void backward(const HeadGeometry& heads, DType map_type, const GroupedTensors& t
               const Scratch& scratch, void* map_sums) {
   using Acc = accumulator_t<T>;
   backward_walk<T>(
-      heads.geometry, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format, tensors.parts}, slice, band,
+      heads.geometry, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format, tensors.channels}, slice, band,
       scratch, map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, heads, slice, body); },
       [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
         return WeightedSource<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
@@ -255,9 +255,9 @@ void sum_positions(const HeadGeometry& heads, DType map_type, const GroupedTenso
   const Geometry& g = heads.geometry;
   const std::int64_t taps = g.taps();
   const int outputs = static_cast<int>(tensors.outputs);
-  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.parts);
+  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.channels);
   const auto at_weight = [&](std::int64_t group, std::int64_t output) {
-    return at<Acc>(sums, ((group * outputs + output) * tensors.parts + slice.part) * taps);
+    return at<Acc>(sums, ((group * outputs + output) * tensors.channels + slice.member) * taps);
   };
   for (std::int64_t c = 0; c < slice.channels; ++c) {
     for (int j = 0; j < outputs; ++j) std::fill_n(at_weight(slice.channel(g) + c, j), taps, Acc(0));
@@ -336,7 +336,7 @@ template <class T>
 void sum_channels(const HeadGeometry& heads, DType map_type, const GroupedTensors& tensors, const HeadRun& run,
                   const Region& region, const Scratch& scratch) {
   using Acc = accumulator_t<T>;
-  add_up_channels<T>(heads, {tensors.image, tensors.map, map_type, tensors.grad_mask, tensors.format, tensors.parts}, run,
+  add_up_channels<T>(heads, {tensors.image, tensors.map, map_type, tensors.grad_mask, tensors.format, tensors.channels}, run,
                      region, scratch, [&](auto lanes, const Tile<Acc>& tile, const Slice& slice, std::int64_t first, int used) {
                        return WeightedValues<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
                      });

@@ -2,8 +2,8 @@
 
 // What one instruction set's kernels offer to the parallel loops of grouped.cpp: see unfold_kernels.h. Lanes are weight groups:
 //
-//   input    [group][channel of it]    a slice has one channel of each group: its `part`      -> samples S
-//   output   [group][output of it]     an output of each group: sum over parts and taps of weight[group, output, part, tap] * S
+//   input    [group][channel of it]   a slice has one channel of each group: its `member`   -> samples S
+//   output   [group][output of it]    each is the sum over channels and taps of weight[group, output, channel, tap] * S
 //
 // So nothing is added up over lanes, whatever the groups' sizes are. In a HeadGeometry of such a call the channels are groups.
 
@@ -21,8 +21,8 @@ struct GroupedTensors {
   const void *image, *weight, *map, *mask, *bias;  // mask and bias may be null
   const void* grad;                                // of a backward, like the output
   void *output, *grad_image, *grad_mask;
-  MemoryFormat format;          // of all that have positions or pixels and channels
-  std::int64_t parts, outputs;  // channels and outputs of a group
+  MemoryFormat format;             // of all that have positions or pixels and channels
+  std::int64_t channels, outputs;  // of a group: the members that it has of either
 };
 
 /// Tiles that are added up together.
@@ -33,7 +33,7 @@ struct TileRun {
 struct GroupedKernels {
   /// Groups of a Vec.
   int lanes;
-  /// The outputs of a slice's groups at a region of positions, of all parts.
+  /// The outputs of a slice's groups at a region of positions, of all channels.
   void (*forward)(const HeadGeometry&, DType map_type, const GroupedTensors&, const Slice&, const Region&, const Scratch&);
   /// The gradients of image and map. `map_sums` is as for unfold.
   void (*backward)(const HeadGeometry&, DType map_type, const GroupedTensors&, const Slice&, const Band&, const Scratch&,

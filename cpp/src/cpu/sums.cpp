@@ -30,7 +30,7 @@ void sum_taps(const HeadGeometry& heads, Types types, const TapSum& tensors, voi
 void sum_channels(const HeadGeometry& heads, Types types, const ChannelSum& tensors, void* workspace, int threads) {
   const SumsKernels& kernels = kernels_of(types);
   const ChannelPlan plan(heads, types, kernels.lanes, 1, threads);
-  expect_whole_write(tensors.result, static_cast<std::size_t>(heads.factors_numel()) * size_of(types.input));
+  advise_huge_pages(tensors.result, static_cast<std::size_t>(heads.factors_numel()) * size_of(types.input));
   parallel_for(plan.tasks, plan.threads, [&](std::int64_t task, int thread) {
     const Scratch scratch(thread_memory(workspace, thread, plan.thread_bytes), heads.geometry, plan.scratch);
     kernels.sum_channels(heads, types.map, tensors, plan.run(task, heads), plan.region(task), scratch);

@@ -18,7 +18,7 @@ ForwardPlan forward_plan(const Geometry& g, Types types, const UnfoldKernels& ke
 }
 BackwardPlan backward_plan(const Geometry& g, Types types, const UnfoldBackward& tensors, const UnfoldKernels& kernels,
                            int threads) {
-  return {g, types, tensors.grad_input != nullptr, tensors.grad_map != nullptr, false, kernels.lanes, threads};
+  return {g, types, tensors.grad_input != nullptr, tensors.grad_map != nullptr, 0, kernels.lanes, threads};
 }
 
 }  // namespace
@@ -26,7 +26,7 @@ BackwardPlan backward_plan(const Geometry& g, Types types, const UnfoldBackward&
 void unfold(const Geometry& g, Types types, const Unfold& tensors, int threads) {
   check_types(types);
   if (g.columns_numel() == 0) return;
-  expect_whole_write(tensors.output, static_cast<std::size_t>(g.columns_numel()) * size_of(types.input));
+  advise_huge_pages(tensors.output, static_cast<std::size_t>(g.columns_numel()) * size_of(types.input));
   const UnfoldKernels& kernels = kernels_of(types.input);
   const ForwardPlan plan = forward_plan(g, types, kernels, threads);
   parallel_for(plan.tasks, plan.threads, [&](std::int64_t task, int thread) {

@@ -5,8 +5,7 @@
 //
 // The gradients come from a source, an object for the channels of one Vec and one tile. source.gradients(tap) makes those of a
 // tap ready, and returns what hands them out, a small value whose type does not depend on that of the elements in memory:
-//   void load(int n, Block& block) const;     those of a block of positions: 0 where the rate is not finite, and beyond the
-//   tile
+//   void load(int n, Block& block) const;   of a block of positions: 0 where the rate is not finite, and beyond the tile
 
 #include <algorithm>
 #include <cstdint>
@@ -125,7 +124,7 @@ struct BackwardTensors {
   DType map_type;
   void* grad_image;  // null if not wanted
   MemoryFormat format;
-  std::int64_t parts = 1;  // of each of the geometry's channels in image and grad_image: see Image
+  std::int64_t members = 1;  // of each of the geometry's channels in image and grad_image: see Image
 };
 
 /// Both gradients of a slice, as far as the band goes: to the image, and to `map_sums`, a value for each position; null if not
@@ -138,8 +137,8 @@ void backward_walk(const Geometry& g, const BackwardTensors& tensors, const Slic
   constexpr bool kApart = sizeof(T) < sizeof(Acc);  // sums are rounded at the end
   const std::int64_t first_pixel = band.first_row * g.w.size, pixels = (band.last_row - band.first_row) * g.w.size;
   T* const grad_image = static_cast<T*>(tensors.grad_image);
-  const Image<T> result(grad_image, tensors.format, g, slice, tensors.parts);
-  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.parts);
+  const Image<T> result(grad_image, tensors.format, g, slice, tensors.members);
+  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.members);
   const auto sums = [&]() -> Sums<Acc> {
     if constexpr (kApart)
       return {{static_cast<Acc*>(scratch.sums), pixels, 1}, band.first_row, band.first_row, band.last_row, g.w.size};

@@ -95,24 +95,24 @@ struct Corners {
 
   template <class At, int... I>
   static V fours(At at, int j, std::integer_sequence<int, I...>) {
-    Four part[M / 4];
-    (std::memcpy(&part[I], at(4 * I + j), sizeof part[I]), ...);
-    return joined(part);
+    Four four[M / 4];
+    (std::memcpy(&four[I], at(4 * I + j), sizeof four[I]), ...);
+    return joined(four);
   }
   template <int N>
-  static V joined(const Four (&part)[N]) {
+  static V joined(const Four (&four)[N]) {
 #if defined(DDU_VECTORS)
     if constexpr (N == 1) {
-      return part[0];
+      return four[0];
     } else if constexpr (N == 2) {
-      return __builtin_shufflevector(part[0], part[1], 0, 1, 2, 3, 4, 5, 6, 7);
+      return __builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 4, 5, 6, 7);
     } else {
-      const auto low = __builtin_shufflevector(part[0], part[1], 0, 1, 2, 3, 4, 5, 6, 7);
-      const auto high = __builtin_shufflevector(part[2], part[3], 0, 1, 2, 3, 4, 5, 6, 7);
+      const auto low = __builtin_shufflevector(four[0], four[1], 0, 1, 2, 3, 4, 5, 6, 7);
+      const auto high = __builtin_shufflevector(four[2], four[3], 0, 1, 2, 3, 4, 5, 6, 7);
       return __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     }
 #else
-    return part[0];
+    return four[0];
 #endif
   }
 };
@@ -120,16 +120,16 @@ struct Corners {
 /// Where the cells of M positions are, in bytes of an array with two numbers for each: worked out in vectors, and taken from
 /// registers two at a time. Each one alone, or by way of memory, takes longer than what is done with it.
 template <class Acc>
-struct Places {
+struct CellOffsets {
   static constexpr int M = kLanes<Acc>;
   Vec<std::uint64_t, M / 2> two;
 
-  Places(const Tap<Acc>& tap, int n) {
+  CellOffsets(const Tap<Acc>& tap, int n) {
     Vec<std::uint32_t, M> row, column;
     std::memcpy(&row, tap.row + n, sizeof row);
     std::memcpy(&column, tap.column + n, sizeof column);
-    const Vec<std::uint32_t, M> place = (row + column) * static_cast<std::uint32_t>(2 * sizeof(Acc));
-    std::memcpy(&two, &place, sizeof place);
+    const Vec<std::uint32_t, M> offset = (row + column) * static_cast<std::uint32_t>(2 * sizeof(Acc));
+    std::memcpy(&two, &offset, sizeof offset);
   }
   std::size_t operator[](int i) const {
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__

@@ -71,8 +71,8 @@ struct ChannelPlan {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(threads) * thread_bytes; }
   HeadRun run(std::int64_t task, const HeadGeometry& given) const {
-    const std::int64_t part = task / tiling.count() % runs;
-    return {task / tiling.count() / runs, part * heads, std::min((part + 1) * heads, given.heads)};
+    const std::int64_t index = task / tiling.count() % runs;
+    return {task / tiling.count() / runs, index * heads, std::min((index + 1) * heads, given.heads)};
   }
   Region region(std::int64_t task) const { return tiling.region(task % tiling.count()); }
 };

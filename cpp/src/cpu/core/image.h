@@ -15,15 +15,15 @@ struct Image {
   T* first;  // pixel of the first channel
   std::int64_t channel_stride, pixel_stride;
 
-  /// Of a tensor that has `parts` channels for each of the geometry's, it has the slice's part of each.
-  Image(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t parts = 1)
-      : Image(tensor, format, g, slice, parts, g.pixels()) {}
+  /// Of a tensor that has `members` channels for each of the geometry's, it has the slice's member of each.
+  Image(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t members = 1)
+      : Image(tensor, format, g, slice, members, g.pixels()) {}
   Image(T* first, std::int64_t channel_stride, std::int64_t pixel_stride)
       : first(first), channel_stride(channel_stride), pixel_stride(pixel_stride) {}
 
   /// The same channels of a tensor that has a value for each position, not for each pixel.
-  static Image of_positions(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t parts = 1) {
-    return {tensor, format, g, slice, parts, g.positions()};
+  static Image of_positions(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t members = 1) {
+    return {tensor, format, g, slice, members, g.positions()};
   }
 
   bool is_channels_last() const { return channel_stride == 1; }
@@ -31,12 +31,12 @@ struct Image {
   Image from(std::int64_t channel) const { return {at(channel, 0), channel_stride, pixel_stride}; }
 
  private:
-  Image(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t parts, std::int64_t plane) {
+  Image(T* tensor, MemoryFormat format, const Geometry& g, const Slice& slice, std::int64_t members, std::int64_t plane) {
     const bool channels_last = format == MemoryFormat::channels_last;
     const std::int64_t next = channels_last ? 1 : plane;
-    channel_stride = next * parts;
-    pixel_stride = channels_last ? g.channels * parts : 1;
-    first = tensor + (slice.image * g.channels * parts * plane + (slice.channel(g) * parts + slice.part) * next);
+    channel_stride = next * members;
+    pixel_stride = channels_last ? g.channels * members : 1;
+    first = tensor + (slice.image * g.channels * members * plane + (slice.channel(g) * members + slice.member) * next);
   }
 };
 

@@ -21,7 +21,7 @@ namespace ddu::cpu {
 
 /// Asks for huge pages under an output that is written whole: the first touch of fresh memory, page by page, otherwise costs
 /// several times what the kernel does.
-inline void expect_whole_write([[maybe_unused]] void* output, [[maybe_unused]] std::size_t bytes) {
+inline void advise_huge_pages([[maybe_unused]] void* output, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__)
   constexpr std::uintptr_t page = 4096;
   const std::uintptr_t first = round_up(reinterpret_cast<std::uintptr_t>(output), page);
@@ -70,8 +70,8 @@ struct ForwardPlan {
   }
   std::size_t bytes() const { return static_cast<std::size_t>(threads) * thread_bytes; }
   Slice slice(const Geometry& g, std::int64_t task) const {
-    const std::int64_t part = task / tiling.count() % slices, plane = task / tiling.count() / slices;
-    const std::int64_t first = part * channels;
+    const std::int64_t index = task / tiling.count() % slices, plane = task / tiling.count() / slices;
+    const std::int64_t first = index * channels;
     return {plane / g.groups, plane % g.groups, first, std::min(channels, g.group_channels() - first)};
   }
   Region region(std::int64_t task) const { return tiling.region(task % tiling.count()); }
@@ -82,7 +82,7 @@ struct ForwardPlan {
 struct BackwardPlan {
   Tiling tiling;
   int lanes;
-  std::int64_t parts;         // of each channel, which are slices of their own
+  std::int64_t members;       // of each channel: see Slice
   std::int64_t group_slices;  // of a group's channels
   std::int64_t slices;
   std::int64_t bands;  // of a slice
@@ -94,9 +94,9 @@ struct BackwardPlan {
 
   /// `values` as in ScratchSizes.
   BackwardPlan(const Geometry& g, Types types, bool to_input, bool to_map, std::int64_t values, int lanes, int max_threads,
-               std::int64_t parts = 1)
-      : tiling(g), lanes(lanes), parts(parts) {
-    group_slices = parts * ceil_div(g.group_channels(), lanes);
+               std::int64_t members = 1)
+      : tiling(g), lanes(lanes), members(members) {
+    group_slices = members * ceil_div(g.group_channels(), lanes);
     slices = g.batch * g.groups * group_slices;
     bands = bands_of(g, max_threads);
     tasks = to_input || to_map ? slices * bands : 0;
@@ -118,12 +118,12 @@ struct BackwardPlan {
     const std::int64_t rows = ceil_div(g.h.size, bands), tiles = ceil_div(tiling.count(), bands);
     return {std::min(index * rows, g.h.size), std::min((index + 1) * rows, g.h.size), index * tiles, (index + 1) * tiles};
   }
-  /// Slices are in the order group, image, channels, parts, so that the sums of one map plane lie together, of all images if
+  /// Slices are in the order group, image, channels, members, so that the sums of one map plane lie together, of all images if
   /// they share it.
   Slice slice(const Geometry& g, std::int64_t index) const {
-    const std::int64_t first = index % group_slices / parts * lanes;
+    const std::int64_t first = index % group_slices / members * lanes;
     const std::int64_t image = index / group_slices % g.batch, group = index / group_slices / g.batch;
-    return {image, group, first, std::min<std::int64_t>(lanes, g.group_channels() - first), index % parts};
+    return {image, group, first, std::min<std::int64_t>(lanes, g.group_channels() - first), index % members};
   }
 
  private:

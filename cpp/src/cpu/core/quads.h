@@ -82,17 +82,17 @@ class ChannelWindow {
     Window<Acc, 1> window(pixel_, transfer_);
     if (uniform_) return window.load(tile_, input, 1);
     const std::int64_t pitch = tile_.x.extent;
-    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
+    std::int32_t nonfinite = 0;  // a truth, in a type that compilers vectorise
     window.load_plane(tile_, input, [&](std::int64_t first, std::int64_t end) {
       const Acc* __restrict up = pixel_ - pitch, * __restrict down = pixel_;
       Acc* __restrict pair = pair_ - 2 * pitch;
-      for (std::int64_t i = first; i < end; ++i) spoilt |= nan_unless_finite(down[i]) == 0 ? 0 : 1;
+      for (std::int64_t i = first; i < end; ++i) nonfinite |= nan_unless_finite(down[i]) == 0 ? 0 : 1;
       for (std::int64_t i = std::max(first, pitch); i < end; ++i) {
         pair[2 * i] = up[i];
         pair[2 * i + 1] = down[i];
       }
     });
-    return spoilt == 0;
+    return nonfinite == 0;
   }
 
   void clear() {
@@ -209,11 +209,11 @@ class ChannelWindow {
     grads.for_each_run(tile_, [&](int first, int length, const Acc* gradients) {
       for (int i = 0; i < length; i += M) {
         const int n = first + i;
-        const Places<Acc> place(to, n);
+        const CellOffsets<Acc> cells(to, n);
         const V grad = load(gradients + i), fy = load(to.fy + n), fx = load(to.fx + n);
         if constexpr (kDerive) {
           Corners<Acc> corners;
-          corners.load([&](int j) { return pairs + place[j]; });
+          corners.load([&](int j) { return pairs + cells[j]; });
           const V(&q)[4] = corners.q;
           const V change = one_axis ? ((from.centered_y ? q[2] : q[1]) - q[0]) * offset
                                     : from.offset_y * slope_y(q[0], q[2], q[1], q[3], fx) +
@@ -224,7 +224,7 @@ class ChannelWindow {
           const Weights<V> weights(fy, fx);
           Corners<Acc> shares{{weights.a() * grad, to.whole_y ? V{} : weights.c() * grad, to.whole_x ? V{} : weights.b() * grad,
                                to.whole_y || to.whole_x ? V{} : weights.d() * grad}};
-          shares.add_to([&](int j) { return quads + 2 * place[j]; });
+          shares.add_to([&](int j) { return quads + 2 * cells[j]; });
         }
         prefetch(gradients + i + grads.next, sizeof(V));
       }
@@ -269,8 +269,8 @@ class ChannelWindow {
   /// The corners of the cells of M positions.
   void gather(const Tap<Acc>& tap, int n, Corners<Acc>& corners) const {
     const char* const pairs = reinterpret_cast<const char*>(pair_);
-    const Places<Acc> place(tap, n);
-    corners.load([&](int i) { return pairs + place[i]; });
+    const CellOffsets<Acc> cells(tap, n);
+    corners.load([&](int i) { return pairs + cells[i]; });
   }
 
   /// Adds quads to the sums of pixels. A row's last vector runs on into the next row, whose part of it is nobody's. The last
@@ -290,9 +290,9 @@ class ChannelWindow {
         if (x + M <= pitch) {
           store(load(row + x) + sums, row + x);
         } else {
-          Acc part[M];
-          store(sums, part);
-          for (int i = 0; i < pitch - x; ++i) row[x + i] += part[i];
+          Acc last[M];
+          store(sums, last);
+          for (int i = 0; i < pitch - x; ++i) row[x + i] += last[i];
         }
       }
     }

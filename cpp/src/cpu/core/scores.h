@@ -30,8 +30,8 @@ struct ScoresTensors {
   const void *image, *map;
   DType map_type;
   void* result;
-  MemoryFormat format;     // of image
-  std::int64_t parts = 1;  // of each of the geometry's channels in the image: see Image
+  MemoryFormat format;       // of image
+  std::int64_t members = 1;  // of each of the geometry's channels in the image: see Image
 };
 
 /// Adds what some channels of a group, a slice, give to the scores of a tile.
@@ -39,7 +39,7 @@ template <class T, class Acc, class MakeValues>
 void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const ScoresTensors& tensors, const Slice& slice,
                    const Scratch& scratch, const Scores<Acc>& scores, MakeValues make_values) {
   const Geometry& g = heads.geometry;
-  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.parts);
+  const Image<const T> image(static_cast<const T*>(tensors.image), tensors.format, g, slice, tensors.members);
   for_each_vec(tile, heads, slice, [&](auto lanes, std::int64_t first, int used) {
     constexpr int N = std::max<int>(lanes, 1);
     using V = Vec<Acc, N>;
@@ -88,8 +88,8 @@ void add_up_channels(const HeadGeometry& heads, const ScoresTensors& tensors, co
       const std::int64_t group = channel / g.group_channels(), in_group = channel % g.group_channels();
       count = std::min(end - channel, g.group_channels() - in_group);
       const Tile<Acc> tile(g, tensors.map, tensors.map_type, g.map_offset(image, group), region, scratch.tile);
-      for (std::int64_t part = 0; part < tensors.parts; ++part) {
-        add_to_scores<T>(heads, tile, tensors, {image, group, in_group, count, part}, scratch, scores, make_values);
+      for (std::int64_t member = 0; member < tensors.members; ++member) {
+        add_to_scores<T>(heads, tile, tensors, {image, group, in_group, count, member}, scratch, scores, make_values);
       }
       const std::int64_t last_head = (channel + count - 1) / heads.head_channels();
       for (std::int64_t head = channel / heads.head_channels(); !tile.all_finite && head <= last_head; ++head) {

@@ -57,12 +57,12 @@ class Rates {
     for_each_run(
         [&](int n, std::int64_t position, int length) { load_rates(map, map_type, map_offset + position, length, rate + n); });
     std::fill(rate + count, rate + padded, rate[0]);
-    std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise, unlike sums of floats
+    std::int32_t nonfinite = 0;  // a truth, in a type that compilers vectorise, unlike sums of floats
     for (int n = 0; n < padded; ++n) {
       nan[n] = nan_unless_finite(rate[n]);
-      spoilt |= nan[n] == 0 ? 0 : 1;
+      nonfinite |= nan[n] == 0 ? 0 : 1;
     }
-    all_finite = spoilt == 0;
+    all_finite = nonfinite == 0;
     if (!all_finite) {
       for (int n = 0; n < padded; ++n) rate[n] = is_finite(rate[n]) ? rate[n] : Acc(0);
     }

@@ -91,7 +91,7 @@ struct Slice {
   std::int64_t group;
   std::int64_t first_channel;  // within the group
   std::int64_t channels;
-  std::int64_t part = 0;  // where each of the geometry's channels stands for several in memory (see Image): which of them
+  std::int64_t member = 0;  // where each of the geometry's channels is several in memory (see Image): which of them
 
   std::int64_t channel(const Geometry& g) const { return group * g.group_channels() + first_channel; }
   std::int64_t plane(const Geometry& g) const { return image * g.channels + channel(g); }

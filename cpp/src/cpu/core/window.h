@@ -36,11 +36,11 @@ class Window {
   template <class T>
   bool load(const Tile<Acc>& tile, const Image<const T>& input, int used) {
     if constexpr (N == 1) {
-      std::int32_t spoilt = 0;  // a truth, in a type that compilers vectorise
+      std::int32_t nonfinite = 0;  // a truth, in a type that compilers vectorise
       load_plane(tile, input, [&](std::int64_t first, std::int64_t end) {
-        for (std::int64_t i = first; i < end; ++i) spoilt |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
+        for (std::int64_t i = first; i < end; ++i) nonfinite |= nan_unless_finite(pixel[i]) == 0 ? 0 : 1;
       });
-      return spoilt == 0;
+      return nonfinite == 0;
     }
     V nan = input.is_channels_last() && N > 1 ? load_rows(tile, input, used) : load_planes(tile, input, used);
     Acc lanes[N];
