@@ -27,7 +27,7 @@ def full_map(dilation_map: Tensor, image: Sequence[Int], options: Any) -> Tensor
     Done once, at the edge of a call, so that nothing behind it knows of such maps; the gradient is summed by torch. A
     map that does not fit stays as it is, for the error that says so.
     """
-    if dilation_map.dim() < 3 or any(stride == 0 for stride in options.stride):
+    if dilation_map.dim() < 3 or len(image) != 2 or any(stride == 0 for stride in options.stride):
         return dilation_map
     *planes, height, width = dilation_map.shape
     if height != 1 and width != 1:

@@ -211,8 +211,18 @@ def conv2d_same_cases():
     for kernel, padding_mode in itertools.product([(3, 5), (4, 3), (2, 2)], ["zeros", "border"]):
         x, weight, rates = torch.randn(2, 4, 9, 8), torch.randn(6, 2, *kernel), 2 * torch.rand(1, 2, 9, 8)
         options = {"padding": "same", "dilation": [1, 3], "padding_mode": padding_mode}
-        output = functional.conv2d(x, weight, rates, **options)
-        yield {**options, "tensors": [x, weight, rates], "output": output}
+        for memory_format in (torch.contiguous_format, torch.channels_last):
+            leaves = [t.clone().requires_grad_() for t in (x.contiguous(memory_format=memory_format), weight, rates)]
+            output = functional.conv2d(*leaves, **options)
+            grad = torch.randn(output.shape)
+            output.backward(grad)
+            yield {
+                **options,
+                "tensors": [t.detach() for t in leaves],
+                "output": output.detach(),
+                "grad": grad,
+                "grads": [t.grad for t in leaves],
+            }
 
 
 def conv2d_error_cases():
@@ -230,12 +240,18 @@ def conv2d_error_cases():
         {"mask": (9, 5, 5)},
         {"stride": [0, 1]},
         {"stride": [2, 1], "padding": "same"},
+        {"padding": "same", "weight": (6, 4, 2, 2), "map": (1, 1, 6, 6), "mask": (2, 1, 4, 5, 5)},
+        {"padding": "same", "weight": (6, 4, 4, 4), "map": (1, 1, 3, 3), "mask": (2, 1, 16, 5, 5)},
+        {"padding": "same", "weight": (6, 4, 2, 2), "mask": (2, 1, 4, 6, 6)},
+        {"padding": "same", "weight": (6, 4, 2, 2), "input": (1, 2, 4, 5, 5), "padding_mode": "border"},
+        {"padding": "same", "weight": (6, 4, 2, 2), "input": (2, 4, 0, 5), "padding_mode": "border"},
+        {"padding": "same", "weight": (6, 4, 2, 2), "input": (5,)},
         {"types": {"weight": torch.float64}},
         {"types": {"map": torch.float64}},
         {"types": {"mask": torch.int64}},
     ]
     for change in changes:
-        call = {"stride": [1, 1], "padding": [1, 1], **good, **change}
+        call = {"stride": [1, 1], "padding": [1, 1], "padding_mode": "zeros", **good, **change}
         types = call.pop("types", {})
         shapes = {name: call.pop(name) for name in good}
         x, weight, rates, bias, mask = (

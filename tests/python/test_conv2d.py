@@ -224,6 +224,65 @@ def test_errors(change, message):
         dynamic_dilation_conv2d(**{**given, **change})
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"dilation_map": torch.ones(2, 1, 7, 8)},
+            "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+            "got [2, 1, 7, 8]",
+        ),
+        # It would fit padding 0 of the padded input.
+        (
+            {"weight": torch.ones(6, 4, 4, 4), "dilation_map": torch.ones(2, 1, 4, 5)},
+            "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+            "got [2, 1, 4, 5]",
+        ),
+        (
+            {"dilation_map": torch.ones(2, 6, 7)},
+            "dilation_map must have shape [2, 1, 6, 7] (or batch 1) for input [2, 4, 6, 7] with groups=1, "
+            "got [2, 6, 7]; it fits as dilation_map.unsqueeze(1)",
+        ),
+        (
+            {"mask": torch.ones(2, 1, 4, 7, 8)},
+            "mask must have shape [2 or 1, heads, 4, 6, 7] for input [2, 4, 6, 7] and weight [6, 4, 2, 2], "
+            "got [2, 1, 4, 7, 8]",
+        ),
+        (
+            {"input": torch.ones(1, 2, 4, 6, 7)},
+            "input must have shape [B, C, H, W] or [C, H, W], got [1, 2, 4, 6, 7]",
+        ),
+        ({"input": torch.ones(7)}, "input must have shape [B, C, H, W] or [C, H, W], got [7]"),
+        (
+            {"input": torch.ones(2, 4, 0, 7)},
+            f"input height and width must be between 1 and {2**28}, got [2, 4, 0, 7]",
+        ),
+        ({"dilation": (1, -1)}, f"dilation must be between 1 and {2**28}, got (1, -1)"),
+        ({"weight": torch.ones(6, 4, 0, 2)}, f"kernel_size must be between 1 and {2**28}, got (0, 2)"),
+    ],
+    ids=lambda value: None if isinstance(value, dict) else value[:30],
+)
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_errors_of_padding_that_keeps_the_size(change, message, padding_mode):
+    """They speak of the input as it was given, not of the one with a row and a column more."""
+    given = {
+        "input": torch.ones(2, 4, 6, 7),
+        "weight": torch.ones(6, 4, 2, 2),
+        "dilation_map": torch.ones(1, 1, 1, 1),
+        "padding": "same",
+        "padding_mode": padding_mode,
+    }
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        dynamic_dilation_conv2d(**{**given, **change})
+
+
+@pytest.mark.parametrize("padding_mode", ["zeros", "border"])
+def test_padding_that_keeps_the_size_of_a_sparse_input(padding_mode):
+    sparse, weight, ones = torch.ones(1, 1, 6, 7).to_sparse(), torch.ones(1, 1, 2, 2), torch.ones(1, 1, 1, 1)
+    with pytest.raises(TypeError, match="input must be a dense tensor"):
+        dynamic_dilation_conv2d(sparse, weight, ones, padding="same", padding_mode=padding_mode)
+
+
 def test_channels_last_stays(device):
     x = random(2, 4, 6, 7).to(device).contiguous(memory_format=torch.channels_last).requires_grad_()
     y = dynamic_dilation_conv2d(x, random(3, 4, 3, 3).to(device), torch.ones(1, 1, 1, 1).to(x), padding=1)

@@ -46,6 +46,7 @@ VALUES = [
     # input
     ({"input": (6, 7)}, "input must have shape [B, C, H, W] or [C, H, W], got [6, 7]"),
     ({"input": ()}, "input must have shape [B, C, H, W] or [C, H, W], got []"),
+    ({"input": (7,), "map": (1, 1, 1, 1)}, "input must have shape [B, C, H, W] or [C, H, W], got [7]"),
     ({"input": (1, *INPUT)}, "input must have shape [B, C, H, W] or [C, H, W], got [1, 2, 4, 6, 7]"),
     ({"input": (2, 4, 0, 7)}, f"input height and width must be between 1 and {LIMIT}, got [2, 4, 0, 7]"),
     ({"input": (2, 4, 6, 0)}, f"input height and width must be between 1 and {LIMIT}, got [2, 4, 6, 0]"),

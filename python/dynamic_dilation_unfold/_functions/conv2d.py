@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -61,21 +62,33 @@ def dynamic_dilation_conv2d(
     Raises:
         ValueError: A shape or option does not fit; the message says what is expected.
         TypeError: A dtype is not supported, or the dtypes do not go together.
-        RuntimeError: The tensors are on different devices, or this build cannot serve the device.
+        RuntimeError: The tensors are on different devices, or this build cannot serve the device. Deterministic
+            algorithms on CUDA use torch's matrix products, which need ``CUBLAS_WORKSPACE_CONFIG=:4096:8`` in the
+            environment.
 
     Differentiable in input, weight, dilation_map, bias and mask, with the derivatives of
     :func:`dynamic_dilation_unfold`.
     """
     tensors: tuple[Any, ...] = (input, weight, dilation_map, bias, mask)
+    given = input
     if isinstance(padding, str) and not _is_handed_over((*tensors, stride, dilation)):
         CONV2D.require_tensors(tensors)
+        if not is_compiling():
+            CONV2D.require_dense(tensors)
         input, padding = _padded(input, weight, padding, stride, dilation, padding_mode)
         tensors = (input, *tensors[1:])
-    if not is_compiling():
-        output = conv2d_plain(input, weight, dilation_map, bias, mask, stride, padding, dilation, padding_mode)
-        if output is not None:
-            return output
-    result: Tensor = call(dynamic_dilation_conv2d, CONV2D, tensors, (stride, padding, dilation, padding_mode))
+    options = (stride, padding, dilation, padding_mode)
+    result: Tensor
+    if is_compiling():
+        result = call(dynamic_dilation_conv2d, CONV2D, tensors, options)
+        return result
+    try:
+        output = conv2d_plain(input, weight, dilation_map, bias, mask, *options)
+        result = call(dynamic_dilation_conv2d, CONV2D, tensors, options) if output is None else output
+    except ValueError as error:
+        if input is given:
+            raise
+        raise _of_given_input(error, input, given) from None
     return result
 
 
@@ -86,20 +99,31 @@ def _is_handed_over(values: Sequence[Any]) -> bool:
 def _padded(
     input: Tensor, weight: Tensor, padding: str, stride: Any, dilation: Any, padding_mode: str
 ) -> tuple[Tensor, tuple[Any, ...]]:
-    """The input, with a row or column more where "same" wants an odd number of them, and the padding in numbers."""
+    """The input, with a row or column more where "same" wants an odd number of them, and the padding in numbers.
+
+    What no call takes stays as it is, for the error that says so.
+    """
     if padding not in ("same", "valid"):
         raise ValueError(f'padding must be an int, a pair of ints, "same" or "valid", got "{padding}"')
     if padding == "valid" or weight.dim() != 4:
         return input, (0, 0)
     if any(step != 1 for step in pair("stride", stride)):
         raise ValueError(f'padding="same" needs stride 1, got {stride}')
-    totals = [d * (size - 1) for d, size in zip(pair("dilation", dilation), weight.shape[-2:], strict=True)]
-    if any(total % 2 for total in totals):
-        odd_height, odd_width = (total % 2 for total in totals)
-        mode = "replicate" if padding_mode == "border" else "constant"
-        # torch replicates batches alone.
-        batched = input if input.dim() == 4 else input.unsqueeze(0)
-        input = F.pad(batched, (0, odd_width, 0, odd_height), mode).reshape(
-            *input.shape[:-2], input.shape[-2] + odd_height, input.shape[-1] + odd_width
-        )
+    steps = pair("dilation", dilation)
+    if not is_compiling() and (min(steps) < 1 or 0 in weight.shape[-2:]):
+        return input, (0, 0)
+    totals = [d * (size - 1) for d, size in zip(steps, weight.shape[-2:], strict=True)]
+    is_image = input.dim() in (3, 4) and (is_compiling() or 0 not in input.shape[-2:])
+    odd = tuple(total % 2 for total in totals)
+    if is_image and any(odd) and padding_mode != "border":
+        input = F.pad(input, (0, odd[1], 0, odd[0]))
+    elif is_image:
+        for dim, more in zip((-2, -1), odd, strict=True):  # as ddu/torch/conv2d.h does, so that gradients are equal
+            input = torch.cat((input, input.narrow(dim, -1, 1)), dim) if more else input
     return input, tuple(total // 2 for total in totals)
+
+
+def _of_given_input(error: ValueError, padded: Tensor, given: Tensor) -> ValueError:
+    """The error about a padded input, with the shape as it was given and without options that fit the padded one."""
+    message = str(error).partition("; this map fits")[0]
+    return ValueError(message.replace(f"input {list(padded.shape)}", f"input {list(given.shape)}"))

@@ -211,7 +211,14 @@ struct Conv2dFunction : torch::autograd::Function<Conv2dFunction> {
   }
 };
 
+/// The input with its last row or column once more. By at::cat, since torch's own padding has no deterministic backward on
+/// CUDA.
+inline at::Tensor with_last_twice(const at::Tensor& input, std::int64_t dim) {
+  return at::cat({input, input.narrow(dim, input.size(dim) - 1, 1)}, dim);
+}
+
 /// The options with padding in pixels, and the input with a row or column more where an odd number of them is to be padded.
+/// What no call takes stays as it is, for the error that says so.
 inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, const at::Tensor& weight,
                                                        const TorchConv2dOptions& given) {
   TorchOptions options{given.stride, given.padding.pixels(), given.dilation, 1, given.padding_mode};
@@ -221,13 +228,38 @@ inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, 
     text << R"(padding="same" needs stride 1, got [)" << given.stride[0] << ", " << given.stride[1] << ']';
     throw invalid_argument(text.str().c_str());
   }
+  for (std::size_t axis = 0; axis < 2; ++axis) {
+    if (given.dilation[axis] < 1 || weight.size(static_cast<std::int64_t>(axis) + 2) < 1) return {input, options};
+  }
   const Pair totals{given.dilation[0] * (weight.size(2) - 1), given.dilation[1] * (weight.size(3) - 1)};
   options.padding = {totals[0] / 2, totals[1] / 2};
   if (totals[0] % 2 == 0 && totals[1] % 2 == 0) return {input, options};
   check_dense("input", input);
-  const std::array<std::int64_t, 4> more{0, totals[1] % 2, 0, totals[0] % 2};
-  if (given.padding_mode == PaddingMode::zeros) return {at::constant_pad_nd(input, more), options};
-  return {at::replication_pad2d(input, more), options};
+  const bool is_image = input.dim() == 3 || input.dim() == 4;
+  if (!is_image || input.size(-2) < 1 || input.size(-1) < 1) return {input, options};
+  if (given.padding_mode == PaddingMode::zeros) {
+    return {at::constant_pad_nd(input, {0, totals[1] % 2, 0, totals[0] % 2}), options};
+  }
+  at::Tensor padded = input;
+  for (std::size_t axis = 0; axis < 2; ++axis) {
+    if (totals[axis] % 2 != 0) padded = with_last_twice(padded, static_cast<std::int64_t>(axis) - 2);
+  }
+  return {padded, options};
+}
+
+/// The error about a padded input, with the shape as it was given and without options that fit the padded one.
+inline invalid_argument of_given_input(const invalid_argument& error, const at::Tensor& padded, const at::Tensor& given) {
+  const auto named = [](const at::Tensor& input) {
+    std::ostringstream text;
+    text << "input " << input.sizes();
+    return text.str();
+  };
+  std::string message = error.what();
+  message = message.substr(0, message.find("; this map fits"));
+  const std::string name = named(padded);
+  const std::size_t at = message.find(name);
+  if (at != std::string::npos) message.replace(at, name.size(), named(given));
+  return invalid_argument(message.c_str());
 }
 
 }  // namespace torch_detail
@@ -259,8 +291,13 @@ inline at::Tensor torch_conv2d(const at::Tensor& input, const at::Tensor& weight
   const Options window = torch_detail::conv2d_options(tensors[1], tensors[2], given);
   torch_detail::check_conv2d(tensors);
   tensors[2] = torch_detail::full_map(tensors[0], tensors[2], window);
-  return torch_detail::Conv2dFunction::apply(tensors[0], tensors[1], tensors[2], torch_detail::optional_of(tensors[3]),
-                                             torch_detail::optional_of(tensors[4]), window);
+  try {
+    return torch_detail::Conv2dFunction::apply(tensors[0], tensors[1], tensors[2], torch_detail::optional_of(tensors[3]),
+                                               torch_detail::optional_of(tensors[4]), window);
+  } catch (const invalid_argument& error) {
+    if (padded.is_same(input)) throw;
+    throw torch_detail::of_given_input(error, padded, input);
+  }
 }
 
 }  // namespace ddu
