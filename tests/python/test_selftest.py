@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from dynamic_dilation_unfold import dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_conv2d, dynamic_dilation_unfold
 from dynamic_dilation_unfold._tools import cli, selftest, selftest_checks
 from torch import Tensor
 
@@ -86,6 +86,27 @@ def test_each_check_can_fail(spoilt: Callable[..., Tensor], fail: set[str], monk
         (check,) = (check for name, check in checks.items() if name.startswith(start))
         with pytest.raises(selftest_checks.WrongResult):
             check(CPU)
+
+
+@pytest.mark.parametrize("spoilt", ["output", "input", "weight", "map", "bias", "mask"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
+def test_a_check_of_convolutions_can_fail(spoilt: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its output or by one of its gradients, which are 5 % off."""
+
+    def off(argument: Any, name: str) -> Any:
+        if argument is None or name != spoilt:
+            return argument
+        return argument + (argument - argument.detach()) * 0.05
+
+    def wrong(*arguments: Any) -> Tensor:
+        names = ("input", "weight", "map", "bias", "stride", "padding", "dilation", "mask")
+        output = dynamic_dilation_conv2d(*map(off, arguments, names))
+        return output * 1.05 if spoilt == "output" else output
+
+    (check,) = (c for n, c in selftest_checks.checks(CPU, compile=False).items() if n.startswith(f"conv2d in {dtype}:"))
+    monkeypatch.setattr(selftest_checks, "dynamic_dilation_conv2d", wrong)
+    with pytest.raises(selftest_checks.WrongResult, match=rf"\): {spoilt}"):
+        check(CPU)
 
 
 def test_what_fails_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..functional import dynamic_dilation_unfold
+from .._operators.conv2d import CONV2D
+from ..functional import dynamic_dilation_conv2d, dynamic_dilation_unfold
 from ..reference import dynamic_dilation_unfold_reference
 from .workloads import Workload
 
@@ -29,6 +31,28 @@ _WORKLOADS = [
 ]
 
 
+class Convolution(NamedTuple):
+    """One of kernel size 3, which keeps the size."""
+
+    shape: tuple[int, int, int, int]
+    outputs: int
+    groups: int = 1  # of the weight
+    map_groups: int = 1
+    heads: int | None = None  # of the mask; None for no mask
+
+
+# Those that CUDA has kernels for, and those that a CPU has: for groups of few channels.
+_CONVOLUTIONS = [
+    Convolution((2, 5, 9, 11), 6),
+    Convolution((1, 64, 24, 40), 32, map_groups=2, heads=4),
+    Convolution((2, 32, 19, 33), 32, groups=2, heads=1),
+    Convolution((2, 8, 19, 33), 8, groups=4, map_groups=2, heads=2),
+    Convolution((1, 16, 9, 11), 16, groups=16, heads=16),
+]
+# Where a device multiplies numbers of the input's half type, or TF32 for float32, what it multiplies is rounded too.
+_TOLERANCE_OF_PRODUCTS = {torch.float64: 1e-13, torch.float32: 2e-3, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
+
+
 class WrongResult(Exception):
     """Its text says what was found and what is right."""
 
@@ -38,6 +62,7 @@ def checks(device: torch.device, compile: bool) -> dict[str, Check]:
     for dtype in _TOLERANCE:
         name = str(dtype).removeprefix("torch.")
         found[f"{name}: columns and both gradients are the reference's"] = partial(as_reference, dtype=dtype)
+        found[f"conv2d in {name}: the output and all gradients are the reference's"] = partial(convolution, dtype=dtype)
     found |= {
         "rates from -3 to 40": any_rates,
         "a rate that is NaN makes its own taps NaN, and no others": nan_stays_where_it_is,
@@ -133,6 +158,36 @@ def ones_are_unfold(device: torch.device) -> None:
 def as_reference(device: torch.device, dtype: torch.dtype) -> None:
     for workload in _WORKLOADS:
         compare(workload, device, dtype)
+
+
+def convolution(device: torch.device, dtype: torch.dtype) -> None:
+    tolerance = (_TOLERANCE if device.type == "cpu" else _TOLERANCE_OF_PRODUCTS)[dtype]
+    options = CONV2D.read((1, 1, 1, "zeros"))
+    map_dtype = dtype if dtype == torch.float64 else torch.float32
+    for sizes in _CONVOLUTIONS:
+        input, rates, _ = tensors(Workload(sizes.shape, 3, groups=sizes.map_groups), device)
+        batch, channels, height, width = sizes.shape
+        generator = torch.Generator().manual_seed(1)
+
+        def new(*shape: int, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(shape, generator=generator).double().to(device)
+
+        weight, bias = new(sizes.outputs, channels // sizes.groups, 3, 3), new(sizes.outputs)
+        mask = None if sizes.heads is None else new(batch, sizes.heads, 9, height, width)
+        named = {"input": input, "weight": weight, "map": rates, "bias": bias, "mask": mask}
+        given: Any = [
+            t if t is None else t.to(map_dtype if name == "map" else dtype).requires_grad_()
+            for name, t in named.items()
+        ]
+        exact: Any = [t if t is None else t.detach().double().requires_grad_() for t in given]
+        output = dynamic_dilation_conv2d(given[0], given[1], given[2], given[3], 1, 1, 1, given[4])
+        expected = CONV2D.reference(tuple(exact), options)
+        close(f"{sizes}: output", output, expected, tolerance)
+        grad = new(*expected.shape).to(dtype)
+        grads = torch.autograd.grad(output, [t for t in given if t is not None], grad)
+        right = torch.autograd.grad(expected, [t for t in exact if t is not None], grad.double())
+        for name, actual, wanted in zip([n for n, t in named.items() if t is not None], grads, right, strict=True):
+            close(f"{sizes}: {name}'s gradient", actual, wanted, tolerance)
 
 
 def any_rates(device: torch.device) -> None:
