@@ -48,6 +48,14 @@ def device(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def kind(request: pytest.FixtureRequest) -> str:
+    """What several ranks compute on."""
+    if request.param == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA devices")
+    return request.param
+
+
 @pytest.fixture
 def deterministic() -> Iterator[None]:
     """torch.use_deterministic_algorithms(True) for one test."""

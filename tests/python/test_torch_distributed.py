@@ -1,57 +1,17 @@
 """Training across processes: gloo ranks on the CPU, NCCL ranks where there are GPUs. Values against one process's."""
 
 import functools
-import os
-import socket
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from dynamic_dilation_unfold import dynamic_dilation_conv2d, dynamic_dilation_unfold
+from dynamic_dilation_unfold import dynamic_dilation_unfold
 from helpers import Model, random_input, random_map, relative_error
+from ranks import TORCH, launch, needs_processes, needs_rules, placement
 from torch import Tensor, nn
 
-TORCH = tuple(int(n) for n in torch.__version__.split(".")[:2])
-pytestmark = pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
-needs_rules = pytest.mark.skipif(TORCH < (2, 5), reason=f"torch {torch.__version__} has no sharding rules to register")
-
-
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def kind(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and torch.cuda.device_count() < 2:
-        pytest.skip("fewer than two CUDA devices")
-    return request.param
-
-
-def launch(function: Callable[..., None], ranks: int, kind: str, *arguments: Any) -> None:
-    """``function(rank, kind, *arguments)`` in each of ``ranks`` processes, which compares in place."""
-    if kind == "cuda" and torch.cuda.device_count() < ranks:
-        pytest.skip(f"fewer than {ranks} CUDA devices")
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (ranks, port, kind, function, arguments), ranks)
-
-
-def _rank(
-    rank: int, ranks: int, port: int, kind: str, function: Callable[..., None], arguments: tuple[Any, ...]
-) -> None:
-    warnings.simplefilter("ignore")
-    os.environ.update(MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    if kind == "cuda":
-        torch.cuda.set_device(rank)
-    dist.init_process_group("nccl" if kind == "cuda" else "gloo", rank=rank, world_size=ranks)
-    try:
-        function(rank, kind, *arguments)
-        dist.barrier()  # a rank that leaves early takes the connections of the others' last steps with it
-    finally:
-        dist.destroy_process_group()
-    if kind == "cpu":
-        os._exit(0)  # what had to be equal is; gloo's threads now and then abort while Python takes itself down
+pytestmark = needs_processes
 
 
 def model_and_batch(kind: str) -> tuple[Model, Tensor]:
@@ -128,12 +88,6 @@ SHARDINGS = {
 }
 
 
-def placement(text: str) -> Any:
-    from torch.distributed.tensor import Partial, Replicate, Shard
-
-    return {"R": Replicate(), "P": Partial()}.get(text) or Shard(int(text[1:]))
-
-
 def sharded(rank: int, kind: str, ranks: int, names: tuple[str, ...]) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_tensor
@@ -175,44 +129,6 @@ def sharded(rank: int, kind: str, ranks: int, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_dtensor(ranks, kind):
     launch(sharded, ranks, kind, ranks, tuple(SHARDINGS))
-
-
-# Placements of input, weight, map, bias and mask, and of the output.
-CONVOLUTIONS = {
-    "batch": (("S0", "R", "S0", "R", "S0"), "S0"),
-    "output channels": (("R", "S0", "R", "S0", "R"), "S1"),
-    "input channels": (("S1", "S1", "R", "R", "R"), "P"),
-}
-
-
-def sharded_convolution(rank: int, kind: str) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import distribute_tensor
-
-    mesh = init_device_mesh(kind, (2,))
-    shapes = ((2, 4, 5, 6), (6, 4, 3, 3), (2, 1, 5, 6), (6,), (2, 1, 9, 5, 6))
-    tensors = [random_input(shape, seed).double().to(kind).requires_grad_() for seed, shape in enumerate(shapes)]
-
-    def convolve(x: Tensor, weight: Tensor, rates: Tensor, bias: Tensor, mask: Tensor) -> Tensor:
-        return dynamic_dilation_conv2d(x, weight, rates, bias, padding=1, mask=mask)
-
-    expected = convolve(*tensors)
-    expected_grads = torch.autograd.grad(expected.square().sum(), tensors)
-    for name, (placements, of_output) in CONVOLUTIONS.items():
-        given = [
-            distribute_tensor(t.detach(), mesh, [placement(p)]).requires_grad_()
-            for t, p in zip(tensors, placements, strict=True)
-        ]
-        output = convolve(*given)
-        assert output.placements == (placement(of_output),), name
-        grads = torch.autograd.grad(output.redistribute(placements=[placement("R")]).square().sum(), given)
-        for actual, exact in zip((output, *grads), (expected, *expected_grads), strict=True):
-            assert relative_error(actual.full_tensor(), exact) <= 1e-12, name
-
-
-@needs_rules
-def test_dtensor_convolution(kind):
-    launch(sharded_convolution, 2, kind)
 
 
 def sharded_two_ways(rank: int, kind: str) -> None:

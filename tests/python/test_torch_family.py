@@ -20,7 +20,7 @@ from dynamic_dilation_unfold import (
 from dynamic_dilation_unfold import onnx as exporter
 from helpers import random_input, relative_error
 from operators import OPERATORS, Row, Sample, definition, typed
-from test_torch_distributed import launch, needs_rules, placement
+from ranks import launch, needs_rules, placement
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
