@@ -5,7 +5,7 @@ surroundings                                       route
 =================================================  ===================================================================
 plain tensors, options that are ints or pairs      ``_C.NAME_plain``: checks, runs the kernel, then records for backward
 plain tensors, anything to normalise or broadcast  the same in Python: :func:`call`, ``_kernels.py``, the same record
-operators made in torch (``in_torch``: conv2d)     the same in Python, with ``compute`` of the description for a kernel
+operators made in torch (``in_torch``: conv2d)     ``_C.NAME_plain`` too; what it declines: ``compute``, in Python
 autocast, a CUDA device that is not the current    the same in Python, of tensors as cast, with the device made current
 another ``__torch_function__`` than a tensor's     that function, given the public one (``torch.fx`` proxies)
 compilers, exporters, ``torch.jit.trace``          the registered operator (``_dispatch.py``): one node of the graph

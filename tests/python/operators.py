@@ -188,6 +188,8 @@ _CONV2D_CASES = [
     _conv2d_sample(_CONV2D_CASE.border, 6, 2, heads=4),
     _conv2d_sample(Case(0, 4, 5, 6, padding=1), name="no images"),
     _conv2d_sample(Case(2, 4, 5, 6, padding=1), 0, name="no outputs"),
+    _conv2d_sample(Case(2, 0, 5, 6, padding=1), heads=1, name="no channels"),
+    _conv2d_sample(Case(2, 0, 5, 6, padding=1), bias=False, name="no channels, no bias"),
     *_conv2d_forms(_CONV2D_CASE),
 ]
 _CONV2D_SMALL = [
