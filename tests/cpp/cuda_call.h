@@ -11,7 +11,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <random>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -54,14 +56,16 @@ inline bool has_device() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-/// Device memory, a copy of the host's if that is given.
+/// Device memory, a copy of the host's or filled with a pattern that is NaN in every type, with bytes behind it that nobody may
+/// write.
 class Memory {
  public:
   explicit Memory(std::size_t bytes, const void* host = nullptr) : bytes_(bytes) {
     if (bytes == 0) return;
-    EXPECT_EQ(cudaMalloc(&data_, bytes), cudaSuccess);
-    if (!host) return;
-    EXPECT_EQ(cudaMemcpy(data_, host, bytes, cudaMemcpyHostToDevice), cudaSuccess);
+    std::vector<unsigned char> filled(bytes + kGuard, kPattern);
+    if (host) std::memcpy(filled.data(), host, bytes);
+    EXPECT_EQ(cudaMalloc(&data_, filled.size()), cudaSuccess);
+    EXPECT_EQ(cudaMemcpy(data_, filled.data(), filled.size(), cudaMemcpyHostToDevice), cudaSuccess);
   }
   template <class T>
   explicit Memory(const oracle::Tensor<T>& tensor) : Memory(tensor.size() * sizeof(T), tensor.data()) {}
@@ -72,11 +76,22 @@ class Memory {
   template <class T>
   oracle::Tensor<T> on_host() const {
     oracle::Tensor<T> tensor(static_cast<std::int64_t>(bytes_ / sizeof(T)));
-    EXPECT_EQ(cudaMemcpy(tensor.data(), data_, bytes_, cudaMemcpyDeviceToHost), cudaSuccess);
+    if (bytes_ == 0) return tensor;
+    std::vector<unsigned char> now(bytes_ + kGuard);
+    EXPECT_EQ(cudaMemcpy(now.data(), data_, now.size(), cudaMemcpyDeviceToHost), cudaSuccess);
+    std::memcpy(tensor.data(), now.data(), bytes_);
+    EXPECT_TRUE(is_untouched(now.data() + bytes_, kGuard)) << "written behind its end";
     return tensor;
+  }
+  /// Whether bytes that were not copied from the host still hold the pattern.
+  static bool is_untouched(const void* bytes, std::size_t count) {
+    const auto* const first = static_cast<const unsigned char*>(bytes);
+    return std::all_of(first, first + count, [](unsigned char byte) { return byte == kPattern; });
   }
 
  private:
+  static constexpr std::size_t kGuard = 4096;
+  static constexpr unsigned char kPattern = 0xff;
   std::size_t bytes_;
   void* data_ = nullptr;
 };
@@ -94,6 +109,7 @@ class Shifted {
   oracle::Tensor<T> on_host() const {
     const auto whole = memory_.template on_host<T>();
     oracle::Tensor<T> tensor(size_);
+    EXPECT_TRUE(Memory::is_untouched(whole.data(), shift_ * sizeof(T))) << "written before its start";
     std::memcpy(tensor.data(), whole.data() + shift_, tensor.size() * sizeof(T));
     return tensor;
   }
@@ -149,16 +165,20 @@ oracle::Tensor<T> turned(const ddu::Geometry& g, const oracle::Tensor<T>& from, 
   return turned(g.batch, g.channels, g.pixels(), from, back);
 }
 
-/// Sets an environment variable for as long as it lives.
+/// Sets an environment variable for as long as it lives, unless the value is null.
 class Environment {
  public:
   Environment(const char* name, const char* value) : name_(name) {
+    if (const char* const before = std::getenv(name)) before_ = before;
     if (value) setenv(name, value, 1);
   }
-  ~Environment() { unsetenv(name_); }
+  ~Environment() { before_ ? setenv(name_, before_->c_str(), 1) : unsetenv(name_); }
+  Environment(const Environment&) = delete;
+  Environment& operator=(const Environment&) = delete;
 
  private:
   const char* name_;
+  std::optional<std::string> before_;
 };
 
 /// The ways of the kernels, and the format of the input.
@@ -179,6 +199,7 @@ oracle::Tensor<T> forward(const Problem<T, M>& problem, const Way& way) {
   const Workspace workspace(ddu::cuda::unfold_workspace_bytes(g, problem.types(), tensors));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold(g, problem.types(), tensors, nullptr);
+  EXPECT_TRUE(workspace.kept_within());
   return output.template on_host<T>();
 }
 
@@ -199,25 +220,19 @@ Gradients<T, M> backward(const Problem<T, M>& problem, const How& how) {
   const Environment environment("DDU_CUDA_PATH", how.way.forced);
   const Memory input(how.way.channels_last ? turned(problem.geometry, problem.input) : problem.input), map(problem.map),
       grad_output(problem.grad_output);
-  const Memory grad_input((problem.input.size() + how.shift) * sizeof(T)),
-      grad_map((problem.map.size() + how.shift) * sizeof(M));
+  const Shifted<T> grad_input(problem.geometry.input_numel(), how.shift);
+  const Shifted<M> grad_map(problem.geometry.map_numel(), how.shift);
   ddu::UnfoldBackward tensors{grad_output.data(), input.data(), map.data(), nullptr, nullptr, nullptr};
   if (how.way.channels_last) tensors.input_format = ddu::MemoryFormat::channels_last;
-  if (how.input) tensors.grad_input = static_cast<T*>(grad_input.data()) + how.shift;
-  if (how.map) tensors.grad_map = static_cast<M*>(grad_map.data()) + how.shift;
+  if (how.input) tensors.grad_input = grad_input.data();
+  if (how.map) tensors.grad_map = grad_map.data();
   const Workspace workspace(
       ddu::cuda::unfold_backward_workspace_bytes(problem.geometry, problem.types(), tensors, how.deterministic));
   tensors.workspace = workspace.data();
   ddu::cuda::unfold_backward(problem.geometry, problem.types(), tensors, how.deterministic, nullptr);
   EXPECT_TRUE(workspace.kept_within());
-  const auto shifted = [&](const auto& whole, auto tensor) {
-    std::memcpy(tensor.data(), whole.data() + how.shift, tensor.size() * sizeof *tensor.data());
-    return tensor;
-  };
-  const auto input_gradient =
-      shifted(grad_input.on_host<T>(), oracle::Tensor<T>(static_cast<std::int64_t>(problem.input.size())));
-  return {how.way.channels_last ? turned(problem.geometry, input_gradient, true) : input_gradient,
-          shifted(grad_map.on_host<M>(), oracle::Tensor<M>(static_cast<std::int64_t>(problem.map.size())))};
+  const auto input_gradient = grad_input.on_host();
+  return {how.way.channels_last ? turned(problem.geometry, input_gradient, true) : input_gradient, grad_map.on_host()};
 }
 
 }  // namespace cuda_call

@@ -15,9 +15,9 @@ namespace {
 using namespace cuda_call;
 using oracle::Case;
 
-// Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; more taps
-// than integer sums take; a part of the output; images of one tile, of many, narrow ones, and such as no window holds as a
-// whole; maps for each image and for all of them.
+// Every family of kernels: 3x3 with one channel a group, in one step, in runs of several steps; 5x5, 7x7, others; images of one
+// tile, of many, narrow ones, and such as no window holds as a whole; maps for each image and for all of them; a part of the
+// output; as many taps as integer sums take, and more.
 const Case kCases[] = {
     {2, 6, 13, 70, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}},
     {1, 4, 12, 11, {{4, 4}, {2, 2}, {3, 3}, {1, 1}, 2}},
@@ -36,6 +36,8 @@ const Case kCases[] = {
     {1, 2, 70, 90, {{5, 5}, {5, 4}, {1, 1}, {2, 2}, 2}},
     {1, 2, 70, 80, {{3, 3}, {5, 4}, {1, 1}, {1, 1}, 2}},
     {1, 6, 40, 45, {{3, 3}, {1, 1}, {1, 1}, {1, 1}, 1, ddu::PaddingMode::zeros, true, {21, 3}}, false, {17, 41}},
+    {1, 2, 14, 15, {{11, 11}, {1, 1}, {5, 5}, {1, 1}, 1}},
+    {1, 2, 14, 15, {{11, 12}, {1, 1}, {5, 5}, {1, 1}, 1}},
 };
 
 /// Windows of the usual size are asked for. Deterministic calls have them anyway.
@@ -156,9 +158,8 @@ TYPED_TEST(Cuda, DeterministicGradientsRepeat) {
         if (is_planar(way)) continue;
         const How how{true, true, true, 0, way};
         const auto once = backward(problem, how);
-        setenv("DDU_EMULATION_BACKWARDS", "1", 1);  // the other order of threads, where they are emulated
+        const Environment backwards("DDU_EMULATION_BACKWARDS", "1");  // the other order of threads, where they are emulated
         const auto again = backward(problem, how);
-        unsetenv("DDU_EMULATION_BACKWARDS");
         EXPECT_EQ(once.input, again.input);
         EXPECT_EQ(once.map, again.map);
       }
