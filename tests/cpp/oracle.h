@@ -243,7 +243,8 @@ struct Problem {
   }
 };
 
-/// Largest error of a tensor in units of what its type's and its sums' rounding may cause; NaN only where it must be.
+/// Largest error of a tensor in units of what its type's and its sums' rounding may cause; NaN and infinities only
+/// where they must be.
 template <class T>
 double worst_error(const Tensor<T>& actual, const std::vector<Sum>& expected) {
   const double rounding = std::is_same_v<T, ddu::float16>    ? std::ldexp(1, -11)
@@ -258,6 +259,7 @@ double worst_error(const Tensor<T>& actual, const std::vector<Sum>& expected) {
       continue;
     }
     if (value == expected[i].value) continue;
+    if (!std::isfinite(value) || !std::isfinite(expected[i].value)) return INFINITY;
     const double allowed = rounding * std::fabs(expected[i].value) + arithmetic * expected[i].magnitude + subnormal;
     worst = std::max(worst, allowed > 0 ? std::fabs(value - expected[i].value) / allowed : INFINITY);
   }
