@@ -12,6 +12,18 @@ using cuda_call::Shifted;
 using cuda_call::turned;
 using cuda_call::Workspace;
 
+/// Why there is no convolution by tensor cores, by what the build and the device are; null if there has to be.
+inline const char* missing() {
+  if (!cuda_call::has_device()) return "no CUDA device";
+#if defined(DDU_TEST_TENSOR_CORES)
+  int major = 0;
+  EXPECT_EQ(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0), cudaSuccess);
+  return major < 8 ? "this device's tensor cores lack the products" : nullptr;
+#else
+  return "this build has no convolution by tensor cores";
+#endif
+}
+
 struct How {
   bool channels_last = false;
   std::size_t shift = 0;  // elements from where memory is aligned to where every tensor starts

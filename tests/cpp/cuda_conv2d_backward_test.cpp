@@ -52,18 +52,19 @@ class CudaConv2dBackward : public testing::Test {
   };
 
   void SetUp() override {
-    if (!has_device()) GTEST_SKIP() << "no CUDA device";
-    if (!ddu::cuda::conv2d_backward_supported(kCases[0].geometry(), P::types(), false))
-      GTEST_SKIP() << "no kernels of the convolution's backward in this build, or for this device";
+    if (const char* const reason = conv2d_call::missing()) GTEST_SKIP() << reason;
+    ASSERT_TRUE(ddu::cuda::conv2d_backward_supported(kCases[0].geometry(), P::types(), false));
   }
-  /// What is expected where gradients are not finite. A pixel to which a tap gives such a gradient without any weight may be
-  /// NaN, or get nothing of it as with F.conv2d: what the call does is right then.
+  /// What is expected where gradients are not finite. Pixels to which a tap gives such a gradient without any weight may be
+  /// NaN, or get nothing of it as with F.conv2d: all of a call's alike, so the first of them tells.
   static ConvGradients expected_of(const P& problem, const How& how) {
     ConvGradients expected = oracle::gradients_of(problem);
     const auto actual = backward(problem, how).input;
-    for (std::size_t i = 0; i < expected.input.size(); ++i) {
-      if (!std::isnan(actual[static_cast<std::int64_t>(i)])) expected.input[i] = expected.weighted_input[i];
-    }
+    std::size_t i = 0;
+    while (i < expected.input.size() && (!std::isnan(expected.input[i].value) || std::isnan(expected.weighted_input[i].value)))
+      ++i;
+    if (i < expected.input.size() && !std::isnan(actual[static_cast<std::int64_t>(i)]))
+      expected.input = expected.weighted_input;
     return expected;
   }
   /// Every gradient that is wanted.

@@ -11,7 +11,6 @@ namespace {
 
 using cuda_call::any_rates;
 using cuda_call::Environment;
-using cuda_call::has_device;
 using cuda_call::near_rates;
 using cuda_call::wide_rates;
 using oracle::ConvCase;
@@ -78,8 +77,8 @@ class CudaConv2d : public testing::Test {
   using P = Problem<typename Given::T, typename Given::M>;
 
   void SetUp() override {
-    if (!has_device()) GTEST_SKIP() << "no CUDA device";
-    if (!ddu::cuda::conv2d_supported(kCases[0].geometry(), P::types())) GTEST_SKIP() << "no kernels for this device";
+    if (const char* const reason = conv2d_call::missing()) GTEST_SKIP() << reason;
+    ASSERT_TRUE(ddu::cuda::conv2d_supported(kCases[0].geometry(), P::types()));
   }
 };
 TYPED_TEST_SUITE(CudaConv2d, cuda_call::EveryButDouble);
@@ -218,6 +217,56 @@ TYPED_TEST(CudaConv2d, WhatHasNoKernels) {
   c = kCases[0];
   c.sizes.batch = 0;
   EXPECT_EQ(forward(P(c, near_rates), {}).size(), 0u);
+}
+
+// Sizes alone, without memory for them: what is counted in 32 bits has limits, and below them bytes are counted in 64.
+TYPED_TEST(CudaConv2d, LimitsOfSizes) {
+  using P = Problem<typename TypeParam::T, typename TypeParam::M>;
+  constexpr std::int64_t k31 = std::int64_t{1} << 31;
+  constexpr auto none = 0, forward = 1, both = 2;
+  const auto served = [](const ConvCase& c) {
+    const ddu::Conv2dGeometry g = c.geometry();
+    return ddu::cuda::conv2d_supported(g, P::types()) + ddu::cuda::conv2d_backward_supported(g, P::types(), false);
+  };
+  ConvCase c = kCases[0];
+  c.sizes.height = 8192;
+  c.sizes.width = 8192;  // 2^32 elements of an image
+  EXPECT_EQ(served(c), forward);
+  c.sizes.width = 8191;
+  EXPECT_EQ(served(c), both);
+  c.sizes.batch = 16;
+  const ddu::Conv2dGeometry g = c.geometry();
+  const std::size_t image = sizeof(typename TypeParam::T) * static_cast<std::size_t>(g.geometry.input_numel());
+  EXPECT_GE(ddu::cuda::conv2d_forward_workspace_bytes(g, P::types(), {}), image);  // its copy
+  ddu::Conv2dBackward wanted{};
+  wanted.grad_weight = reinterpret_cast<void*>(std::uintptr_t{1} << 16);  // an address that is not used
+  EXPECT_GE(ddu::cuda::conv2d_backward_workspace_bytes(g, P::types(), wanted, false), 2 * image);  // and of grad_output
+  c = kCases[0];
+  c.sizes.batch = k31 - 1;
+  EXPECT_EQ(served(c), both);
+  c.sizes.batch = k31;
+  EXPECT_EQ(served(c), none);
+  c = kCases[0];
+  c.outputs = k31 - 1;
+  EXPECT_EQ(served(c), both);
+  c.outputs = k31;
+  EXPECT_EQ(served(c), none);
+  // Steps over channels and taps are counted too, and taps. Images are many, or there would be too few blocks.
+  c = kCases[0];
+  c.sizes.batch = 4096;
+  c.sizes.channels = k31 - 64;
+  EXPECT_EQ(served(c), forward);  // an image has too many elements for the other
+  for (int i = 0; i < 2; ++i) {
+    c.sizes.options.kernel_size[i] = 11;
+    c.sizes.options.padding[i] = 5;
+  }
+  EXPECT_EQ(served(c), none);
+  const auto of_taps = [](std::int64_t rows, std::int64_t columns) {
+    return ConvCase{{4096, 64, rows, columns, {{rows, columns}, {1, 1}, {0, 0}, {1, 1}, 1}}, 64};
+  };
+  EXPECT_TRUE(ddu::cuda::conv2d_supported(of_taps(4, k31 / 256 - 1).geometry(), P::types()));
+  EXPECT_EQ(served(of_taps(4, k31 / 256)), none);
+  EXPECT_EQ(served(of_taps(1, 600)), forward);  // no device has the shared memory that the other takes
 }
 
 }  // namespace
