@@ -72,6 +72,22 @@ def test_rates_are_bounded():
         assert layer.dilation_map(image(1, 2, 5, 5)).item() == rate
 
 
+@pytest.mark.parametrize("default", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("rates", ["learned", "predicted"])
+def test_bounds_have_the_parameters_dtype_and_not_the_default(rates, dtype, default):
+    layer = DynamicDilationConv2d(2, 2, 3, padding=1, rates=rates, max_rate=2.1, dtype=dtype)
+    nn.init.constant_(layer.rate_weight if rates == "learned" else layer.predictor.conv.bias, 100.0)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = layer.dilation_map(torch.zeros(1, 2, 5, 5, dtype=dtype))
+    finally:
+        torch.set_default_dtype(usual)
+    assert found.dtype == dtype
+    assert torch.equal(found, torch.full_like(found, 2.1))
+
+
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("padding", [0, 1, 4])
 def test_a_predicted_rate_is_of_the_pixels_at_its_window(stride, padding):

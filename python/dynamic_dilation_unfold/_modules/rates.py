@@ -14,7 +14,9 @@ def bounded_rates(z: Tensor, min_rate: float, max_rate: float) -> Tensor:
     """1 where ``z`` is 0, and between the bounds; float32 for half types, in which rates near 1 are all 1."""
     if z.dtype in (torch.float16, torch.bfloat16):
         z = z.float()
-    rates: Tensor = 1 + z.tanh() * torch.where(z > 0, max_rate - 1, 1 - min_rate)
+    t = z.tanh()
+    # torch.where of two numbers would round them to the default dtype, whatever z's is.
+    rates: Tensor = 1 + torch.where(z > 0, (max_rate - 1) * t, (1 - min_rate) * t)
     return rates
 
 
