@@ -18,6 +18,7 @@ from .rates import DilationPredictor, ZeroConv2d, bounded_rates, check_bounds, c
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class DynamicDilationConv2d(nn.Conv2d):
@@ -103,18 +104,11 @@ class DynamicDilationConv2d(nn.Conv2d):
             options: ``map_groups``, ``rates``, ``max_rate``, ``modulated``.
 
         Raises:
-            TypeError: ``conv`` is no nn.Conv2d, or has no weight of its own that a layer could take.
-            ValueError: An option does not fit.
+            TypeError: ``conv`` is no nn.Conv2d, or of a subclass, which may compute something else; or it has hooks, or
+                no weight of its own that a layer could take.
+            ValueError: An option, or the convolution's padding mode, does not fit.
         """
-        if not isinstance(conv, nn.Conv2d):
-            raise TypeError(f"conv must be a torch.nn.Conv2d, got a {kind_of(conv)}")
-        if is_lazy(conv.weight):
-            raise TypeError(f"conv is a {kind_of(conv)} that has no weight yet: let it see an input before")
-        if not isinstance(conv.weight, nn.Parameter):
-            raise TypeError(
-                f"the weight of conv, a {kind_of(conv)}, is made at each call, which the layer would not do: "
-                "remove its parametrization, or weight norm, before, and register it with the layer again"
-            )
+        _check_plain(conv)
         padding: Any = conv.padding
         layer = cls(
             conv.in_channels,
@@ -204,6 +198,26 @@ class DynamicDilationConv2d(nn.Conv2d):
 def kind_of(module: Any) -> str:
     """Its type, with where that is from, since several modules of torch have classes of one name."""
     return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _check_plain(conv: Any) -> None:
+    """Raises for anything but torch's own convolution and no more: the layer would compute something else."""
+    kind = kind_of(conv)
+    if not isinstance(conv, nn.Conv2d):
+        raise TypeError(f"conv must be a torch.nn.Conv2d, got a {kind}")
+    if is_lazy(conv.weight):
+        raise TypeError(f"conv is a {kind} that has no weight yet: let it see an input before")
+    if not isinstance(conv.weight, nn.Parameter):
+        raise TypeError(
+            f"the weight of conv, a {kind}, is made at each call, which the layer would not do: "
+            "remove its parametrization, or weight norm, before, and register it with the layer again"
+        )
+    if type(conv) is not nn.Conv2d:
+        raise TypeError(f"conv is a {kind}, which may compute something else than torch.nn.Conv2d")
+    if any(vars(conv).get(hooks) for hooks in _HOOKS):
+        raise TypeError("conv has hooks, which the layer would not have: remove them before")
+    if "forward" in vars(conv):
+        raise TypeError("conv has a forward of its own, which the layer would not have: remove it before")
 
 
 def _allow_plain(module: nn.Module, incompatible: Any) -> None:

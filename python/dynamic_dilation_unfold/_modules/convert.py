@@ -7,9 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from .conv2d import DynamicDilationConv2d, kind_of
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+from .conv2d import DynamicDilationConv2d
 
 
 class Conversion(NamedTuple):
@@ -41,12 +39,13 @@ def convert(
         options: ``map_groups``, ``max_rate``, ``modulated``, and ``rates`` as "predicted" or "learned", of the layers.
 
     Returns:
-        What was swapped, and what could not be: subclasses of nn.Conv2d, convolutions with hooks, which a layer would
-        not have (a weight norm's among them), and those that the options do not fit.
+        What was swapped, and what could not be, with what :meth:`DynamicDilationConv2d.from_conv` says of it:
+        subclasses of nn.Conv2d, convolutions with hooks, which a layer would not have, or with a weight norm, and those
+        that the options do not fit.
 
     Raises:
-        ValueError: A name that no convolution has, options that no convolution could have, or rates="given", which the
-            network could not give.
+        ValueError: A name that no convolution has, or one that is converted already; options that no convolution could
+            have; or rates="given", which the network could not give.
         TypeError: The model itself is a convolution, or no module; ``where`` is neither of the two; or a layer has no
             such option.
     """
@@ -59,26 +58,18 @@ def convert(
     groups = options.get("map_groups", 1)
     DynamicDilationConv2d(groups, groups, 1, device="meta", **options)  # raises what would hold for every convolution
     modules = dict(model.named_modules(remove_duplicate=False))
-    ours = tuple(f"{name}." for name, module in modules.items() if isinstance(module, DynamicDilationConv2d))
-    convolutions = {
-        name: module
-        for name, module in modules.items()
-        if isinstance(module, nn.Conv2d) and not f"{name}.".startswith(ours)
-    }
-    chosen = _chosen(convolutions, where)
+    all_convolutions = {name: module for name, module in modules.items() if isinstance(module, nn.Conv2d)}
+    ours = [name for name, conv in all_convolutions.items() if isinstance(conv, DynamicDilationConv2d)]
+    taken = {name: layer for layer in ours for name in all_convolutions if f"{name}.".startswith(f"{layer}.")}
+    convolutions = {name: conv for name, conv in all_convolutions.items() if name not in taken}
+    chosen = _chosen(convolutions, taken, where)
     result = Conversion({}, {})
     layers: dict[nn.Conv2d, DynamicDilationConv2d] = {}  # a convolution that has several names stays one
     for name in chosen:
         conv = convolutions[name]
-        if type(conv) is not nn.Conv2d:
-            result.skipped[name] = f"a {kind_of(conv)} may compute something else than torch.nn.Conv2d"
-            continue
-        if any(vars(conv).get(hooks) for hooks in _HOOKS):
-            result.skipped[name] = "it has hooks, which the layer would not have: remove them before"
-            continue
         try:
             layer = layers[conv] if conv in layers else DynamicDilationConv2d.from_conv(conv, **options)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             result.skipped[name] = str(error)
             continue
         layers[conv] = layer
@@ -88,7 +79,8 @@ def convert(
     return result
 
 
-def _chosen(convolutions: dict[str, nn.Conv2d], where: Any) -> list[str]:
+def _chosen(convolutions: dict[str, nn.Conv2d], taken: dict[str, str], where: Any) -> list[str]:
+    """The names that ``where`` chooses. Those that are taken have the layer that they are, or are a part of."""
     if where is None:
         return [name for name, conv in convolutions.items() if max(conv.dilation) > 1]
     if callable(where) and not isinstance(where, type):
@@ -98,6 +90,9 @@ def _chosen(convolutions: dict[str, nn.Conv2d], where: Any) -> list[str]:
         raise TypeError(f"where must be {what}, got {where!r}")
     names = [where] if isinstance(where, str) else list(where)
     for name in names:
+        if name in taken:
+            part = "" if taken[name] == name else f"a part of {taken[name]!r}, "
+            raise ValueError(f"where has {name!r}, which is {part}converted already: a DynamicDilationConv2d")
         if name not in convolutions:
             raise ValueError(f"where has {name!r}, which is no torch.nn.Conv2d of the model")
     return names
