@@ -1,11 +1,87 @@
-"""What DynamicDilationConv2d takes over: a plain convolution."""
+"""What DynamicDilationConv2d takes over: a plain network's state dict, and a plain convolution."""
 
+import copy
+import pickle
 import re
 
 import pytest
 import torch
-from dynamic_dilation_unfold import DynamicDilationConv2d, convert
+from dynamic_dilation_unfold import DilationPredictor, DynamicDilationAttention2d, DynamicDilationConv2d, convert
 from torch import nn
+
+
+class OwnPredictor(nn.Module):
+    """A user's module that calls its parts what the layer calls its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.predictor = DilationPredictor(2)
+        self.rate_weight = nn.Parameter(torch.ones(1))
+
+
+def without(state: dict[str, torch.Tensor], *parts: str) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if not name.startswith(parts)}
+
+
+@pytest.mark.parametrize("other", [lambda: DynamicDilationAttention2d(2, 1, 3), OwnPredictor], ids=["attention", "own"])
+@pytest.mark.parametrize("layer_first", [False, True])
+@pytest.mark.parametrize("options", [{}, {"rates": "learned"}], ids=str)
+def test_what_is_missing_of_other_modules_is_reported(other, layer_first, options):
+    layer = DynamicDilationConv2d(2, 2, 3, padding=1, **options)
+    modules = [layer, other()] if layer_first else [other(), layer]
+    network, (mine, others) = nn.Sequential(*modules), "01" if layer_first else "10"
+    own = (f"{mine}.predictor", f"{mine}.rate_weight")
+    of_other = (f"{others}.predictor", f"{others}.rate_weight")
+    plain = without(network.state_dict(), *own)
+    damaged = without(plain, *of_other)
+    expected = [name for name in plain if name not in damaged]
+    assert expected
+    assert network.load_state_dict(damaged, strict=False).missing_keys == expected
+    with pytest.raises(RuntimeError, match="Missing key"):
+        network.load_state_dict(damaged)
+    network.load_state_dict(plain)
+    network.load_state_dict(network.state_dict())
+
+
+def nested() -> nn.Module:
+    block = nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2), nn.ModuleDict({"branch": nn.Conv2d(2, 2, 3, dilation=3)}))
+    return nn.ModuleDict({"body": nn.Sequential(nn.ReLU(), block), "head": nn.Conv2d(2, 1, 1)})
+
+
+@pytest.mark.parametrize("options", [{}, {"rates": "learned"}, {"rates": "learned", "modulated": True}], ids=str)
+@pytest.mark.parametrize("copied", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_a_plain_network_is_loaded_at_any_depth_and_again(options, copied):
+    network = nested()
+    plain = {name: value.clone() for name, value in network.state_dict().items()}
+    convert(network, **options)
+    network = copied(network)
+    for _ in range(2):
+        for parameter in network.parameters():
+            nn.init.constant_(parameter, 2.0)
+        network.load_state_dict(plain)
+        for name, value in network.state_dict().items():
+            assert torch.equal(value, plain.get(name, torch.full_like(value, 2.0))), name
+    full = network.state_dict()
+    network.load_state_dict(full)
+    own = [name for name in full if name not in plain]
+    assert len(own) > 1
+    for name in full if len(own) > 2 else plain:  # of two layers: one that lacks its only rate is a plain convolution
+        with pytest.raises(RuntimeError, match="Missing key"):
+            network.load_state_dict(without(full, name))
+    network.load_state_dict(plain)
+
+
+def test_a_layer_under_two_names_and_by_itself():
+    plain = nn.ModuleDict(dict.fromkeys("ab", nn.Conv2d(2, 2, 3))).state_dict()
+    layer = DynamicDilationConv2d(2, 2, 3)
+    nn.ModuleDict(dict.fromkeys("ab", layer)).load_state_dict(plain)
+    assert torch.equal(layer.weight, plain["a.weight"])
+    layer.load_state_dict(nn.Conv2d(2, 2, 3).state_dict())
+
+
+def test_a_report_of_nothing_loaded_has_every_name():
+    network = nn.Sequential(DynamicDilationConv2d(2, 2, 3, modulated=True))
+    assert network.load_state_dict({}, strict=False).missing_keys == list(network.state_dict())
 
 
 class Doubled(nn.Conv2d):

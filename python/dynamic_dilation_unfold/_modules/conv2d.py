@@ -18,6 +18,7 @@ from .rates import DilationPredictor, ZeroConv2d, bounded_rates, check_bounds, c
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
+_OWN = {"predictor", "rate_weight", "mask_predictor"}  # what a plain convolution has not
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -40,6 +41,8 @@ class DynamicDilationConv2d(nn.Conv2d):
             of the map's groups.
         The others are nn.Conv2d's.
     """
+
+    _plain_prefix: str | None = None  # the layer's own, while a state dict without rates and mask is loaded
 
     def __init__(
         self,
@@ -194,6 +197,11 @@ class DynamicDilationConv2d(nn.Conv2d):
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
         return f"{plain}, map_groups={self.map_groups}, rates={self.rates!r}{modulated}"
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Torch's, for a module's own parameters. Only here it says under which prefix the module is loaded."""
+        self._plain_prefix = None if any(_is_own(key, prefix) for key in state_dict) else prefix
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
 
 def kind_of(module: Any) -> str:
     """Its type, with where that is from, since several modules of torch have classes of one name."""
@@ -220,11 +228,14 @@ def _check_plain(conv: Any) -> None:
         raise TypeError("conv has a forward of its own, which the layer would not have: remove it before")
 
 
-def _allow_plain(module: nn.Module, incompatible: Any) -> None:
+def _is_own(key: str, prefix: str) -> bool:
+    """Whether a key of a state dict names something of the rates or the mask of the layer with that prefix."""
+    return key.startswith(prefix) and key[len(prefix) :].partition(".")[0] in _OWN
+
+
+def _allow_plain(layer: DynamicDilationConv2d, incompatible: Any) -> None:
     """A state dict that has nothing of a layer's rates and mask is a plain convolution's: nothing is missing."""
-    own = [name for name in module.state_dict() if name.startswith(("predictor.", "rate_weight", "mask_predictor."))]
-    missing = set(incompatible.missing_keys)
-    for prefix in {key.removesuffix(own[0]) for key in missing if own and key.endswith(own[0])}:
-        names = {prefix + name for name in own}
-        if names <= missing and not {prefix + "weight", prefix + "bias"} & missing:
-            incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if key not in names]
+    prefix, layer._plain_prefix = layer._plain_prefix, None
+    missing = incompatible.missing_keys  # of the whole network: those of other layers stay
+    if prefix is not None and all(_is_own(key, prefix) for key in missing if key.startswith(prefix)):
+        missing[:] = [key for key in missing if not _is_own(key, prefix)]
