@@ -30,6 +30,10 @@ class DynamicDilationUnfold(nn.Module):
 
     Shapes: input ``[B, C, H, W]`` and dilation_map ``[B or 1, groups, Ho, Wo]`` give ``[B, C*kH*kW, Ho*Wo]``; each also
     without ``B``.
+
+    Raises:
+        ValueError: ``padding_mode`` is neither of the two. Whether sizes are in range is checked at each call.
+        TypeError: An option is not what it must be: an int, or a pair of ints.
     """
 
     def __init__(
@@ -46,6 +50,20 @@ class DynamicDilationUnfold(nn.Module):
         self.kernel_size, self.stride, self.padding, self.dilation, self.groups, self.padding_mode = options
 
     def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        """The columns of an image.
+
+        Args:
+            input: ``[B, C, H, W]``, or ``[C, H, W]`` unbatched; float16, bfloat16, float32 or float64.
+            dilation_map: ``[B or 1, groups, Ho or 1, Wo or 1]``, without ``B`` for an unbatched input. The input's
+                dtype, or float32 beside a half input (recommended). 1 is the base dilation.
+
+        Returns:
+            ``[B, C*kH*kW, Ho*Wo]``, or ``[C*kH*kW, Ho*Wo]`` unbatched, of the input's dtype.
+
+        Raises:
+            ValueError: A shape or option does not fit; the message says what is expected.
+            TypeError: A dtype is not supported, or the dtypes do not go together.
+        """
         return dynamic_dilation_unfold(
             input,
             self.kernel_size,

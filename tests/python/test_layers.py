@@ -208,6 +208,31 @@ def test_pairs(name):
         DynamicDilationConv2d(4, 4, **{"kernel_size": 3, name: (1, 1, 1)})
 
 
+@pytest.mark.parametrize(
+    ("groups", "error", "message"),
+    [
+        (0, ValueError, "groups must be at least 1, got 0"),
+        (-1, ValueError, "groups must be at least 1, got -1"),
+        (1.5, TypeError, r"groups must be an int, got 1\.5"),
+    ],
+)
+def test_a_predictor_has_groups(groups, error, message):
+    with pytest.raises(error, match=f"^{message}$"):
+        DilationPredictor(4, groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "ending"),
+    [
+        ({"max_rate": 2.5}, "map_groups=1, rates='predicted', max_rate=2.5"),
+        ({"rates": "learned", "modulated": True}, "map_groups=1, rates='learned', max_rate=4.0, modulated=True"),
+        ({"rates": "given"}, "map_groups=1, rates='given'"),
+    ],
+)
+def test_what_a_layer_says_of_itself(options, ending):
+    assert DynamicDilationConv2d(4, 4, 3, **options).extra_repr().endswith(f", {ending}")
+
+
 def test_a_predictor_has_finite_bounds():
     with pytest.raises(ValueError, match=r"both finite, got -inf and 4\.0"):
         DilationPredictor(4, min_rate=-float("inf"))

@@ -39,6 +39,7 @@ class DynamicDilationAttention2d(nn.Module):
 
     Raises:
         ValueError: Heads, groups or kernel sizes do not fit; the message says what is expected.
+        TypeError: A number is no int.
     """
 
     def __init__(
@@ -88,16 +89,33 @@ class DynamicDilationAttention2d(nn.Module):
             self.predictor = DilationPredictor(channels, map_groups, self.stride, max_rate=max_rate, **made)
 
     def reset_parameters(self) -> None:
-        """Of those that are the module's own: its parts have theirs."""
+        """Sets the position bias to 0. The module's parts reset themselves."""
         if self.position_bias is not None:
             nn.init.zeros_(self.position_bias)
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        """The attention of each position to the taps of its window.
+
+        Args:
+            input: ``[B, channels, H, W]``, or ``[channels, H, W]`` unbatched, of the parameters' dtype.
+            dilation_map: With ``rates="given"``, and only then: ``[B or 1, map_groups, Ho or 1, Wo or 1]``, without
+                ``B`` for an unbatched input. The input's dtype, or float32 beside a half input (recommended). 1 is the
+                base dilation.
+
+        Returns:
+            ``[B, channels, Ho, Wo]``, or ``[channels, Ho, Wo]`` unbatched, with ``Ho = (H - 1) // stride + 1``, of the
+            input's dtype.
+
+        Raises:
+            TypeError: The map is missing or not wanted, the input is no tensor, or dtypes do not go together.
+            ValueError: A shape or option does not fit; the message says what is expected.
+            RuntimeError: Torch's, where one of the layer's own convolutions has another dtype or device than the input.
+        """
         if (dilation_map is None) == (self.predictor is None):
             needs = (
                 'rates="given" needs a dilation_map' if dilation_map is None else 'give a map only with rates="given"'
             )
-            raise ValueError(f"{needs}; this module has rates={self.rates!r}")
+            raise TypeError(f"{needs}; this module has rates={self.rates!r}")
         check_channels(input, self.channels)
         if self.predictor is not None:
             dilation_map = self.predictor(input)

@@ -40,6 +40,14 @@ class DynamicDilationConv2d(nn.Conv2d):
         modulated: Whether taps are multiplied by a mask that is predicted from the input, ``2 * sigmoid``, one for each
             of the map's groups.
         The others are nn.Conv2d's.
+
+    Parameters, input and output have one dtype: float16, bfloat16, float32 or float64. Predicted and learned rates are
+    float32 for half types; given ones may be.
+
+    Raises:
+        ValueError: ``rates``, ``padding_mode``, ``map_groups`` or ``max_rate`` does not fit, or what nn.Conv2d refuses;
+            the message says what is expected.
+        TypeError: An option is not what it must be: an int, or a pair of ints.
     """
 
     _plain_prefix: str | None = None  # the layer's own, while a state dict without rates and mask is loaded
@@ -131,13 +139,25 @@ class DynamicDilationConv2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def reset_parameters(self) -> None:
+        """nn.Conv2d's, and sets learned rates to 1. Predictors reset themselves."""
         super().reset_parameters()
         rates = self._parameters.get("rate_weight")  # not yet while nn.Conv2d is made
         if rates is not None:
             nn.init.zeros_(rates)
 
     def dilation_map(self, input: Tensor) -> Tensor:
-        """The rates of a call, ``[B or 1, map_groups, Ho or 1, Wo or 1]``, float32 for half types."""
+        """The rates of a call, predicted or learned.
+
+        Args:
+            input: As of ``forward``.
+
+        Returns:
+            ``[B or 1, map_groups, Ho or 1, Wo or 1]``, without ``B`` for an unbatched input, from 0 to ``max_rate``; of
+            the parameters' dtype, but float32 for half types.
+
+        Raises:
+            ValueError: The layer's rates are given, or the input is smaller than the window.
+        """
         if self.predictor is not None:
             rates: Tensor = self.predictor(self._centered(input))
             return rates
@@ -147,7 +167,18 @@ class DynamicDilationConv2d(nn.Conv2d):
         return rates if input.dim() == 4 else rates.squeeze(0)
 
     def mask(self, input: Tensor) -> Tensor | None:
-        """Factors of the taps ``[B, map_groups, kH*kW, Ho, Wo]``, from 0 to 2; None unless modulated."""
+        """The factors of the taps in a call.
+
+        Args:
+            input: As of ``forward``.
+
+        Returns:
+            ``[B, map_groups, kH*kW, Ho, Wo]``, without ``B`` for an unbatched input, from 0 to 2, of the input's dtype;
+            None unless modulated.
+
+        Raises:
+            ValueError: The input is smaller than the window.
+        """
         if self.mask_predictor is None:
             return None
         predicted = self.mask_predictor(self._centered(input))
@@ -156,6 +187,23 @@ class DynamicDilationConv2d(nn.Conv2d):
         return mask
 
     def forward(self, input: Tensor, dilation_map: Tensor | None = None) -> Tensor:
+        """The convolution of an image.
+
+        Args:
+            input: ``[B, in_channels, H, W]``, or ``[in_channels, H, W]`` unbatched, of the parameters' dtype.
+            dilation_map: With ``rates="given"``, and only then: ``[B or 1, map_groups, Ho or 1, Wo or 1]``, without
+                ``B`` for an unbatched input. The input's dtype, or float32 beside a half input (recommended). 1 is the
+                base dilation.
+
+        Returns:
+            ``[B, out_channels, Ho, Wo]``, or ``[out_channels, Ho, Wo]`` unbatched, of the input's dtype; sizes are
+            nn.Conv2d's.
+
+        Raises:
+            TypeError: The map is missing or not wanted, the input is no tensor, or dtypes do not go together.
+            ValueError: A shape or option does not fit; the message says what is expected.
+            RuntimeError: Torch's, where one of the layer's own convolutions has another dtype or device than the input.
+        """
         if (dilation_map is None) == (self.rates == "given"):
             needs = 'a dilation_map: give it after the input, or make the layer with rates="predicted"'
             has = 'no dilation_map: to give one, make the layer with rates="given"'
@@ -193,9 +241,10 @@ class DynamicDilationConv2d(nn.Conv2d):
         return F.pad(input, margins) if any(margins) else input
 
     def extra_repr(self) -> str:
+        bound = f", max_rate={self.max_rate}" if self.rates != "given" else ""
         modulated = ", modulated=True" if self.mask_predictor is not None else ""
         plain = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{plain}, map_groups={self.map_groups}, rates={self.rates!r}{modulated}"
+        return f"{plain}, map_groups={self.map_groups}, rates={self.rates!r}{bound}{modulated}"
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         """Torch's, for a module's own parameters. Only here it says under which prefix the module is loaded."""

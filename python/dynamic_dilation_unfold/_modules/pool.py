@@ -31,6 +31,10 @@ class DynamicDilationPool2d(nn.Module):
         temperature: Of the softmax: 0 is the mean, large values are near the maximum.
         heads: Of the softmax: the channels of a head have one set of weights. As many heads as channels weigh each by
             itself, and the weights are then as large as columns. A multiple of the map's groups, or the map has one.
+
+    Raises:
+        ValueError: ``mode`` is neither of the two. Whether sizes are in range is checked at each call.
+        TypeError: An option is not what it must be: an int, or a pair of ints.
     """
 
     def __init__(
@@ -52,6 +56,20 @@ class DynamicDilationPool2d(nn.Module):
         self.mode, self.temperature, self.heads = mode, float(temperature), integer("heads", heads)
 
     def forward(self, input: Tensor, dilation_map: Tensor) -> Tensor:
+        """The means of an image's windows.
+
+        Args:
+            input: ``[B, C, H, W]``, or ``[C, H, W]`` unbatched; float16, bfloat16, float32 or float64.
+            dilation_map: ``[B or 1, G, Ho or 1, Wo or 1]``, without ``B`` for an unbatched input. The input's dtype, or
+                float32 beside a half input (recommended). 1 is the base dilation.
+
+        Returns:
+            ``[B, C, Ho, Wo]``, or ``[C, Ho, Wo]`` unbatched, of the input's dtype.
+
+        Raises:
+            ValueError: A shape or option does not fit; the message says what is expected.
+            TypeError: One of the two is no tensor, or the dtypes are not supported or do not go together.
+        """
         for name, tensor in (("input", input), ("dilation_map", dilation_map)):
             _check(name, tensor)
         window = (self.kernel_size, self.stride, self.padding, self.dilation)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._options import integer
+
 
 def bounded_rates(z: Tensor, min_rate: float, max_rate: float) -> Tensor:
     """1 where ``z`` is 0, and between the bounds; float32 for half types, in which rates near 1 are all 1."""
@@ -54,14 +56,18 @@ class DilationPredictor(nn.Module):
 
     ``rate = 1 + (max_rate - 1) * tanh(z)`` where the convolution's result ``z`` is positive, ``1 + (1 - min_rate) *
     tanh(z)`` elsewhere. Weights and bias start at 0, so every rate starts at exactly 1 and all of them get gradients
-    from the first step. The default window gives one rate for each pixel, or each ``stride``-th.
+    from the first step. Its 3x3 window, padded by 1, gives one rate for each pixel, or each ``stride``-th.
 
     Args:
         channels: C.
-        groups: Planes of the map.
+        groups: Planes of the map, at least 1.
         stride: Pixels between positions, of the layer that takes the map.
         min_rate, max_rate: The map's bounds, finite, with ``min_rate < 1 < max_rate``.
         device, dtype: Of the parameters.
+
+    Raises:
+        ValueError: There are no groups, or the bounds do not fit.
+        TypeError: ``groups`` is no int.
     """
 
     def __init__(
@@ -76,11 +82,28 @@ class DilationPredictor(nn.Module):
     ) -> None:
         super().__init__()
         check_bounds(min_rate, max_rate)
+        groups = integer("groups", groups)
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
         self.min_rate, self.max_rate = min_rate, max_rate
         strides: Any = stride
         self.conv = ZeroConv2d(channels, groups, 3, stride=strides, padding=1, device=device, dtype=dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        """The map of an image.
+
+        Args:
+            input: ``[B, C, H, W]``, or ``[C, H, W]`` unbatched, of the parameters' dtype.
+
+        Returns:
+            Rates ``[B, groups, Ho, Wo]``, or ``[groups, Ho, Wo]`` unbatched, with ``Ho = (H - 1) // stride + 1``, of
+            the input's dtype, but float32 for half types.
+
+        Raises:
+            ValueError: The input's shape is not what the layer was made for.
+            TypeError: The input is no tensor.
+            RuntimeError: Torch's, where the input has another dtype or device than the parameters.
+        """
         check_channels(input, self.conv.in_channels)
         z = self.conv(input)
         return bounded_rates(z, self.min_rate, self.max_rate)
