@@ -30,11 +30,17 @@ def names_of(module: ModuleType) -> list[str]:
     ]
 
 
+def methods_of(value: type) -> list[str]:
+    """The methods that a class itself defines and documents: those of torch stand in torch's documentation."""
+    names = [name for name in vars(value) if not name.startswith("_")]
+    return [name for name in names if inspect.isroutine(getattr(value, name)) and getattr(value, name).__doc__]
+
+
 def directive(name: str, value: object) -> str:
     if inspect.isclass(value):
         members = "" if issubclass(value, tuple) else "\n   :members:"
         if issubclass(value, torch.nn.Module):
-            members = "\n   :members: forward"
+            members = f"\n   :members: {', '.join(methods_of(value))}"
         return f".. autoclass:: {name}{members}\n"
     return f".. autofunction:: {name}\n" if callable(value) else ""
 
