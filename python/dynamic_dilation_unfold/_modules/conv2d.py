@@ -112,6 +112,7 @@ class DynamicDilationConv2d(nn.Conv2d):
         """The layer that computes what ``conv`` does, with its weight and bias themselves.
 
         Args:
+            conv: A torch.nn.Conv2d. Dtype, device and whether it trains are the layer's too.
             options: ``map_groups``, ``rates``, ``max_rate``, ``modulated``.
 
         Raises:
