@@ -26,7 +26,8 @@ struct CornersParams : ConvBackwardParams {
   bool in_order;                        // of outputs, in the packed weights (pack_for_corners)
   Divider by_tile_columns, by_tiles, by_output_blocks, by_weight_groups;
 
-  __host__ __device__ int table_bytes() const { return (kernel_h + kernel_w) * kWarpRun * 32; }
+  static constexpr int kTableBytes = kWarpRun * 32;  // of a tap's row or column
+  __host__ __device__ int table_bytes() const { return (kernel_h + kernel_w) * kTableBytes; }
 };
 
 /// Two pixels of an axis, one after the other, for a tap.

@@ -38,7 +38,9 @@ struct CornersCall {
 /// What a block of so many outputs and warpgroups takes.
 inline std::int64_t corners_shared_bytes(const CornersParams& p, int outputs, int groups, bool of_mask) {
   const std::int64_t ring = outputs > 64 ? CornersRing<256, true>::kBytes : CornersRing<64, true>::kBytes;
-  const std::int64_t of_warp = p.table_bytes() + (of_mask ? std::int64_t{p.taps} * kWarpRun * std::int64_t{sizeof(float)} : 0);
+  // As CornersParams::table_bytes(), of windows of any size.
+  const std::int64_t table = (std::int64_t{p.kernel_h} + p.kernel_w) * CornersParams::kTableBytes;
+  const std::int64_t of_warp = table + (of_mask ? std::int64_t{p.taps} * kWarpRun * std::int64_t{sizeof(float)} : 0);
   return ring + groups * (kWarpgroupThreads / 32) * of_warp;
 }
 
