@@ -57,7 +57,9 @@ def dynamic_dilation_conv2d(
 
     Returns:
         ``[B, O, Ho, Wo]``, or ``[O, Ho, Wo]`` unbatched, of the input's dtype. Sums are float32 for half types, and
-        rounded once; on CUDA the sampled values are rounded before the product.
+        rounded once; on CUDA the sampled values are rounded before the product. float32 factors are rounded to TF32
+        where F.conv2d would; but products of columns, where there is no kernel of its own for a call, obey the
+        settings of torch's matrix products, as ``torch.set_float32_matmul_precision``.
 
     Raises:
         ValueError: A shape or option does not fit; the message says what is expected.
