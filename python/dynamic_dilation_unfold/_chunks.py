@@ -2,7 +2,7 @@
 
 .. code-block:: none
 
-    forward    a chunk is some rows of the output, of one image or of several small ones
+    forward    a chunk is some rows of the output, of one image or of several small ones, or a part of a long row
                    columns [C*kH*kW, positions]  ->  weight @ columns is the output there
     backward   a chunk is some channels of the input, so that each gradient is complete when its chunk is
                    weight^T @ grad  ->  gradient of the columns  ->  gradients of input, map and mask
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import _C
 from ._chunk_memory import Memory
+from ._chunk_products import add_product, multiply
 from ._derivatives import pullback
 from ._operators.unfold import Options
 from ._sampling import columns as reference_columns
@@ -30,8 +31,25 @@ from ._sampling import columns as reference_columns
 # memory, and are enough work for a whole device.
 CHUNK_BYTES = {"cpu": 4 << 20}
 OTHER_CHUNK_BYTES = 64 << 20
-# A chunk in backward is larger where its channels are too few for a good product, up to so many times as much.
+# A chunk in backward is larger where its channels are too few for a good product, up to so many times as much, and up
+# to such a part of all columns.
 GROWTH = 64
+SHARE = 8
+
+
+class Positions(NamedTuple):
+    """Whole rows of the output's positions, or a part of one: either way they follow one another in memory."""
+
+    rows: slice
+    of_row: slice
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        return self.rows.start, self.of_row.start
+
+    def flat(self, row: int) -> slice:
+        """Among all positions, of which a row has so many."""
+        return slice(self.rows.start * row + self.of_row.start, (self.rows.stop - 1) * row + self.of_row.stop)
 
 
 class Part(NamedTuple):
@@ -55,13 +73,17 @@ def _even(size: int, step: int) -> int:
 
 
 def channel_step(channels: int, counts: Sequence[int], most: int) -> int:
-    """At most so many channels that, from 0 on, are whole groups or parts of one, for each number of groups."""
+    """At most so many channels that, from 0 on, are whole groups or parts of one, for each number of groups.
+
+    They divide all channels; but where all is one group, and twice as many would fit, the last are fewer.
+    """
     fitting = (
         n
         for n in range(min(most, channels), 1, -1)
         if channels % n == 0 and all(n % (channels // count) == 0 or channels // count % n == 0 for count in counts)
     )
-    return next(fitting, 1)
+    step = next(fitting, 1)
+    return _even(channels, most) if 2 * step <= most and all(count == 1 for count in counts) else step
 
 
 class _Call:
@@ -84,18 +106,30 @@ class _Call:
             self.conv_groups, self.outputs // self.conv_groups, group_channels * self.taps
         )
         self.budget = CHUNK_BYTES.get(input.device.type, OTHER_CHUNK_BYTES)
-        self.bytes = self.taps * self.row * self.dtype.itemsize  # of the columns of a channel's row
+        self.position_bytes = self.taps * self.dtype.itemsize  # of the columns of a channel
+        self.bytes = self.position_bytes * self.row  # and of its row
 
     # --- How it is cut ------------------------------------------------------------------------------------------------
 
     def whole_images(self) -> int:
         return _even(self.batch, self.budget // max(1, self.channels * self.rows * self.bytes))
 
-    def row_chunks(self) -> Iterator[tuple[slice, slice]]:
-        """Images and rows, of all channels."""
-        rows = _even(self.rows, self.budget // max(1, self.channels * self.bytes))
-        images = self.whole_images() if rows == self.rows else 1
-        return ((i, r) for i in slices(self.batch, images) for r in slices(self.rows, rows))
+    def steps(self, channels: int, most: int) -> tuple[int, int]:
+        """Rows in a chunk of so many channels and bytes, and positions of each: all, but of a row that is too long."""
+        rows = _even(self.rows, most // max(1, channels * self.bytes))
+        if rows > 1:
+            return rows, self.row
+        # A product of fewer positions than outputs would read more of the weight than of columns.
+        positions = max(most // max(1, channels * self.position_bytes), self.outputs // self.conv_groups)
+        return rows, _even(self.row, positions)
+
+    def chunks(self, steps: tuple[int, int]) -> Iterator[Positions]:
+        return (Positions(r, x) for r in slices(self.rows, steps[0]) for x in slices(self.row, steps[1]))
+
+    def most_in_backward(self) -> int:
+        """Bytes of a chunk, which has no more channels than its product needs."""
+        columns = self.batch * self.channels * self.rows * self.bytes
+        return max(self.budget, min(GROWTH * self.budget, columns // SHARE))
 
     def channel_step(self) -> int:
         """Channels in a chunk: whole groups or parts of one, of each kind of groups."""
@@ -108,9 +142,19 @@ class _Call:
 
     # --- The parts of a chunk -----------------------------------------------------------------------------------------
 
-    def rates(self, images: slice, groups: slice, rows: slice) -> Tensor:
+    def pixels(self, images: slice, channels: slice) -> Tensor:
+        """As the kernels read them, so that they need no copy for each chunk: contiguous, or all of channels_last."""
+        pixels = self.input[images, channels].to(self.dtype)
+        whole = pixels.shape[1] == self.channels
+        return pixels if whole and pixels.is_contiguous(memory_format=torch.channels_last) else pixels.contiguous()
+
+    def of_map(self, tensor: Tensor, images: slice, groups: slice, positions: Positions) -> Tensor:
+        """A view of a tensor like the map."""
+        return tensor[images if tensor.shape[0] > 1 else slice(None), groups, positions.rows, positions.of_row]
+
+    def rates(self, images: slice, groups: slice, positions: Positions) -> Tensor:
         """In the dtype of positions: a gradient that is summed over chunks is not rounded for each."""
-        return self.map[images if self.map.shape[0] > 1 else slice(None), groups, rows].to(self.sum_dtype)
+        return self.of_map(self.map, images, groups, positions).to(self.sum_dtype)
 
     def part(self, channels: slice, groups: int) -> Part:
         size, given = self.channels // groups, channels.stop - channels.start
@@ -118,32 +162,33 @@ class _Call:
         first, offset = divmod(channels.start, size)
         return Part(slice(first, first + given // width), given // width, slice(offset, offset + width), width)
 
-    def of_mask(self, mask: Tensor, images: slice, heads: slice, rows: slice) -> Tensor:
+    def of_mask(self, mask: Tensor, images: slice, heads: slice, positions: Positions) -> Tensor:
         """A view ``[n or 1, heads, 1, taps, positions]``, like the columns of the heads' channels."""
-        return mask[images if mask.shape[0] > 1 else slice(None), heads, :, rows].flatten(3).unsqueeze(2)
+        of_images = mask[images if mask.shape[0] > 1 else slice(None), heads]
+        return of_images[..., positions.rows, positions.of_row].flatten(3).unsqueeze(2)
 
     def of_heads(self, columns: Tensor, heads: Part) -> Tensor:
         return columns.view(columns.shape[0], heads.groups_count, heads.width, self.taps, -1)
 
-    def columns(self, input: Tensor, rates: Tensor, row: int, memory: Memory, piece: int = 0) -> Tensor:
-        """``[n, C*kH*kW, positions]`` of images for the rows of positions from ``row`` on that the rates are of."""
+    def columns(self, input: Tensor, rates: Tensor, origin: tuple[int, int], memory: Memory, piece: int = 0) -> Tensor:
+        """``[n, C*kH*kW, positions]`` of images for the positions from the origin on that the rates are of."""
         window = self.window._replace(groups=rates.shape[1])
         if self.kernels:
             batch, channels = input.shape[:2]
             positions = rates.shape[2] * rates.shape[3]
             output = memory.tensor(input.dtype, batch, channels * self.taps, positions, piece=piece)
-            columns: Tensor = _present(_C.unfold_part(input, rates, *window, (row, 0), output))
+            columns: Tensor = _present(_C.unfold_part(input, rates, *window, origin, output))
             return columns
-        return reference_columns(input, rates, _from_row(window, row))
+        return reference_columns(input, rates, _from(window, origin))
 
     def columns_backward(
-        self, grad: Tensor, input: Tensor, rates: Tensor, row: int, wanted: tuple[bool, bool]
+        self, grad: Tensor, input: Tensor, rates: Tensor, origin: tuple[int, int], wanted: tuple[bool, bool]
     ) -> tuple[Tensor | None, Tensor | None]:
         window = self.window._replace(groups=rates.shape[1])
         if self.kernels:
-            grads: Any = _present(_C.unfold_part_backward(grad, input, rates, *window, (row, 0), wanted))
+            grads: Any = _present(_C.unfold_part_backward(grad, input, rates, *window, origin, wanted))
         else:
-            moved = _from_row(window, row)
+            moved = _from(window, origin)
             grads = pullback(lambda x, r: reference_columns(x, r, moved), (input, rates), wanted, grad)
         return grads[0], grads[1]
 
@@ -154,38 +199,10 @@ def _present(result: Any) -> Any:
     return result
 
 
-def _from_row(window: Options, row: int) -> Options:
-    """The window whose first row of positions is another: it lies as with less padding."""
-    return window._replace(padding=(window.padding[0] - row * window.stride[0], window.padding[1]))
-
-
-def _multiply(out: Tensor, a: Tensor, b: Tensor, beta: int = 0) -> None:
-    """``out [n, g, m, p] = beta * out + a [g, m, k] @ b [n, g, k, p]``."""
-    if a.shape[0] > 1:
-        for each, of_image in zip(out, b, strict=True):
-            torch.baddbmm(each, a, of_image, beta=beta, out=each)
-    elif out.shape[0] == 1:
-        torch.addmm(out[0, 0], a[0], b[0, 0], beta=beta, out=out[0, 0])
-    else:
-        torch.baddbmm(out[:, 0], a.expand(out.shape[0], -1, -1), b[:, 0], beta=beta, out=out[:, 0])
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total [g, m, k] += the sum over n of a [n, g, m, p] @ b [n, g, k, p]^T``, in the total's dtype."""
-    if a.dtype != total.dtype:  # on a device with products of half types
-        products = torch.bmm(a.flatten(0, 1), b.flatten(0, 1).mT, **_wide(total.dtype))
-        total += products.unflatten(0, (len(a), -1)).sum(0, dtype=total.dtype)
-    elif total.shape[0] > 1:
-        for each, of_image in zip(a, b, strict=True):
-            total += torch.bmm(each, of_image.mT)
-    else:
-        for each, of_image in zip(a, b, strict=True):
-            torch.addmm(total[0], each[0], of_image[0].mT, out=total[0])
-
-
-def _wide(dtype: torch.dtype) -> dict[str, Any]:
-    """Has a product of half types keep its float32 sums, in a torch that can."""
-    return {"out_dtype": dtype} if hasattr(torch.ops.aten.bmm, "dtype") else {}
+def _from(window: Options, origin: tuple[int, int]) -> Options:
+    """The window whose first position is another: it lies as with less padding."""
+    down, right = (p - at * s for p, at, s in zip(window.padding, origin, window.stride, strict=True))
+    return window._replace(padding=(down, right))
 
 
 def forward(
@@ -204,23 +221,26 @@ def forward(
         output.zero_() if bias is None else output.copy_(bias.view(-1, 1, 1))
         return
     everything = slice(0, call.channels)
-    chunks = list(call.row_chunks())
-    largest = max((i.stop - i.start) * (r.stop - r.start) for i, r in chunks)
-    memory = Memory(largest * call.channels * call.bytes, input.device)
-    for images, rows in chunks:
-        rates = call.rates(images, slice(None), rows)
-        columns = call.columns(input[images].to(call.dtype), rates, rows.start, memory)
-        if mask is not None:
-            heads = call.part(everything, mask.shape[1])
-            call.of_heads(columns, heads).mul_(call.of_mask(mask, images, heads.groups, rows))
-        target = output[images, :, rows].flatten(2)  # a view: in both memory formats a row follows the one before
-        product = target if call.dtype == output.dtype else torch.empty_like(target, dtype=call.dtype)
-        if bias is not None:
-            product.copy_(bias.view(-1, 1))
-        columns = columns.unflatten(1, (call.conv_groups, -1))
-        _multiply(product.unflatten(1, call.weight.shape[:2]), call.weight, columns, beta=int(bias is not None))
-        if product is not target:
-            target.copy_(product)
+    rows, of_row = call.steps(call.channels, call.budget)
+    images_step = call.whole_images() if rows == call.rows else 1
+    memory = Memory(images_step * rows * of_row * call.channels * call.position_bytes, input.device)
+    for images in slices(call.batch, images_step):
+        pixels = call.pixels(images, everything)
+        for positions in call.chunks((rows, of_row)):
+            rates = call.rates(images, slice(None), positions)
+            columns = call.columns(pixels, rates, positions.origin, memory)
+            if mask is not None:
+                heads = call.part(everything, mask.shape[1])
+                call.of_heads(columns, heads).mul_(call.of_mask(mask, images, heads.groups, positions))
+            # A view: in both memory formats a row follows the one before.
+            target = output[images, :, positions.rows, positions.of_row].flatten(2)
+            product = target if call.dtype == output.dtype else torch.empty_like(target, dtype=call.dtype)
+            if bias is not None:
+                product.copy_(bias.view(-1, 1))
+            columns = columns.unflatten(1, (call.conv_groups, -1))
+            multiply(product.unflatten(1, call.weight.shape[:2]), call.weight, columns, beta=int(bias is not None))
+            if product is not target:
+                target.copy_(product)
     memory.leave()
 
 
@@ -274,22 +294,22 @@ def backward(
 
 def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums) -> None:
     step = call.channel_step()
-    rows_step = _even(call.rows, GROWTH * call.budget // (step * call.bytes))
-    in_parts = rows_step < call.rows and grad_input is not None
+    rows, of_row = call.steps(step, call.most_in_backward())
+    in_parts = (rows < call.rows or of_row < call.row) and grad_input is not None
     images_step = call.whole_images() if step == call.channels else 1
     # The columns and their gradient take turns, unless the mask's gradient needs both.
     pieces = 1 if sums.mask is None else 2
-    memory = Memory(images_step * rows_step * step * call.bytes, grad.device, pieces)
+    memory = Memory(images_step * rows * of_row * step * call.position_bytes, grad.device, pieces)
     for images in slices(call.batch, images_step):
         matrices = grad[images].flatten(2).to(call.dtype)
         for channels in slices(call.channels, step):
-            pixels = call.input[images, channels].to(call.dtype)
-            pixels = pixels if step == call.channels else pixels.contiguous()
-            total = torch.zeros_like(pixels, dtype=call.sum_dtype) if in_parts else None
-            for rows in slices(call.rows, rows_step):
-                positions = slice(rows.start * call.row, rows.stop * call.row)
-                chunk = _Chunk(call, images, channels, rows, pixels, matrices[:, :, positions])
-                grad_pixels = chunk.backward(grad_input is not None, in_parts, sums, memory)
+            pixels = call.pixels(images, channels)
+            # The gradient of a part of the positions is not rounded, so its kernels read what is like it.
+            read = pixels.to(call.sum_dtype) if in_parts else pixels
+            total = torch.zeros_like(read) if in_parts else None
+            for positions in call.chunks((rows, of_row)):
+                chunk = _Chunk(call, images, channels, positions, pixels, matrices)
+                grad_pixels = chunk.backward(grad_input is not None, read, sums, memory)
                 if total is not None and grad_pixels is not None:
                     total.add_(grad_pixels)
             complete = grad_pixels if total is None else total
@@ -299,40 +319,37 @@ def _add_chunks(call: _Call, grad: Tensor, grad_input: Tensor | None, sums: Sums
 
 
 class _Chunk:
-    """Some rows of some channels of some images, in backward."""
+    """Some positions of some channels of some images, in backward."""
 
     def __init__(
-        self, call: _Call, images: slice, channels: slice, rows: slice, pixels: Tensor, matrices: Tensor
+        self, call: _Call, images: slice, channels: slice, positions: Positions, pixels: Tensor, matrices: Tensor
     ) -> None:
-        self.call, self.images, self.rows, self.pixels = call, images, rows, pixels
+        self.call, self.images, self.positions, self.pixels = call, images, positions, pixels
         self.conv = call.part(channels, call.conv_groups)
         self.groups = call.part(channels, call.map.shape[1]).groups
         self.heads = None if call.mask is None else call.part(channels, call.mask.shape[1])
-        self.rates = call.rates(images, self.groups, rows)
+        self.rates = call.rates(images, self.groups, positions)
         # [n, g, O/g, positions]: of the outputs that the chunk's channels have a part in.
-        self.grad = matrices.unflatten(1, call.weight.shape[:2])[:, self.conv.groups]
+        of_groups = matrices.unflatten(1, call.weight.shape[:2])[:, self.conv.groups]
+        self.grad = of_groups[..., positions.flat(call.row)]
 
     def of_weight(self, weight: Tensor) -> Tensor:
         """A view of what belongs to the chunk's channels."""
         within, taps = self.conv.within, self.call.taps
         return weight[self.conv.groups, :, within.start * taps : within.stop * taps]
 
-    def of_map(self, tensor: Tensor) -> Tensor:
-        return tensor[self.images if tensor.shape[0] > 1 else slice(None), self.groups, self.rows]
-
     def scaled_(self, columns: Tensor) -> Tensor:
         if self.heads is not None and self.call.mask is not None:
-            mask = self.call.of_mask(self.call.mask, self.images, self.heads.groups, self.rows)
+            mask = self.call.of_mask(self.call.mask, self.images, self.heads.groups, self.positions)
             self.call.of_heads(columns, self.heads).mul_(mask)
         return columns
 
-    def backward(self, wants_input: bool, is_part: bool, sums: Sums, memory: Memory) -> Tensor | None:
-        """Adds to the sums and returns the input's gradient, which of a part of the rows is not rounded."""
+    def backward(self, wants_input: bool, read: Tensor, sums: Sums, memory: Memory) -> Tensor | None:
+        """Adds to the sums and returns the input's gradient, in the dtype of the pixels to read for it."""
         call, columns, grad_pixels = self.call, None, None
         if sums.weight is not None or sums.mask is not None:
-            columns = call.columns(
-                self.pixels, self.rates, self.rows.start, memory, piece=0 if sums.mask is None else 1
-            )
+            piece = 0 if sums.mask is None else 1
+            columns = call.columns(self.pixels, self.rates, self.positions.origin, memory, piece)
         if sums.mask is None:
             self._add_to_weight(columns, sums.weight)
             columns = None  # what follows takes their place, in memory and in the cache
@@ -340,14 +357,14 @@ class _Chunk:
             weight = self.of_weight(call.weight)
             shape = len(self.pixels), self.conv.groups_count, weight.shape[2], self.grad.shape[3]
             grad = memory.tensor(self.grad.dtype, *shape)
-            _multiply(grad, weight.mT, self.grad)
+            multiply(grad, weight.mT, self.grad)
             grad = grad.flatten(1, 2)
             if self.heads is not None and sums.mask is not None and columns is not None:
                 products = call.of_heads(grad.to(call.sum_dtype) * columns, self.heads).sum(2, keepdim=True)
-                total = call.of_mask(sums.mask, self.images, self.heads.groups, self.rows)
+                total = call.of_mask(sums.mask, self.images, self.heads.groups, self.positions)
                 total += products.sum_to_size(total.shape)
             if wants_input or sums.map is not None:
-                grad_pixels = self._backward_to_pixels(self.scaled_(grad), wants_input, is_part, sums.map)
+                grad_pixels = self._backward_to_pixels(self.scaled_(grad), wants_input, read, sums.map)
         self._add_to_weight(columns, sums.weight)
         return grad_pixels
 
@@ -355,16 +372,13 @@ class _Chunk:
         """Uses up the columns, if there are any."""
         if total is not None and columns is not None:
             columns = self.scaled_(columns).unflatten(1, (self.conv.groups_count, -1))
-            _add_product(self.of_weight(total), self.grad, columns)
+            add_product(self.of_weight(total), self.grad, columns, self.call.budget)
 
     def _backward_to_pixels(
-        self, grad: Tensor, wants_input: bool, is_part: bool, sum_map: Tensor | None
+        self, grad: Tensor, wants_input: bool, read: Tensor, sum_map: Tensor | None
     ) -> Tensor | None:
-        pixels = self.pixels
-        if is_part:
-            grad, pixels = grad.to(self.call.sum_dtype), pixels.to(self.call.sum_dtype)
-        wanted = (wants_input, sum_map is not None)
-        grad_pixels, grad_map = self.call.columns_backward(grad, pixels, self.rates, self.rows.start, wanted)
+        wanted, origin = (wants_input, sum_map is not None), self.positions.origin
+        grad_pixels, grad_map = self.call.columns_backward(grad.to(read.dtype), read, self.rates, origin, wanted)
         if sum_map is not None and grad_map is not None:
-            self.of_map(sum_map).add_(grad_map)
+            self.call.of_map(sum_map, self.images, self.groups, self.positions).add_(grad_map)
         return grad_pixels

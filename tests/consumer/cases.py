@@ -173,7 +173,7 @@ def heads_cases():
 
 
 def conv2d_cases():
-    """Convolutions of all kinds of groups, with and without bias and mask; the large one takes several chunks."""
+    """Convolutions of all kinds of groups, with and without bias and mask; the large ones take several chunks."""
     small = {"stride": [1, 2], "padding": [1, 0], "dilation": [1, 2]}
     plain = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1]}
     image, out = (2, 8, 9, 10), (9, 4)
@@ -184,8 +184,14 @@ def conv2d_cases():
         (plain, (2, 16, 96, 80), (8, 16, 3, 3), (2, 1, 96, 1), 8, (1, 1, 9, 96, 80), "channels_last", "zeros"),
         (plain, (2, 0, 9, 10), (4, 0, 3, 3), (1, 1, 1, 1), 4, None, "contiguous", "zeros"),
     ]
+    row = {"stride": [1, 1], "padding": [0, 4], "dilation": [1, 1]}
+    of_float32 = [
+        (row, (1, 3, 1, 60000), (40, 3, 1, 9), (1, 1, 1, 60000), None, None, "contiguous", "zeros"),  # parts of a row
+        (plain, (1, 67, 64, 64), (5, 67, 3, 3), (1, 1, 64, 64), 5, None, "contiguous", "zeros"),  # no even parts
+    ]
     for dtype, map_dtype in [(t, t) for t in DTYPES] + [(torch.bfloat16, torch.float32)]:
-        for options, image, weight, map, bias, mask, form, padding_mode in calls:
+        more = of_float32 if dtype == torch.float32 else []
+        for options, image, weight, map, bias, mask, form, padding_mode in calls + more:
             x = torch.randn(image)
             given = [x, torch.randn(weight), 3 * torch.rand(map), torch.randn(bias or 0), torch.rand(mask or 0)]
             given = [t.to(map_dtype if i == 2 else dtype) for i, t in enumerate(given)]

@@ -4,6 +4,8 @@
 #include <ddu/torch_library.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -125,6 +127,32 @@ void test_rest() {
   expect(weight.grad().scalar_type() == at::kFloat, "gradients under autocast");
 }
 
+/// Chunks that are not all columns: of one row, and where the product wants more channels than there are.
+void test_chunk_sizes() {
+  struct Sizes {
+    std::vector<std::int64_t> image, weight;
+  };
+  for (const auto& [image, weight] : {Sizes{{1, 64, 1, 8192}, {8, 64, 1, 25}}, Sizes{{1, 3, 256, 256}, {256, 3, 7, 7}},
+                                      Sizes{{1, 3, 1, 65536}, {256, 3, 1, 49}}, Sizes{{1, 67, 64, 64}, {5, 67, 3, 3}}}) {
+    ddu::Options options;
+    for (int i = 0; i < 2; ++i) {
+      options.kernel_size[i] = weight[2 + i];
+      options.padding[i] = weight[2 + i] / 2;
+    }
+    const ddu::torch_detail::ChunkedCall call(at::empty(image), at::empty(weight), at::empty({1, 1, image[2], image[3]}), {},
+                                              options);
+    const std::int64_t step = call.channel_step();
+    const auto fits = [&](std::int64_t channels, std::int64_t most) {
+      const auto steps = call.steps(channels, most);
+      const std::int64_t most_bytes = std::max(call.budget, call.batch * call.channels * call.rows * call.row_bytes / 8);
+      return channels * steps.rows * steps.of_row * call.position_bytes <= most_bytes;
+    };
+    expect(fits(call.channels, call.budget), "a chunk of " + std::to_string(image[3]) + " positions a row");
+    expect(fits(step, call.most_in_backward()), "a chunk of " + std::to_string(step) + " channels");
+    expect(image[1] != 67 || step == 23, "67 channels in three chunks");
+  }
+}
+
 }  // namespace
 
 void test_conv2d(const Case& cases) {
@@ -147,5 +175,6 @@ void test_conv2d(const Case& cases) {
            "the input is padded by " + name + ", which CUDA has not deterministic");
   }
   test_errors(cases);
+  test_chunk_sizes();
   test_rest();
 }

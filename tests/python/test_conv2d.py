@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from dynamic_dilation_unfold import _C, _chunk_memory, _chunks, dynamic_dilation_conv2d
+from dynamic_dilation_unfold import _C, _chunks, dynamic_dilation_conv2d
 from dynamic_dilation_unfold._operators.conv2d import CONV2D
 from helpers import relative_error
 from torch import Tensor
@@ -154,42 +154,6 @@ def test_small_groups(channels, outputs, conv_groups, map_groups, heads, shared,
             assert relative_error(one, exact) < tolerance
     if device == "cpu":
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_memory_of_chunks_serves_the_next_call(monkeypatch):
-    """Whatever the last call left there, and though it ran in inference mode."""
-    monkeypatch.setattr(_chunk_memory, "_kept", [])
-    tensors = [t.requires_grad_() for t in (random(2, 4, 7, 9), random(6, 4, 3, 3, seed=1), random(1, 1, 7, 9, seed=2))]
-
-    def step() -> list[Tensor]:
-        output = dynamic_dilation_conv2d(*tensors, padding=1)
-        return [output, *torch.autograd.grad(output.sum(), tensors)]
-
-    with torch.inference_mode():
-        dynamic_dilation_conv2d(*tensors, padding=1)
-    (kept,) = _chunk_memory._kept
-    expected = step()
-    (kept,) = _chunk_memory._kept
-    kept.fill_(255)  # NaN
-    assert all(torch.equal(a, b) for a, b in zip(step(), expected, strict=True))
-    assert _chunk_memory._kept[0] is kept
-    _chunk_memory.Memory(_chunk_memory.KEPT_BYTES + 1, kept.device).leave()
-    assert _chunk_memory._kept == []  # too much to keep
-
-
-def test_memory_of_a_step_is_not_the_columns(monkeypatch):
-    """What torch allocates at once on the CPU, forward and backward, is less than a fifth of the columns."""
-    monkeypatch.setattr(_chunk_memory, "_kept", [])
-    x, weight = random(2, 64, 64, 64).float().requires_grad_(), random(8, 64, 5, 5).float().requires_grad_()
-    rates = torch.full((1, 1, 1, 1), 1.5, requires_grad=True)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        dynamic_dilation_conv2d(x, weight, rates, padding=2).sum().backward()
-    alive = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            alive += event.nbytes()
-            peak = max(peak, alive)
-    assert x.nbytes <= peak < x.nbytes * 25 / 5
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,7 @@ print(len(made) - hasattr(torch.library, "register_vmap"))
         "_fused_attention",
         "_chunks",
         "_chunk_memory",
+        "_chunk_products",
         "_second",
         "_sharding",
         "_modules",

@@ -90,7 +90,7 @@ class Conv2d(Operator):
         input = tensors[0]
         if _has_kernels(input):
             call: Any = _C.conv2d_forward
-            fused: Tensor | None = call(*_for_kernels(tensors), *options, _allows_tf32())
+            fused: Tensor | None = call(*_for_kernels(tensors, options), *options, _allows_tf32())
             if fused is not None:
                 return fused.to(input.dtype)
         from .. import _chunks  # as in backward: not needed before the first call
@@ -106,7 +106,7 @@ class Conv2d(Operator):
     def compute_backward(self, grad: Tensor, tensors: Tensors, options: Options, mask: Mask) -> Gradients:
         if _has_kernels(grad):
             call: Any = _C.conv2d_backward
-            read = _for_kernels(tensors)
+            read = _for_kernels(tensors, options)
             fused: Gradients | None = call(grad.to(read[0].dtype), *read, *options, _allows_tf32(), tuple(mask))
             if fused is not None:
                 each = [g if g is None else g.to(t.dtype) for g, t in zip(fused, tensors, strict=True)]
@@ -182,12 +182,17 @@ def _window(weight: Sequence[Int], groups: Int, options: Options) -> UnfoldOptio
     return UnfoldOptions(kernel_size, options.stride, options.padding, options.dilation, groups, options.padding_mode)
 
 
-def _for_kernels(tensors: Tensors) -> Tensors:
-    """Those of a CPU, which are for groups of few channels, read float32 instead of half types, and so may chunks."""
-    input, weight = tensors[:2]
-    if input.device.type == "cpu" and input.dtype.itemsize == 2 and weight.shape[1] <= 8:
-        return tuple(t if t is None else t.float() for t in tensors)
-    return tensors
+def _for_kernels(tensors: Tensors, options: Options) -> Tensors:
+    """Those of a CPU read float32 instead of half types: converted if there are kernels for that."""
+    input = tensors[0]
+    if input.device.type != "cpu" or input.dtype.itemsize != 2:
+        return tensors
+    one = input.new_empty((), dtype=torch.float32)
+    likes = (t if t is None else one.expand(t.shape) for t in tensors)
+    supported: Any = _C.conv2d_supported
+    if not supported(*likes, *options, False):
+        return tensors
+    return tuple(t if t is None else t.float() for t in tensors)
 
 
 def _batched(tensors: Tensors) -> tuple[Any, ...]:

@@ -12,25 +12,11 @@
 #include <utility>
 #include <vector>
 
+#include "ddu/torch/chunk_products.h"
 #include "ddu/torch/common.h"
 #include "ddu/torch/unfold.h"
 
 namespace ddu::torch_detail {
-
-/// Some of the indices of a dimension.
-struct Slice {
-  std::int64_t start;
-  std::int64_t size;
-
-  at::Tensor of(const at::Tensor& tensor, std::int64_t dim) const { return tensor.narrow(dim, start, size); }
-  /// Of a first dimension that may be 1, for all.
-  at::Tensor of_batch(const at::Tensor& tensor) const { return tensor.size(0) > 1 ? of(tensor, 0) : tensor; }
-};
-
-template <class Work>
-void for_slices(std::int64_t size, std::int64_t step, Work work) {
-  for (std::int64_t start = 0; start < size; start += step) work(Slice{start, std::min(step, size - start)});
-}
 
 /// A step of at most `step` that cuts `size` into nearly equal pieces.
 inline std::int64_t even_step(std::int64_t size, std::int64_t step) {
@@ -46,17 +32,33 @@ struct ChannelPart {
   Slice within;  ///< the channels of such a group
 };
 
+/// Whole rows of the output's positions, or a part of one: either way they follow one another in memory.
+struct ChunkPositions {
+  Slice rows;
+  Slice of_row;
+
+  std::int64_t count() const { return rows.size * of_row.size; }
+  /// Of a tensor whose last two dimensions they are.
+  at::Tensor of(const at::Tensor& tensor) const { return of_row.of(rows.of(tensor, tensor.dim() - 2), tensor.dim() - 1); }
+  /// Of one whose last dimension they are, of rows of so many.
+  at::Tensor of_flat(const at::Tensor& tensor, std::int64_t row) const {
+    return Slice{rows.start * row + of_row.start, count()}.of(tensor, tensor.dim() - 1);
+  }
+};
+
 /// The tensors of one batched call, sizes, and what its chunks have in common.
 struct ChunkedCall {
   static constexpr std::int64_t cpu_bytes = 4 << 20, other_bytes = 64 << 20;  // of the columns of a chunk
-  static constexpr std::int64_t growth = 64;  // of a chunk in backward whose channels are too few for a good product
+  static constexpr std::int64_t growth = 64;  // of a chunk in backward whose channels are too few for a good product,
+  static constexpr std::int64_t share = 8;    // up to such a part of all columns
 
   at::Tensor input, map, mask;  // mask may be undefined
   Options options;              // groups are the map's
   std::int64_t batch, channels, outputs, taps, conv_groups, rows, row;
-  at::ScalarType sum_dtype, dtype;  // of sums; and of columns, as a CPU has no good product of half types
-  at::Tensor weight;                // [conv_groups, O/conv_groups, C/conv_groups*taps]
-  std::int64_t budget, row_bytes;   // of a chunk; of the columns of a channel's row
+  at::ScalarType sum_dtype, dtype;         // of sums; and of columns, as a CPU has no good product of half types
+  at::Tensor weight;                       // [conv_groups, O/conv_groups, C/conv_groups*taps]
+  std::int64_t budget;                     // bytes of a chunk
+  std::int64_t position_bytes, row_bytes;  // of the columns of a channel, and of its row
 
   ChunkedCall(at::Tensor given_input, const at::Tensor& given_weight, at::Tensor given_map, at::Tensor given_mask,
               const Options& given_options)
@@ -75,21 +77,50 @@ struct ChunkedCall {
         dtype(input.is_cpu() ? sum_dtype : input.scalar_type()),
         weight(given_weight.to(dtype).reshape({conv_groups, outputs / conv_groups, given_weight.size(1) * taps})),
         budget(input.is_cpu() ? cpu_bytes : other_bytes),
-        row_bytes(taps * row * static_cast<std::int64_t>(c10::elementSize(dtype))) {}
+        position_bytes(taps * static_cast<std::int64_t>(c10::elementSize(dtype))),
+        row_bytes(position_bytes * row) {}
 
   std::int64_t map_groups() const { return map.size(1); }
   std::int64_t heads() const { return mask.defined() ? mask.size(1) : 1; }
 
   std::int64_t images_step() const { return even_step(batch, budget / std::max<std::int64_t>(1, channels * rows * row_bytes)); }
 
-  /// Rows in a chunk of all channels, which has several images only if they are whole.
-  std::int64_t rows_step() const { return even_step(rows, budget / std::max<std::int64_t>(1, channels * row_bytes)); }
+  struct Steps {
+    std::int64_t rows, of_row;
+  };
+  /// Rows in a chunk of so many channels and bytes, and positions of each: all, but of a row that is too long.
+  Steps steps(std::int64_t given_channels, std::int64_t most) const {
+    const std::int64_t step = even_step(rows, most / std::max<std::int64_t>(1, given_channels * row_bytes));
+    if (step > 1) return {step, row};
+    // A product of fewer positions than outputs would read more of the weight than of columns.
+    const std::int64_t positions = most / std::max<std::int64_t>(1, given_channels * position_bytes);
+    return {step, even_step(row, std::max(positions, outputs / conv_groups))};
+  }
 
-  /// Channels in a chunk: whole groups or parts of one, of each kind of groups.
+  template <class Work>
+  void for_positions(Steps steps, Work work) const {
+    for_slices(rows, steps.rows, [&](Slice chunk_rows) {
+      for_slices(row, steps.of_row, [&](Slice of_row) { work(ChunkPositions{chunk_rows, of_row}); });
+    });
+  }
+
+  /// Bytes of a chunk in backward, which has no more channels than its product needs.
+  std::int64_t most_in_backward() const {
+    const std::int64_t columns = batch * channels * rows * row_bytes;
+    return std::max(budget, std::min(growth * budget, columns / share));
+  }
+
+  /// Channels in a chunk: whole groups or parts of one, of each kind of groups. They divide all channels; but where all is one
+  /// group, and twice as many would fit, the last are fewer.
   std::int64_t channel_step() const {
     // The output's gradient is read once for each chunk: not for less than half as many rows of columns.
     const std::int64_t twice = 2 * taps * conv_groups, least = (outputs + twice - 1) / twice;
     const std::int64_t most = std::max(budget / (rows * row_bytes), least);
+    const std::int64_t step = dividing_step(most);
+    const bool is_one_group = map_groups() == 1 && conv_groups == 1 && heads() == 1;
+    return is_one_group && 2 * step <= std::min(most, channels) ? even_step(channels, most) : step;
+  }
+  std::int64_t dividing_step(std::int64_t most) const {
     for (std::int64_t n = std::min(most, channels); n > 1; --n) {
       const auto fits = [&](std::int64_t groups) {
         const std::int64_t size = channels / groups;
@@ -105,35 +136,49 @@ struct ChunkedCall {
     return {{given.start / size, given.size / width}, {given.start % size, width}};
   }
 
+  /// As the kernels read them, so that they need no copy for each chunk: contiguous, or all of channels_last.
+  at::Tensor pixels(Slice images, Slice given_channels) const {
+    const at::Tensor found = given_channels.of(images.of(input, 0), 1).to(dtype);
+    const bool stays = found.size(1) == channels && found.is_contiguous(at::MemoryFormat::ChannelsLast);
+    return stays ? found : found.contiguous();
+  }
+
+  /// A view of a tensor like the map.
+  static at::Tensor of_map(const at::Tensor& tensor, Slice images, Slice groups, const ChunkPositions& positions) {
+    return positions.of(groups.of(images.of_batch(tensor), 1));
+  }
+
   /// In the type of positions: a gradient that is summed over chunks is not rounded for each.
-  at::Tensor rates(Slice images, Slice groups, Slice chunk_rows) const {
-    return chunk_rows.of(groups.of(images.of_batch(map), 1), 2).to(sum_dtype);
+  at::Tensor rates(Slice images, Slice groups, const ChunkPositions& positions) const {
+    return of_map(map, images, groups, positions).to(sum_dtype);
   }
 
   /// A view [n or 1, heads, 1, taps, positions] of a tensor like the mask, shaped like the columns of the heads' channels.
-  static at::Tensor of_mask(const at::Tensor& tensor, Slice images, Slice heads, Slice chunk_rows) {
-    return chunk_rows.of(heads.of(images.of_batch(tensor), 1), 3).flatten(3).unsqueeze(2);
+  static at::Tensor of_mask(const at::Tensor& tensor, Slice images, Slice heads, const ChunkPositions& positions) {
+    return positions.of(heads.of(images.of_batch(tensor), 1)).flatten(3).unsqueeze(2);
   }
 
   at::Tensor of_heads(const at::Tensor& columns, const ChannelPart& part) const {
     return columns.view({columns.size(0), part.groups.size, part.within.size, taps, columns.size(-1)});
   }
 
-  Options part_options(const at::Tensor& chunk_rates, Slice chunk_rows) const {
+  Options part_options(const at::Tensor& chunk_rates, const ChunkPositions& positions) const {
     Options chunk = options;
     chunk.groups = chunk_rates.size(1);
     chunk.part = true;
-    chunk.origin[0] = chunk_rows.start;
+    chunk.origin[0] = positions.rows.start;
+    chunk.origin[1] = positions.of_row.start;
     return chunk;
   }
 };
 
-/// Pieces of memory, each for the columns of one chunk after the other, or for gradients of columns. On a CPU a call leaves it
+/// Pieces of memory, each for the columns of one chunk after the other, of so many positions of channels, or for gradients of
+/// columns. On a CPU a call leaves it
 /// to the next: malloc would give it back to the system, which then clears every page of what the next call gets.
 class ChunkMemory {
  public:
-  ChunkMemory(const ChunkedCall& call, std::int64_t rows, int pieces = 1)
-      : type_(call.dtype), piece_((rows * call.row_bytes + 63) / 64 * 64), is_kept_(call.input.is_cpu()) {
+  ChunkMemory(const ChunkedCall& call, std::int64_t positions, int pieces = 1)
+      : type_(call.dtype), piece_((positions * call.position_bytes + 63) / 64 * 64), is_kept_(call.input.is_cpu()) {
     if (is_kept_) exchange_kept();
     if (memory_.defined() && memory_.numel() >= pieces * piece_) return;
     const c10::InferenceMode outside(false);  // so that any call may write to it
@@ -165,49 +210,6 @@ class ChunkMemory {
   at::Tensor memory_;
 };
 
-/// out [n, g, m, p] = beta * out + a [g, m, k] @ b [n, g, k, p].
-inline void multiply(const at::Tensor& out, const at::Tensor& a, const at::Tensor& b, int beta = 0) {
-  if (a.size(0) > 1) {
-    for (std::int64_t i = 0; i < out.size(0); ++i) {
-      at::Tensor each = out[i];
-      at::baddbmm_out(each, each, a, b[i], beta);
-    }
-  } else if (out.size(0) == 1) {
-    at::Tensor each = out[0][0];
-    at::addmm_out(each, each, a[0], b[0][0], beta);
-  } else {
-    at::Tensor all = out.select(1, 0);
-    at::baddbmm_out(all, all, a.expand({out.size(0), -1, -1}), b.select(1, 0), beta);
-  }
-}
-
-/// A product of half types that keeps its float32 sums, in a torch that can.
-template <class Tensor>
-auto wide_product(const Tensor& a, const Tensor& b, at::ScalarType dtype, int) -> decltype(at::bmm(a, b, dtype)) {
-  return at::bmm(a, b, dtype);
-}
-template <class Tensor>
-Tensor wide_product(const Tensor& a, const Tensor& b, at::ScalarType, std::int64_t) {
-  return at::bmm(a, b);
-}
-
-/// total [g, m, k] += the sum over n of a [n, g, m, p] @ b [n, g, k, p]^T, in the total's type.
-inline void add_product(const at::Tensor& total, const at::Tensor& a, const at::Tensor& b) {
-  if (a.scalar_type() != total.scalar_type()) {  // on a device with products of half types
-    const at::Tensor products = wide_product(a.flatten(0, 1), b.flatten(0, 1).mT(), total.scalar_type(), 0);
-    total.add_(products.unflatten(0, {a.size(0), a.size(1)}).sum(0, false, total.scalar_type()));
-    return;
-  }
-  for (std::int64_t i = 0; i < a.size(0); ++i) {
-    if (total.size(0) > 1) {
-      total.add_(at::bmm(a[i], b[i].mT()));
-    } else {
-      at::Tensor each = total[0];
-      at::addmm_out(each, each, a[i][0], b[i][0].mT());
-    }
-  }
-}
-
 /// Fills output [B, O, Ho, Wo]; bias may be undefined.
 inline void chunked_forward(const ChunkedCall& call, const at::Tensor& bias, const at::Tensor& output) {
   if (call.channels == 0) {
@@ -216,18 +218,20 @@ inline void chunked_forward(const ChunkedCall& call, const at::Tensor& bias, con
     return;
   }
   const Slice all{0, call.channels}, groups{0, call.map_groups()};
-  const std::int64_t rows_step = call.rows_step(), images_step = rows_step == call.rows ? call.images_step() : 1;
-  const ChunkMemory memory(call, images_step * call.channels * rows_step);
+  const ChunkedCall::Steps steps = call.steps(call.channels, call.budget);
+  const std::int64_t images_step = steps.rows == call.rows ? call.images_step() : 1;
+  const ChunkMemory memory(call, images_step * call.channels * steps.rows * steps.of_row);
   for_slices(call.batch, images_step, [&](Slice images) {
-    for_slices(call.rows, rows_step, [&](Slice rows) {
-      const at::Tensor rates = call.rates(images, groups, rows);
-      const at::Tensor columns = unfold(images.of(call.input, 0).to(call.dtype), rates, call.part_options(rates, rows),
-                                        memory.tensor({images.size, call.channels * call.taps, rows.size * call.row}));
+    const at::Tensor pixels = call.pixels(images, all);
+    call.for_positions(steps, [&](const ChunkPositions& positions) {
+      const at::Tensor rates = call.rates(images, groups, positions);
+      const at::Tensor columns = unfold(pixels, rates, call.part_options(rates, positions),
+                                        memory.tensor({images.size, call.channels * call.taps, positions.count()}));
       if (call.mask.defined()) {
         const ChannelPart heads = call.part(all, call.heads());
-        call.of_heads(columns, heads).mul_(ChunkedCall::of_mask(call.mask, images, heads.groups, rows));
+        call.of_heads(columns, heads).mul_(ChunkedCall::of_mask(call.mask, images, heads.groups, positions));
       }
-      const at::Tensor target = rows.of(images.of(output, 0), 2).flatten(2);  // a view: each row follows the one before
+      const at::Tensor target = positions.of(images.of(output, 0)).flatten(2);  // a view: each row follows the one before
       const bool direct = call.dtype == output.scalar_type();
       const at::Tensor product = direct ? target : at::empty_like(target, target.options().dtype(call.dtype));
       if (bias.defined()) product.copy_(bias.view({-1, 1}));
@@ -243,27 +247,29 @@ struct ChunkSums {
   at::Tensor weight, map, mask;
 };
 
-/// Some rows of some channels of some images, in backward.
+/// Some positions of some channels of some images, in backward.
 class Chunk {
  public:
-  /// `matrices` is the output's gradient there, [n, O, positions].
-  Chunk(const ChunkedCall& call, Slice images, Slice channels, Slice rows, at::Tensor pixels, const at::Tensor& matrices)
+  /// `matrices` is the images' gradient of the output, [n, O, positions].
+  Chunk(const ChunkedCall& call, Slice images, Slice channels, ChunkPositions positions, at::Tensor pixels,
+        const at::Tensor& matrices)
       : call_(call),
         images_(images),
-        rows_(rows),
+        positions_(positions),
         pixels_(std::move(pixels)),
         conv_(call.part(channels, call.conv_groups)),
         groups_(call.part(channels, call.map_groups()).groups),
         heads_(call.part(channels, call.heads())),
-        rates_(call.rates(images, groups_, rows)),
-        options_(call.part_options(rates_, rows)),
-        grad_(conv_.groups.of(matrices.unflatten(1, {call.conv_groups, call.outputs / call.conv_groups}), 1)) {}
+        rates_(call.rates(images, groups_, positions)),
+        options_(call.part_options(rates_, positions)),
+        grad_(conv_.groups.of(
+            positions.of_flat(matrices, call.row).unflatten(1, {call.conv_groups, call.outputs / call.conv_groups}), 1)) {}
 
-  /// Adds to the sums and returns the input's gradient, which of a part of the rows is not rounded.
-  at::Tensor backward(bool wants_input, bool is_part, const ChunkSums& sums, const ChunkMemory& memory) const {
+  /// Adds to the sums and returns the input's gradient, in the type of the pixels to read for it.
+  at::Tensor backward(bool wants_input, const at::Tensor& read, const ChunkSums& sums, const ChunkMemory& memory) const {
     at::Tensor columns, grad_pixels;
     if (sums.weight.defined() || sums.mask.defined()) {
-      const std::int64_t sizes[] = {pixels_.size(0), pixels_.size(1) * call_.taps, rows_.size * call_.row};
+      const std::int64_t sizes[] = {pixels_.size(0), pixels_.size(1) * call_.taps, positions_.count()};
       columns = unfold(pixels_, rates_, options_, memory.tensor(sizes, sums.mask.defined() ? 1 : 0));
     }
     if (!sums.mask.defined()) {
@@ -276,12 +282,12 @@ class Chunk {
       multiply(grad, weight.mT(), grad_);
       grad = grad.flatten(1, 2);
       if (sums.mask.defined()) {
-        at::Tensor total = ChunkedCall::of_mask(sums.mask, images_, heads_.groups, rows_);
+        at::Tensor total = ChunkedCall::of_mask(sums.mask, images_, heads_.groups, positions_);
         const at::Tensor products = call_.of_heads(grad.to(call_.sum_dtype) * columns, heads_).sum(2, true);
         total.add_(products.sum_to_size(total.sizes()));
       }
       if (wants_input || sums.map.defined()) {
-        grad_pixels = backward_to_pixels(scaled(grad), {wants_input, sums.map.defined()}, is_part, sums.map);
+        grad_pixels = backward_to_pixels(scaled(grad), {wants_input, sums.map.defined()}, read, sums.map);
       }
     }
     add_to_weight(columns, sums.weight);
@@ -298,30 +304,27 @@ class Chunk {
   /// Uses up the columns, if there are any.
   void add_to_weight(const at::Tensor& columns, const at::Tensor& total) const {
     if (!total.defined() || !columns.defined()) return;
-    add_product(of_weight(total), grad_, scaled(columns).unflatten(1, {conv_.groups.size, -1}));
+    add_product(of_weight(total), grad_, scaled(columns).unflatten(1, {conv_.groups.size, -1}), call_.budget);
   }
 
   /// The columns times the mask, in their own memory.
   const at::Tensor& scaled(const at::Tensor& columns) const {
     if (call_.mask.defined()) {
-      call_.of_heads(columns, heads_).mul_(ChunkedCall::of_mask(call_.mask, images_, heads_.groups, rows_));
+      call_.of_heads(columns, heads_).mul_(ChunkedCall::of_mask(call_.mask, images_, heads_.groups, positions_));
     }
     return columns;
   }
 
-  at::Tensor backward_to_pixels(at::Tensor grad, Wanted wanted, bool is_part, const at::Tensor& sum_map) const {
-    at::Tensor pixels = pixels_;
-    if (is_part) {
-      grad = grad.to(call_.sum_dtype);
-      pixels = pixels.to(call_.sum_dtype);
-    }
-    auto [grad_pixels, grad_map] = unfold_backward(grad, pixels, rates_, options_, wanted);
-    if (sum_map.defined()) rows_.of(groups_.of(images_.of_batch(sum_map), 1), 2).add_(grad_map);
+  at::Tensor backward_to_pixels(const at::Tensor& grad, Wanted wanted, const at::Tensor& read,
+                                const at::Tensor& sum_map) const {
+    auto [grad_pixels, grad_map] = unfold_backward(grad.to(read.scalar_type()), read, rates_, options_, wanted);
+    if (sum_map.defined()) ChunkedCall::of_map(sum_map, images_, groups_, positions_).add_(grad_map);
     return grad_pixels;
   }
 
   const ChunkedCall& call_;
-  Slice images_, rows_;
+  Slice images_;
+  ChunkPositions positions_;
   at::Tensor pixels_;
   ChannelPart conv_;
   Slice groups_;
@@ -335,22 +338,23 @@ class Chunk {
 inline void chunked_backward(const ChunkedCall& call, const at::Tensor& grad, const at::Tensor& grad_input,
                              const ChunkSums& sums) {
   const std::int64_t step = call.channel_step();
-  const std::int64_t rows_step = even_step(call.rows, ChunkedCall::growth * call.budget / (step * call.row_bytes));
-  const bool wants_input = grad_input.defined(), in_parts = rows_step < call.rows && wants_input;
+  const ChunkedCall::Steps steps = call.steps(step, call.most_in_backward());
+  const bool wants_input = grad_input.defined();
+  const bool in_parts = wants_input && (steps.rows < call.rows || steps.of_row < call.row);
   const std::int64_t images_step = step == call.channels ? call.images_step() : 1;
   // The columns and their gradient take turns, unless the mask's gradient needs both.
-  const ChunkMemory memory(call, images_step * step * rows_step, sums.mask.defined() ? 2 : 1);
+  const ChunkMemory memory(call, images_step * step * steps.rows * steps.of_row, sums.mask.defined() ? 2 : 1);
   for_slices(call.batch, images_step, [&](Slice images) {
     const at::Tensor matrices = images.of(grad, 0).flatten(2).to(call.dtype);
     for_slices(call.channels, step, [&](Slice channels) {
-      at::Tensor pixels = channels.of(images.of(call.input, 0), 1).to(call.dtype);
-      if (step != call.channels) pixels = pixels.contiguous();
+      const at::Tensor pixels = call.pixels(images, channels);
+      // The gradient of a part of the positions is not rounded, so its kernels read what is like it.
+      const at::Tensor read = in_parts ? pixels.to(call.sum_dtype) : pixels;
       at::Tensor complete;
-      if (in_parts) complete = at::zeros_like(pixels, pixels.options().dtype(call.sum_dtype));
-      for_slices(call.rows, rows_step, [&](Slice rows) {
-        const Slice positions{rows.start * call.row, rows.size * call.row};
-        const Chunk chunk(call, images, channels, rows, pixels, positions.of(matrices, 2));
-        const at::Tensor grad_pixels = chunk.backward(wants_input, in_parts, sums, memory);
+      if (in_parts) complete = at::zeros_like(read);
+      call.for_positions(steps, [&](const ChunkPositions& positions) {
+        const Chunk chunk(call, images, channels, positions, pixels, matrices);
+        const at::Tensor grad_pixels = chunk.backward(wants_input, read, sums, memory);
         if (in_parts) {
           complete.add_(grad_pixels);
         } else {

@@ -110,9 +110,9 @@ inline at::Tensor conv2d(const TensorsOfConv2d& given, const Options& window) {
   const Alone alone;
   at::Tensor output = at::empty(sizes, given[0].options(), torch_format(format_of(given[0])));
   if (output.numel() == 0) return output;
-  if (reads_float32(given)) {
+  if (reads_float32(geometry, given)) {
     const at::Tensor wide = at::empty_like(output, output.options().dtype(at::kFloat));
-    if (conv2d_by_kernels(geometry, {DType::float32, DType::float32}, in_float32(given), wide)) return output.copy_(wide);
+    if (conv2d_by_kernels(geometry, all_float32, in_float32(given), wide)) return output.copy_(wide);
   }
   if (conv2d_by_kernels(geometry, types, given, output)) return output;
   const auto [input, weight, map, bias, mask] = as_batch(given);
@@ -133,9 +133,8 @@ inline TensorsOfConv2d conv2d_backward(const at::Tensor& given_grad, const Tenso
   const at::ScalarType sum_dtype = at::promote_types(input.scalar_type(), at::kFloat);
   if (wanted[3] && bias.defined()) grads[3] = grad.sum({0, 2, 3}, false, sum_dtype).to(bias.scalar_type());
   const auto by_kernels = [&] {
-    if (!reads_float32(given)) return conv2d_backward_by_kernels(geometry, types, given_grad, given, wanted, grads);
-    const Types wide{DType::float32, DType::float32};
-    return conv2d_backward_by_kernels(geometry, wide, given_grad.to(at::kFloat), in_float32(given), wanted, grads);
+    if (!reads_float32(geometry, given)) return conv2d_backward_by_kernels(geometry, types, given_grad, given, wanted, grads);
+    return conv2d_backward_by_kernels(geometry, all_float32, given_grad.to(at::kFloat), in_float32(given), wanted, grads);
   };
   if (by_kernels()) {
     for (std::size_t i = 0; i < grads.size(); ++i) {
@@ -272,7 +271,8 @@ inline invalid_argument of_given_input(const invalid_argument& error, const at::
 /// cuda::conv2d_supported says so, of float32 if torch's convolutions may use TF32 or it is depthwise, and on a CPU where
 /// cpu::conv2d_supported does, with half types converted to float32. Elsewhere columns are
 /// made a few at a time, for torch's own matrix products, and never all in memory. Sums are float32 for half types, and rounded
-/// once.
+/// once. Whether products of columns round float32 factors to TF32 is for torch's flags of matrix products to say, not for
+/// those of its convolutions.
 ///
 /// input         [B, C, H, W] or [C, H, W]
 /// weight        [O, C/conv_groups, kH, kW]: how many groups there are follows from C; they divide O, and have nothing to do

@@ -56,9 +56,11 @@ inline TensorsOfConv2d for_kernels(const TensorsOfConv2d& given, MemoryFormat fo
 inline const void* address_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 inline void* new_address_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.mutable_data_ptr() : nullptr; }
 
-/// Whether they are of half types on a CPU and may be for its kernels, which are for groups of few channels and read float32.
-inline bool reads_float32(const TensorsOfConv2d& given) {
-  return given[0].is_cpu() && c10::elementSize(given[0].scalar_type()) == 2 && given[1].size(1) <= 8;
+inline constexpr Types all_float32{DType::float32, DType::float32};
+
+/// Whether they are of half types on a CPU, whose kernels read float32, and there are some for the call.
+inline bool reads_float32(const Conv2dGeometry& geometry, const TensorsOfConv2d& given) {
+  return given[0].is_cpu() && c10::elementSize(given[0].scalar_type()) == 2 && cpu::conv2d_supported(geometry, all_float32);
 }
 inline TensorsOfConv2d in_float32(TensorsOfConv2d tensors) {
   for (at::Tensor& tensor : tensors) {
