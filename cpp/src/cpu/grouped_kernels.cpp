@@ -74,11 +74,8 @@ void load_samples(const Tap<Acc>& tap, int n, const V* window, const FactorRows<
   if (factors.shared) {
     for_each_sample<M>(tap, n, factors.row, window, [&](int i, const V& value) { block[i] = value; });
   } else {
-    typename Stage<Acc, N>::Block factor;
-    factors.load(n, factor);
     sample(tap, n, window, block);
-#pragma GCC unroll 16
-    for (int i = 0; i < M; ++i) block[i] *= factor[i];
+    factors.multiply(n, block);
   }
 }
 
@@ -197,15 +194,7 @@ struct WeightedGrads {
 
   void load(int n, typename Stage<Acc, N>::Block& block) const {
     load_weighted<Acc, N>(weights, values, outputs, padded, n, block);
-    if (factors.shared) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kBlock<N>; ++i) block[i] *= factors.row[n + i];
-    } else {
-      typename Stage<Acc, N>::Block factor;
-      factors.load(n, factor);
-#pragma GCC unroll 16
-      for (int i = 0; i < kBlock<N>; ++i) block[i] *= factor[i];
-    }
+    factors.multiply(n, block);
   }
 };
 
@@ -239,13 +228,9 @@ class WeightedSource {
 template <class T>
 void backward(const HeadGeometry& heads, DType map_type, const GroupedTensors& tensors, const Slice& slice, const Band& band,
               const Scratch& scratch, void* map_sums) {
-  using Acc = accumulator_t<T>;
-  backward_walk<T>(
-      heads.geometry, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format, tensors.channels}, slice, band,
-      scratch, map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, heads, slice, body); },
-      [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
-        return WeightedSource<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
-      });
+  backward_of_heads<T, WeightedSource>(
+      heads, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format, tensors.channels}, tensors, slice, band,
+      scratch, map_sums);
 }
 
 template <class T>

@@ -117,13 +117,8 @@ class ProductSource {
 template <class T>
 void backward(const HeadGeometry& heads, DType map_type, const ProductBackward& tensors, const Slice& slice, const Band& band,
               const Scratch& scratch, void* map_sums) {
-  using Acc = accumulator_t<T>;
-  backward_walk<T>(
-      heads.geometry, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format}, slice, band, scratch,
-      map_sums, [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, heads, slice, body); },
-      [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
-        return ProductSource<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
-      });
+  backward_of_heads<T, ProductSource>(heads, {tensors.image, tensors.map, map_type, tensors.grad_image, tensors.format},
+                                      tensors, slice, band, scratch, map_sums);
 }
 
 template <class T>

@@ -188,6 +188,19 @@ void backward_walk(const Geometry& g, const BackwardTensors& tensors, const Slic
   }
 }
 
+/// The walk of an operator with heads. A source of its is a Source<lanes, T, Acc>, made from its tensors.
+template <class T, template <int, class, class> class Source, class Tensors>
+void backward_of_heads(const HeadGeometry& heads, const BackwardTensors& walked, const Tensors& tensors, const Slice& slice,
+                       const Band& band, const Scratch& scratch, void* map_sums) {
+  using Acc = accumulator_t<T>;
+  backward_walk<T>(
+      heads.geometry, walked, slice, band, scratch, map_sums,
+      [&](const Tile<Acc>& tile, auto body) { for_each_vec(tile, heads, slice, body); },
+      [&](auto lanes, const Tile<Acc>& tile, std::int64_t first, int used) {
+        return Source<lanes, T, Acc>(heads, tile, tensors, slice, first, used, scratch);
+      });
+}
+
 /// A SumMap: see plan.h.
 template <class Acc>
 void sum_map(DType map_type, const void* map_sums, std::int64_t slices, std::int64_t stride, std::int64_t count, void* map) {

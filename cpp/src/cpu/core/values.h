@@ -82,6 +82,18 @@ struct FactorRows {
 
   /// Of a block of positions, where they are not shared.
   void load(int n, typename Stage<Acc, N>::Block& block) const { rows.load(n, block); }
+  /// A block of positions times its factors.
+  void multiply(int n, typename Stage<Acc, N>::Block& block) const {
+    if (shared) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kBlock<N>; ++i) block[i] *= row[n + i];
+    } else {
+      typename Stage<Acc, N>::Block factor;
+      load(n, factor);
+#pragma GCC unroll 16
+      for (int i = 0; i < kBlock<N>; ++i) block[i] *= factor[i];
+    }
+  }
 };
 
 /// Reads them, tap by tap. Where there are none, they are ones.
