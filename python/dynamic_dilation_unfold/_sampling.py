@@ -57,10 +57,16 @@ def taps_of(dilation_map: Tensor, dtype: torch.dtype, options: Any) -> Taps:
     return Taps(*y, *x, finite, nan_or_zero, options.padding_mode == "border")
 
 
-def _within(index: Tensor, fraction: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Cells of an image that goes on as its edge, where a cell outside has one pixel twice: it does not move."""
-    outside = (index < 0) | (index >= size - 1)
-    return index.clamp(-1, size - 1), torch.where(outside, 0, fraction)
+def _pixels(index: Tensor, fraction: Tensor, size: int, border: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Both pixels of each cell along an axis, and its fraction. Those outside the image, ``size`` among them, are 0.
+
+    Of an image that goes on as its edge, a cell outside has the nearest pixel alone, and does not move.
+    """
+    if not border:
+        return index, index + 1, fraction
+    one = (index < 0) | (index >= size - 1)
+    first = index.clamp(0, size - 1)
+    return first, torch.where(one, size, first + 1), torch.where(one, 0, fraction)
 
 
 def sample(input: Tensor, taps: Taps, rows: slice, columns: slice) -> Tensor:
@@ -69,15 +75,13 @@ def sample(input: Tensor, taps: Taps, rows: slice, columns: slice) -> Tensor:
     groups = taps.finite.shape[1]
     y, fy = (t[:, :, rows].unsqueeze(3) for t in (taps.y, taps.fy))  # [B, G, n, 1, Ho, Wo]
     x, fx = (t[:, :, columns].unsqueeze(2) for t in (taps.x, taps.fx))  # [B, G, 1, n, Ho, Wo]
-    if taps.border:
-        (y, fy), (x, fx) = _within(y, fy, height), _within(x, fx, width)
+    y, y_next, fy = _pixels(y, fy, height, taps.border)
+    x, x_next, fx = _pixels(x, fx, width, taps.border)
     pixels = input.reshape(batch, groups, channels // groups, height * width)
 
     def corner(iy: Tensor, ix: Tensor) -> Tensor:
         index = iy.clamp(0, height - 1) * width + ix.clamp(0, width - 1)
-        inside = taps.finite[:, :, None, None].expand_as(index)
-        if not taps.border:
-            inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & inside
+        inside = (iy >= 0) & (iy < height) & (ix >= 0) & (ix < width) & taps.finite[:, :, None, None]
         index, inside = (t.flatten(2).unsqueeze(2).expand(batch, -1, channels // groups, -1) for t in (index, inside))
         return torch.where(inside, pixels.gather(3, index), 0)
 
@@ -86,9 +90,9 @@ def sample(input: Tensor, taps: Taps, rows: slice, columns: slice) -> Tensor:
 
     values = (
         weight(1 - fy, 1 - fx) * corner(y, x)
-        + weight(1 - fy, fx) * corner(y, x + 1)
-        + weight(fy, 1 - fx) * corner(y + 1, x)
-        + weight(fy, fx) * corner(y + 1, x + 1)
+        + weight(1 - fy, fx) * corner(y, x_next)
+        + weight(fy, 1 - fx) * corner(y_next, x)
+        + weight(fy, fx) * corner(y_next, x_next)
     )
     # The number of taps by its bounds: a compiler's symbols know no -1 in an empty tensor.
     count = y.shape[2] * x.shape[3]

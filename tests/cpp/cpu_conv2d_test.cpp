@@ -174,6 +174,20 @@ TYPED_TEST(CpuConv2d, ValuesThatAreNotFinite) {
   }
 }
 
+// An infinite pixel at the image's edge is what a tap beyond it reads, with a window and without.
+TYPED_TEST(CpuConv2d, InfinitePixelsAtABorder) {
+  using P = typename TestFixture::P;
+  const ConvCase leaps = {{1, 8, 230, 250, {{3, 3}, {16, 18}, {1, 1}, {6, 6}, 1, ddu::PaddingMode::border}}, 4, 4, 2};
+  for (const ConvCase& c : {kCases[4], leaps}) {
+    SCOPED_TRACE(c.sizes.height);
+    P problem(c, near_rates);
+    const std::int64_t height = c.sizes.height, width = c.sizes.width;
+    problem.input.set((3 * height + 2) * width - 1, INFINITY);
+    problem.input.set(5 * height * width, -INFINITY);
+    this->check(problem, false, false);
+  }
+}
+
 using CpuConv2dFloat = CpuConv2d<float>;
 
 TEST_F(CpuConv2dFloat, EmptyBatch) {

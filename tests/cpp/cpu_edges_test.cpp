@@ -93,6 +93,27 @@ TEST(CpuEdges, PixelsThatAreNotFinite) {
   }
 }
 
+// With padding_mode border a tap beyond the image reads its nearest pixel alone, be that infinite, with a window and without.
+TEST(CpuEdges, InfinitePixelsAtABorder) {
+  ddu::Options near = kThree, leaps{{3, 3}, {16, 18}, {1, 1}, {1, 1}, 1};
+  near.padding_mode = leaps.padding_mode = ddu::PaddingMode::border;
+  for (std::int64_t channels : {1, 3, 17}) {
+    for (const Case& c : {Case{1, channels, 12, 40, near}, Case{1, channels, 230, 250, leaps}}) {
+      for (double rate : {0.0, 1.0, -1.5, 40.0}) {
+        SCOPED_TRACE(testing::Message() << channels << " channels, height " << c.height << ", rate " << rate);
+        oracle::Problem<float, float> problem(c, [=](auto&) { return rate; });
+        const std::int64_t last_row = (c.height - 1) * c.width;
+        for (const std::int64_t pixel : {std::int64_t{3}, 5 * c.width, 7 * c.width - 1, last_row + 9, last_row + c.width - 1}) {
+          problem.input.set(pixel, INFINITY);
+        }
+        const auto expected = oracle::run(problem.geometry, problem.input, problem.map, problem.grad_output);
+        EXPECT_LE(worst_error(problem.forward(), expected.output), 1);
+        EXPECT_LE(worst_error(problem.backward().input, expected.grad_input), 1);
+      }
+    }
+  }
+}
+
 // Far rates of both signs spread a tile over a large image, which may have more pixels than 32 bits count.
 TEST(CpuEdges, TilesOfMorePixelsThan32BitsCount) {
   const ddu::Geometry g = Case{1, 1, 46400, 46400, kThree}.geometry();

@@ -227,6 +227,21 @@ TYPED_TEST(CpuSums, PixelsThatAreNotFinite) {
   }
 }
 
+// An infinite one at the image's edge is what a tap beyond it reads, with a window and without.
+TYPED_TEST(CpuSums, InfinitePixelsAtABorder) {
+  using P = typename TestFixture::P;
+  using Operator = typename TestFixture::Operator;
+  ddu::Options near = options(3, 1), leaps{{3, 3}, {16, 18}, {1, 1}, {6, 6}, 1};
+  near.padding_mode = leaps.padding_mode = ddu::PaddingMode::border;
+  for (const HeadCase& c : {HeadCase{{1, 20, 9, 12, near}, 4}, HeadCase{{1, 5, 230, 250, leaps}, 5}}) {
+    SCOPED_TRACE(c.sizes.height);
+    P problem(c, near_rates);
+    problem.image.set((c.sizes.height + 2) * c.sizes.width - 1, INFINITY);
+    problem.image.set(3 * c.sizes.height * c.sizes.width, -INFINITY);
+    EXPECT_LE(worst_error(Operator::forward(problem, {}), Operator::output(oracle::run(problem))), 1);
+  }
+}
+
 // Differences of the output say what the gradients are, without any formula for them.
 template <class Operator>
 void check_differences() {

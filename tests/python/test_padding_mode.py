@@ -1,5 +1,6 @@
 """padding_mode="border": an outside tap reads the nearest pixel, and does not move where it is outside."""
 
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,17 @@ def test_what_is_not_finite(function, device):
     ones[0, 0, 2, 2] = torch.inf
     columns = function(torch.ones_like(x), 3, ones, padding=1, padding_mode="border").view(9, 4, 5)
     assert torch.equal(columns.isnan(), (ones == torch.inf)[0].expand(9, -1, -1))
+
+
+@FUNCTIONS
+@pytest.mark.parametrize("rate", [1.0, 1.5, -40.0])
+def test_an_infinite_pixel_at_the_edge_is_what_taps_beyond_it_read(rate, function, device):
+    case = Case(1, 2, 6, 7, padding=2, padding_mode="border")
+    x, rates = random_input(case.shape).double(), torch.full(case.map_shape, rate, dtype=torch.float64)
+    x[0, 0, :, -1] = torch.inf
+    x[0, 1, 0] = -torch.inf
+    columns = function(x.to(device), dilation_map=rates.to(device), **case.options)
+    torch.testing.assert_close(columns.cpu(), oracle.unfold(case, x, rates), equal_nan=True)
 
 
 def test_far_taps_give_their_gradient_to_the_corners(device):

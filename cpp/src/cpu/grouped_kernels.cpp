@@ -150,6 +150,7 @@ void forward(const HeadGeometry& heads, DType map_type, const GroupedTensors& te
       GroupWeights<N, T, Acc> weights(tensors, g, channel, first, used);
       Window<Acc, N> window(scratch.window, scratch.transfer);
       const bool finite = lanes == 0 || window.load(tile, input, used);
+      if (!finite && !all_corners_serve(tile)) return false;
       for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
         factors.begin(index);
         weights.begin(index);
@@ -169,6 +170,7 @@ void forward(const HeadGeometry& heads, DType map_type, const GroupedTensors& te
     for_each_output<N>(
         heads, tensors, static_cast<T*>(tensors.output), slice, first, tile, sums,
         [&](const Image<T>& output, const V* values) { store_values<N>(tile, values, output, used, scratch.transfer); });
+    return true;
   });
 }
 
@@ -262,6 +264,7 @@ void sum_positions(const HeadGeometry& heads, DType map_type, const GroupedTenso
       const V* const values = static_cast<const V*>(scratch.values);
       Window<Acc, N> window(scratch.window, scratch.transfer);
       const bool finite = lanes == 0 || window.load(tile, input, used);
+      if (!finite && !all_corners_serve(tile)) return false;
       for_each_tap(g, [&](std::int64_t tap_index, int ky, int kx) {
         factors.begin(tap_index);
         V of_output[kMostGroupOutputs] = {};
@@ -282,6 +285,7 @@ void sum_positions(const HeadGeometry& heads, DType map_type, const GroupedTenso
           for (int c = 0; c < used; ++c) at_weight(group + c, j)[tap_index] += each[c] + nan;
         }
       });
+      return true;
     });
   }
 }

@@ -29,6 +29,7 @@ void sum_taps(const HeadGeometry& heads, DType map_type, const TapSum& tensors, 
                                scratch.rows);
     Window<Acc, N> window(scratch.window, scratch.transfer);
     const bool finite = lanes == 0 || window.load(tile, input, used);
+    if (!finite && !all_corners_serve(tile)) return false;
     V* const sums = static_cast<V*>(scratch.values);
     for (int n = 0; n < tile.padded; ++n) sums[n] = n < tile.count ? V{} + tile.nan[n] : V{};
     for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
@@ -44,6 +45,7 @@ void sum_taps(const HeadGeometry& heads, DType map_type, const TapSum& tensors, 
       }
     });
     store_values<N>(tile, sums, result.from(first), used, scratch.transfer);
+    return true;
   });
 }
 

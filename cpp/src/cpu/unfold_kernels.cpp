@@ -40,6 +40,7 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
         return lanes == 0 || window.load(tile, input, used);
       }
     }();
+    if (!finite && !all_corners_serve(tile)) return false;
     for_each_tap(g, [&](std::int64_t index, int ky, int kx) {
       if constexpr (lanes == 0) {
         sample_scalar(tile, ky, kx, input, values.row[0]);
@@ -67,6 +68,7 @@ void forward(const Geometry& g, DType map_type, const Unfold& tensors, const Sli
         });
       }
     });
+    return true;
   });
   if (nontemporal) finish_nontemporal();
 }

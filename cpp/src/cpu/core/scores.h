@@ -49,6 +49,7 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Score
     auto source = make_values(std::integral_constant<int, N>{}, tile, slice, first, used);
     Window<Acc, N> window(scratch.window, scratch.transfer);
     const bool finite = lanes == 0 || window.load(tile, input, used);
+    if (!finite && !all_corners_serve(tile)) return false;
     auto& products = Stage<Acc, N>::in(scratch.rows);
     Acc* const ones = static_cast<Acc*>(scratch.factors);
     std::fill_n(ones, tile.padded, Acc(1));
@@ -68,6 +69,7 @@ void add_to_scores(const HeadGeometry& heads, const Tile<Acc>& tile, const Score
         }
       }
     });
+    return true;
   });
 }
 

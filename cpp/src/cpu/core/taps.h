@@ -36,7 +36,7 @@ struct Tap {
         whole_y(tile.y.whole[ky]),
         whole_x(tile.x.whole[kx]) {}
 
-  /// For a window with values that are not finite: a corner that weighs nothing makes NaN of them.
+  /// For a window with values that are not finite: a corner that weighs nothing makes NaN of them. See all_corners_serve().
   Tap& with_all_corners() {
     centered_y = centered_x = whole_y = whole_x = false;
     return *this;
