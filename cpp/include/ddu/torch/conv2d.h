@@ -246,8 +246,8 @@ inline std::pair<at::Tensor, TorchOptions> with_pixels(const at::Tensor& input, 
   return {padded, options};
 }
 
-/// The error about a padded input, with the shape as it was given and without options that fit the padded one.
-inline invalid_argument of_given_input(const invalid_argument& error, const at::Tensor& padded, const at::Tensor& given) {
+/// What an error about a padded input says, with the shape as it was given and without options that fit the padded one.
+inline std::string of_given_input(const invalid_argument& error, const at::Tensor& padded, const at::Tensor& given) {
   const auto named = [](const at::Tensor& input) {
     std::ostringstream text;
     text << "input " << input.sizes();
@@ -258,7 +258,7 @@ inline invalid_argument of_given_input(const invalid_argument& error, const at::
   const std::string name = named(padded);
   const std::size_t at = message.find(name);
   if (at != std::string::npos) message.replace(at, name.size(), named(given));
-  return invalid_argument(message.c_str());
+  return message;
 }
 
 }  // namespace torch_detail
@@ -296,7 +296,7 @@ inline at::Tensor torch_conv2d(const at::Tensor& input, const at::Tensor& weight
                                                torch_detail::optional_of(tensors[4]), window);
   } catch (const invalid_argument& error) {
     if (padded.is_same(input)) throw;
-    throw torch_detail::of_given_input(error, padded, input);
+    throw invalid_argument(torch_detail::of_given_input(error, padded, input).c_str());
   }
 }
 
