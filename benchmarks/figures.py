@@ -86,9 +86,27 @@ def shares_of_rates() -> tuple[list[str], list[str], list[str]]:
     return [f"{x:.1f}" for x in floors], [f"{x:.2f}" for x in both], [f"{x:.2f}" for x in few]
 
 
+def rows_of_cpu() -> list[list[str]]:
+    """Of float32 on a CPU, forward in F.unfold's time and both gradients in F.fold's, on one thread and two."""
+    threads = [
+        {(r["label"], r["map"]): r for r in record(f"cpu-rates-{n}")["results"] if r["dtype"] == "float32"}
+        for n in (1, 2)
+    ]
+    standard = "4x64x128x128 k3"
+    calls = [
+        (standard, "0.5-3"),
+        (standard, "0.5-16"),
+        ("4x256x64x64 k3 d12", "0.5-1.5"),
+        ("4x64x128x128 k7 d2", "0.5-3"),
+    ]
+    calls += [(f"4x{channels}x512x512 k3", "0.5-16") for channels in (1, 3)]
+    ways = [("forward", "F.unfold"), ("backward", "F.fold")]
+    return [[f"{t[call][way]['ours'] / t[call][way][of]:.2f}" for way, of in ways for t in threads] for call in calls]
+
+
 def figures() -> dict[str, str]:
     """Documents, as they should be."""
-    unfold, fadc, steps = rows_of_unfold(), rows_of_fadc(), rows_of_steps()
+    unfold, fadc, steps, cpu = rows_of_unfold(), rows_of_fadc(), rows_of_steps(), rows_of_cpu()
     deterministic = [(unfold[-1][column], unfold[7][column]) for column in (0, 3)]  # ones, wide
     floors, of_torch, of_few = shares_of_rates()
     found = {}
@@ -101,7 +119,10 @@ def figures() -> dict[str, str]:
         text = fill_pairs(speed.read_text("utf-8"), between, deterministic)
         text = fill_numbers(text, "扩张率不超过 3 时，前向" if chinese else "With rates to 3 the forward", floors)
         text = fill_numbers(text, "只有一到三个通道时" if chinese else "with one to three channels", of_few)
-        found[str(speed)] = fill_table(text, "| MB |", fadc)
+        text = fill_table(text, "| MB |", fadc)
+        found[str(speed)] = fill_table(
+            text, "| 两个梯度，两个线程 |" if chinese else "| both gradients, two threads |", cpu
+        )
     return found
 
 
