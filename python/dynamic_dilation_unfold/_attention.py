@@ -51,8 +51,7 @@ class Options(NamedTuple):
     scale: float
     padding_mode: PaddingMode
 
-    @property
-    def window(self) -> tuple[Pair, Pair, Pair, Pair]:
+    def window(self) -> tuple[Pair, Pair, Pair, Pair]:  # torch 2.4 compiles no property of a NamedTuple
         return self.kernel_size, self.stride, self.padding, self.dilation
 
 
@@ -62,7 +61,7 @@ def attention(tensors: Tensors, options: Options) -> Tensor:
         return by_kernel
     if _may_go_in_parts(tensors) and options.heads * prod(options.kernel_size) > tensors[0].shape[-3]:
         query, key, _, dilation_map, _ = tensors
-        given = CORRELATE.read((*options.window, options.heads, options.padding_mode))
+        given = CORRELATE.read((*options.window(), options.heads, options.padding_mode))
         checked(CORRELATE, (query, key, dilation_map), given)
         output: Tensor = apply(_Attention, options, *tensors)
         return output
@@ -72,13 +71,13 @@ def attention(tensors: Tensors, options: Options) -> Tensor:
 def composed(tensors: Tensors, options: Options) -> Tensor:
     query, key, value, dilation_map, bias = tensors
     weights = weights_of((query, key, dilation_map, bias), options)
-    return dynamic_dilation_aggregate(value, weights, dilation_map, *options.window, options.padding_mode)
+    return dynamic_dilation_aggregate(value, weights, dilation_map, *options.window(), options.padding_mode)
 
 
 def weights_of(tensors: Tensors, options: Options) -> Tensor:
     """Of each tap, from query, key, map and bias: ``[B, heads, kH*kW, Ho, Wo]``, in the scores' dtype."""
     query, key, dilation_map, bias = tensors
-    window, heads, padding_mode = options.window, options.heads, options.padding_mode
+    window, heads, padding_mode = options.window(), options.heads, options.padding_mode
     scores = dynamic_dilation_correlate(query * options.scale, key, dilation_map, *window, heads, padding_mode)
     dtype = scores.dtype  # autocast's, under autocast
     accumulate = torch.promote_types(dtype, torch.float32)
@@ -174,7 +173,7 @@ def _backward_of_part(grad: Tensor, tensors: Tensors, options: Options, mask: Ma
     wanted = [t for t in of_weights if t is not None and t.requires_grad]
     with torch.enable_grad():
         weights = weights_of(of_weights, options)
-    given = AGGREGATE.read((*options.window, options.padding_mode))
+    given = AGGREGATE.read((*options.window(), options.padding_mode))
     sampled = AGGREGATE.full_maps((value.detach(), weights.detach(), dilation_map.detach()), given)
     of_value, of_factors, of_map = _transforms.gradients(
         AGGREGATE, grad, sampled, given, (mask[2], bool(wanted), mask[3])

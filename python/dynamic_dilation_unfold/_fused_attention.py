@@ -34,7 +34,7 @@ def fused(tensors: Tensors, options: Any, composed: Composition) -> Tensor | Non
         return None
     query, key, dilation_map = CORRELATE.autocast((query, key, dilation_map))
     value = AGGREGATE.autocast((value, value, dilation_map))[0]
-    given = CORRELATE.read((*options.window, options.heads, options.padding_mode))
+    given = CORRELATE.read((*options.window(), options.heads, options.padding_mode))
     query, key, dilation_map = checked(CORRELATE, (query, key, dilation_map), given)
     if bias is not None:
         bias = _as_scores(bias, query)
@@ -58,7 +58,7 @@ def _as_scores(bias: Tensor, query: Tensor) -> Tensor:
 
 
 def _given(options: Any) -> tuple[Any, ...]:
-    return *options.window, options.heads, float(options.scale), options.padding_mode
+    return *options.window(), options.heads, float(options.scale), options.padding_mode
 
 
 class _Recorded(Function):

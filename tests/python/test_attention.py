@@ -111,7 +111,7 @@ def test_border(device):
 
 
 @settings(max_examples=20)
-@given(seed=st.integers(0, 1000), far=st.floats(-3, 30), factor=st.sampled_from([1.0, 1e3]))
+@given(seed=st.integers(0, 1000), far=st.floats(-3, 30, allow_subnormal=False), factor=st.sampled_from([1.0, 1e3]))
 def test_ones_give_ones(device, seed, far, factor):
     """Whatever the scores are, wherever any tap meets the image."""
     generator = torch.Generator().manual_seed(seed)

@@ -172,6 +172,8 @@ def test_checkpoint(reentrant, model, device):
 def test_compiled_autograd(model, device):
     if not hasattr(torch._dynamo.config, "compiled_autograd"):
         pytest.skip(f"torch {torch.__version__} has no compiled autograd")
+    if TORCH < (2, 5) and isinstance(model, DynamicDilationAttention2d):
+        pytest.skip(f"torch {torch.__version__}'s compiled autograd knows no gradients that a backward takes")
     x = image(SHAPES[0], device)
     expected = step(model, model, x)
     model.zero_grad()

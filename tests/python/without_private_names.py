@@ -31,6 +31,9 @@ def resolve_name(name: str):
 def imported():
     for name in [n for n in sys.modules if n.partition(".")[0] == PACKAGE]:
         del sys.modules[name]
+    # torch 2.4's compiler keeps the modules that it met beside the functions which it compiled.
+    for name in [n for n in globals() if n.startswith(f"__import_{PACKAGE}")]:
+        del globals()[name]
     return importlib.import_module(PACKAGE)
 
 

@@ -35,7 +35,8 @@ def check_bounds(min_rate: float, max_rate: float) -> None:
 
 def check_channels(input: Tensor, channels: int) -> None:
     """Raises for an input that a layer was not made for, before one of its parts says so in words of its own."""
-    if not hasattr(input, "dim"):  # what stands for a tensor has it: a proxy of a tracer
+    # What stands for a tensor has its methods: a proxy of a tracer. torch 2.4 compiles no question about a tensor's.
+    if not isinstance(input, Tensor) and not hasattr(input, "dim"):
         raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
     if input.dim() not in (3, 4) or input.shape[-3] != channels:
         shapes = f"[B, {channels}, H, W] or [{channels}, H, W]"
