@@ -97,6 +97,7 @@ def rows_of_cpu() -> list[list[str]]:
         (standard, "0.5-3"),
         (standard, "0.5-16"),
         ("4x256x64x64 k3 d12", "0.5-1.5"),
+        ("2x256x128x256 k3 d12", "0.5-1.5"),
         ("4x64x128x128 k7 d2", "0.5-3"),
     ]
     calls += [(f"4x{channels}x512x512 k3", "0.5-16") for channels in (1, 3)]
