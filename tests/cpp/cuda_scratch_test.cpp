@@ -17,13 +17,22 @@ bool has_device() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
-/// Of a square kernel over images as large as their outputs.
+/// Of a square kernel whose outputs are as large as its images.
+ddu::Options same_size(std::int64_t kernel_size) {
+  const std::int64_t padding = kernel_size / 2;
+  return {{kernel_size, kernel_size}, {1, 1}, {padding, padding}, {1, 1}, 1};
+}
 ddu::Geometry geometry_of(std::int64_t batch, std::int64_t channels, std::int64_t size, std::int64_t kernel_size) {
   const std::int64_t input_sizes[] = {batch, channels, size, size}, map_sizes[] = {batch, 1, size, size};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = kernel_size;
-  options.padding[0] = options.padding[1] = kernel_size / 2;
-  return ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, options);
+  return ddu::make_geometry({input_sizes, 4}, {map_sizes, 4}, same_size(kernel_size));
+}
+
+/// Of an input's type.
+ddu::Types types_of(ddu::DType type) { return {type, type == ddu::DType::float64 ? type : ddu::DType::float32}; }
+
+/// Bytes over those of the input.
+double share_of_input(std::size_t bytes, const ddu::Geometry& g, ddu::DType type) {
+  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
 }
 
 int attribute(cudaDeviceAttr which) {
@@ -40,9 +49,8 @@ double forward_scratch_share(std::int64_t channels, ddu::DType type, ddu::Memory
   const ddu::Geometry g = geometry_of(batch, channels, size, 3);
   ddu::Unfold tensors{};
   tensors.input_format = format;
-  const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
-  const auto bytes = ddu::cuda::unfold_workspace_bytes(g, {type, map}, tensors);
-  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
+  const auto bytes = ddu::cuda::unfold_workspace_bytes(g, types_of(type), tensors);
+  return share_of_input(bytes, g, type);
 }
 
 TEST(CudaScratchMemory, OfTheForwardIsAsDocumented) {
@@ -81,9 +89,8 @@ double scratch_share(std::int64_t kernel_size, ddu::DType type, bool determinist
   char some;  // its address is not used
   ddu::UnfoldBackward tensors{nullptr, nullptr, nullptr, &some, &some, nullptr};
   tensors.input_format = format;
-  const ddu::DType map = type == ddu::DType::float64 ? type : ddu::DType::float32;
-  const auto bytes = ddu::cuda::unfold_backward_workspace_bytes(g, {type, map}, tensors, deterministic);
-  return double(bytes) / double(std::size_t(g.input_numel()) * ddu::size_of(type));
+  const auto bytes = ddu::cuda::unfold_backward_workspace_bytes(g, types_of(type), tensors, deterministic);
+  return share_of_input(bytes, g, type);
 }
 
 TEST(CudaScratchMemory, OfTheBackwardIsAsDocumented) {
@@ -113,11 +120,8 @@ TEST(CudaScratchMemory, OfTheBackwardIsAsDocumented) {
 /// Scratch bytes of correlate, or of its backward to all arguments, over bytes of its key: as aggregate_share.
 double correlate_share(ddu::DType type, ddu::MemoryFormat format, bool backward, bool deterministic) {
   const std::int64_t sizes[] = {4, 64, 128, 128}, map_sizes[] = {4, 1, 128, 128};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = 3;
-  options.padding[0] = options.padding[1] = 1;
-  const ddu::HeadGeometry h = ddu::make_correlate_geometry({sizes, 4}, {sizes, 4}, {map_sizes, 4}, options, 4);
-  const ddu::Types types{type, type == ddu::DType::float64 ? type : ddu::DType::float32};
+  const ddu::HeadGeometry h = ddu::make_correlate_geometry({sizes, 4}, {sizes, 4}, {map_sizes, 4}, same_size(3), 4);
+  const ddu::Types types = types_of(type);
   ddu::Correlate forward{};
   forward.input_format = format;
   char some;  // its address is not used
@@ -126,17 +130,14 @@ double correlate_share(ddu::DType type, ddu::MemoryFormat format, bool backward,
   gradients.input_format = format;
   const std::size_t bytes = backward ? ddu::cuda::correlate_backward_workspace_bytes(h, types, gradients, deterministic)
                                      : ddu::cuda::correlate_workspace_bytes(h, types, forward);
-  return double(bytes) / double(std::size_t(h.geometry.input_numel()) * ddu::size_of(type));
+  return share_of_input(bytes, h.geometry, type);
 }
 
 /// Scratch bytes of aggregate, or of its backward to all arguments, over bytes of its input: 4x64x128x128, 3x3, 4 heads.
 double aggregate_share(ddu::DType type, ddu::MemoryFormat format, bool backward, bool deterministic) {
   const std::int64_t input_sizes[] = {4, 64, 128, 128}, weights_sizes[] = {4, 4, 9, 128, 128}, map_sizes[] = {4, 1, 128, 128};
-  ddu::Options options;
-  options.kernel_size[0] = options.kernel_size[1] = 3;
-  options.padding[0] = options.padding[1] = 1;
-  const ddu::HeadGeometry h = ddu::make_aggregate_geometry({input_sizes, 4}, {weights_sizes, 5}, {map_sizes, 4}, options);
-  const ddu::Types types{type, type == ddu::DType::float64 ? type : ddu::DType::float32};
+  const ddu::HeadGeometry h = ddu::make_aggregate_geometry({input_sizes, 4}, {weights_sizes, 5}, {map_sizes, 4}, same_size(3));
+  const ddu::Types types = types_of(type);
   ddu::Aggregate forward{};
   forward.input_format = format;
   char some;  // its address is not used
@@ -145,7 +146,7 @@ double aggregate_share(ddu::DType type, ddu::MemoryFormat format, bool backward,
   gradients.input_format = format;
   const std::size_t bytes = backward ? ddu::cuda::aggregate_backward_workspace_bytes(h, types, gradients, deterministic)
                                      : ddu::cuda::aggregate_workspace_bytes(h, types, forward);
-  return double(bytes) / double(std::size_t(h.geometry.input_numel()) * ddu::size_of(type));
+  return share_of_input(bytes, h.geometry, type);
 }
 
 TEST(CudaScratchMemory, WithoutColumnsIsAsDocumented) {

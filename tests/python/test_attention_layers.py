@@ -71,9 +71,9 @@ def test_attention_layer_options(device):
     ]:
         with pytest.raises(ValueError, match=message):
             DynamicDilationAttention2d(**{"channels": 12, "heads": 6, "kernel_size": 3, **wrong})
-    with pytest.raises(TypeError, match="give a map only with"):
+    with pytest.raises(TypeError, match='takes no dilation_map: to give one, make the layer with rates="given"'):
         layer(x, rates)
-    with pytest.raises(TypeError, match='rates="given" needs a dilation_map'):
+    with pytest.raises(TypeError, match="takes a dilation_map: give it after the input"):
         DynamicDilationAttention2d(12, 6, 3, rates="given").to(device)(x)
     with pytest.raises(ValueError, match="max_rate above 1"):
         DilationPredictor(3, max_rate=0.5)

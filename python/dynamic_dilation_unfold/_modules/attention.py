@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._functions.attention import dynamic_dilation_attention
 from .._options import integer, pair
-from .rates import DilationPredictor, check_channels
+from .rates import DilationPredictor, check_channels, check_map
 
 
 class DynamicDilationAttention2d(nn.Module):
@@ -111,11 +111,7 @@ class DynamicDilationAttention2d(nn.Module):
             ValueError: A shape or option does not fit; the message says what is expected.
             RuntimeError: Torch's, where one of the layer's own convolutions has another dtype or device than the input.
         """
-        if (dilation_map is None) == (self.predictor is None):
-            needs = (
-                'rates="given" needs a dilation_map' if dilation_map is None else 'give a map only with rates="given"'
-            )
-            raise TypeError(f"{needs}; this module has rates={self.rates!r}")
+        check_map(dilation_map, self.rates)
         check_channels(input, self.channels)
         if self.predictor is not None:
             dilation_map = self.predictor(input)

@@ -14,7 +14,7 @@ from .. import _torch_private as private
 from .._eager import is_compiling
 from .._functions.conv2d import dynamic_dilation_conv2d
 from .._options import integer, pair
-from .rates import DilationPredictor, ZeroConv2d, bounded_rates, check_bounds, check_channels
+from .rates import DilationPredictor, ZeroConv2d, bounded_rates, check_bounds, check_channels, check_map
 
 _PADDING_MODES = {"zeros": "zeros", "replicate": "border", "border": "border"}
 _RATES = ("predicted", "given", "learned")
@@ -205,10 +205,7 @@ class DynamicDilationConv2d(nn.Conv2d):
             ValueError: A shape or option does not fit; the message says what is expected.
             RuntimeError: Torch's, where one of the layer's own convolutions has another dtype or device than the input.
         """
-        if (dilation_map is None) == (self.rates == "given"):
-            needs = 'a dilation_map: give it after the input, or make the layer with rates="predicted"'
-            has = 'no dilation_map: to give one, make the layer with rates="given"'
-            raise TypeError(f"a layer with rates={self.rates!r} takes {needs if dilation_map is None else has}")
+        check_map(dilation_map, self.rates)
         check_channels(input, self.in_channels)
         rates = self.dilation_map(input) if dilation_map is None else dilation_map
         padding: Any = self.padding

@@ -43,6 +43,14 @@ def check_channels(input: Tensor, channels: int) -> None:
         raise ValueError(f"input must have shape {shapes}, as this layer was made, got {list(input.shape)}")
 
 
+def check_map(dilation_map: Tensor | None, rates: str) -> None:
+    """Raises unless a call has a map where, and only where, the layer's rates are given."""
+    if (dilation_map is None) == (rates == "given"):
+        needs = 'a dilation_map: give it after the input, or make the layer with rates="predicted"'
+        has = 'no dilation_map: to give one, make the layer with rates="given"'
+        raise TypeError(f"a layer with rates={rates!r} takes {needs if dilation_map is None else has}")
+
+
 class ZeroConv2d(nn.Conv2d):
     """A convolution that starts at 0, also where a network is reset module by module, as after it was made on meta."""
 

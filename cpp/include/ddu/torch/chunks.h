@@ -173,8 +173,8 @@ struct ChunkedCall {
 };
 
 /// Pieces of memory, each for the columns of one chunk after the other, of so many positions of channels, or for gradients of
-/// columns. On a CPU a call leaves it
-/// to the next: malloc would give it back to the system, which then clears every page of what the next call gets.
+/// columns. On a CPU a call leaves it to the next: malloc would give it back to the system, which then clears every page of
+/// what the next call gets.
 class ChunkMemory {
  public:
   ChunkMemory(const ChunkedCall& call, std::int64_t positions, int pieces = 1)
